@@ -1,0 +1,92 @@
+"""What one decision does to the car: actions, the commands they stand for, and the cruise control.
+
+No CARLA in here: training in process, the CARLA session and the ROS bridge share these few lines, so that a policy
+meets the same car everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+ACTION_NAMES = ("left", "keep", "right", "brake")
+WHEEL_ANGLE = 0.02  # rad, what left and right set at once; a curve of 250 m radius needs 0.011
+MAX_WHEEL_ANGLE = math.radians(70.0)  # rad at steer 1, CARLA's passenger cars
+CRUISE_SPEED = 22.0  # m/s
+BRAKE = 0.5  # brake pedal of the action "brake", about 4 m/s2
+FULL_THROTTLE_ACCELERATION = 4.0  # m/s2, scales the cruise control's pedals
+CRUISE_GAIN = 1.0  # 1/s
+CRUISE_FEED_FORWARD = 0.0855  # throttle that holds the cruise speed against rolling and air resistance
+
+
+@dataclass(frozen=True)
+class VehicleCommand:
+    """What the car is asked to do until the next tick.
+
+    ``steer`` in [-1, 1], ``throttle`` and ``brake`` in [0, 1]. While ``target_speed`` (m/s) is a number, the cruise
+    control sets throttle and brake from it; when it is NaN they are applied as they are.
+    """
+
+    steer: float
+    throttle: float = 0.0
+    brake: float = 0.0
+    target_speed: float = math.nan
+
+
+@dataclass(frozen=True)
+class DriveFrame:
+    """One tick as the driver sees it.
+
+    ``image`` is (H, W, 3) uint8 RGB of frame number ``frame`` at ``stamp`` seconds of sim time; ``x``, ``y`` (m),
+    ``yaw`` (rad) and ``speed`` (m/s) are those of the ego in the same frame, float32 as CARLA's snapshot carries
+    them. ``collision`` names what the ego hit in this tick; ``off_road`` is true beyond the asphalt.
+    """
+
+    frame: int
+    stamp: float
+    image: NDArray[np.uint8]
+    x: float
+    y: float
+    yaw: float
+    speed: float
+    collision: str | None = None
+    off_road: bool = False
+
+
+class Drive(Protocol):
+    """A car on a highway with traffic, in process or over CARLA's protocol: the same calls give the same frames."""
+
+    def reset(self, seed: int) -> DriveFrame:
+        """Put the ego at a place drawn from ``seed`` among traffic drawn from ``seed``; the first frame."""
+
+    def step(self, command: VehicleCommand) -> DriveFrame:
+        """Apply a command, advance 0.05 s and return the frame."""
+
+    def close(self) -> None:
+        """Release everything; safe to call twice."""
+
+
+def command(action: int) -> VehicleCommand:
+    """The command an action stands for: 0 left, 1 keep, 2 right (speed held), 3 brake (wheels straight)."""
+    if action == 3:
+        return VehicleCommand(steer=0.0, brake=BRAKE)
+    steer = (action - 1) * WHEEL_ANGLE / MAX_WHEEL_ANGLE
+    return VehicleCommand(steer=steer, target_speed=CRUISE_SPEED)
+
+
+def pedals(wanted: VehicleCommand, speed: float) -> tuple[float, float]:
+    """(throttle, brake) for a command at the present speed in m/s, both float32 numbers in [0, 1].
+
+    A proportional cruise control: it holds the speed to a few cm/s without a state of its own, so one picture and
+    the speed stay a sufficient state.
+    """
+    throttle, brake = wanted.throttle, wanted.brake
+    if not math.isnan(wanted.target_speed):
+        effort = CRUISE_GAIN * (wanted.target_speed - speed) / FULL_THROTTLE_ACCELERATION
+        throttle = min(max(effort + CRUISE_FEED_FORWARD, 0.0), 1.0)
+        brake = min(max(-0.5 * (effort + 0.1), 0.0), 1.0)
+    return float(np.float32(throttle)), float(np.float32(brake))

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = next(
+    line.split('"')[1]
+    for line in Path("carla_digr/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="carla_digr",
+    version=version,
+    description="Live driving explainer: policy distillation with selective input-gradient regularisation (DIGR)",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["carla_digr", "carla_digr.*"]),
+    package_data={"carla_digr": ["weights/*", "live/viewer/static/*", "live/viewer/static/*/*", "py.typed"]},
+    install_requires=[
+        "torch>=2.4",
+        "numpy>=1.26",
+        "numba>=0.60",
+        "opencv-python-headless>=4.9",
+        "PyYAML>=6",
+        "safetensors>=0.4",
+        "tqdm>=4.66",
+        "msgpack>=1",
+        "gymnasium>=1.0",
+        "aiohttp>=3.9",
+        "simplejpeg>=1.7",
+    ],
+    extras_require={
+        "carla": ["carla==0.9.16"],
+        "train": ["stable-baselines3>=2.4", "tensorboard>=2.15", "captum>=0.7", "matplotlib>=3.8"],
+        "minigrid": ["minigrid>=3"],
+        "atari": ["ale-py>=0.12"],
+        "recording": ["rosbags>=0.11"],
+    },
+    entry_points={"console_scripts": ["carla-digr = carla_digr.cli:main"]},
+)
