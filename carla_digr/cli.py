@@ -1,0 +1,131 @@
+"""The `carla-digr` command: one sub-command a job.
+
+A job is a function ``add_<job>(commands)`` that declares its sub-command and sets ``run``; what a job imports
+stands in its run function, so that help is fast and a job needs only its own extras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from carla_digr import __version__
+from carla_digr.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one job.
+
+    Returns:
+        Exit status: 0 on success, 1 when a job's checks failed, 2 on bad input (one sentence on standard error),
+        130 on Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="carla-digr", description="Live driving explainer: DIGR policies and their saliency maps."
+    )
+    parser.add_argument("--version", action="version", version=f"carla-digr {__version__}")
+    commands = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
+    for add in JOBS:
+        add(commands)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        print(f"carla-digr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        message = getattr(args, "interrupted", "Interrupted.")
+        print(f"\ncarla-digr: {message}", file=sys.stderr)
+        return 130
+
+
+# --- the offline stages ---
+
+
+def add_train_teacher(commands: argparse._SubParsersAction) -> None:
+    """`train-teacher`: PPO."""
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.training.teacher import train_teacher
+
+        config, out = _stage(args)
+        train_teacher(config, out)
+
+    _add_stage(commands, "train-teacher", "train the teacher by PPO", run)
+
+
+def add_make_dataset(commands: argparse._SubParsersAction) -> None:
+    """`make-dataset`: perturbation saliency maps over the teacher's states."""
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.training.saliency_dataset import make_dataset
+
+        config, out = _stage(args)
+        make_dataset(config, out, args.teacher or out / "teacher.safetensors")
+
+    parser = _add_stage(commands, "make-dataset", "compute the teacher's perturbation saliency maps", run)
+    parser.add_argument("--teacher", type=Path, help="teacher's weights (default: OUT/teacher.safetensors)")
+
+
+def add_distill(commands: argparse._SubParsersAction) -> None:
+    """`distill`: the DIGR student."""
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.training.distill import distill
+
+        config, out = _stage(args)
+        distill(config, out, args.teacher or out / "teacher.safetensors")
+
+    parser = _add_stage(commands, "distill", "distil the student by DIGR", run)
+    parser.add_argument("--teacher", type=Path, help="teacher's weights (default: OUT/teacher.safetensors)")
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    """`evaluate`: performance and saliency of teacher and student."""
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.training.evaluate import evaluate
+
+        config, out = _stage(args)
+        evaluate(config, out, args.teacher, args.student)
+
+    parser = _add_stage(commands, "evaluate", "measure teacher and student and write a report", run)
+    weights = "(default: OUT/{0}.safetensors if there, else the weights that ship)"
+    parser.add_argument("--teacher", type=Path, help="teacher's weights " + weights.format("teacher"))
+    parser.add_argument("--student", type=Path, help="student's weights " + weights.format("student"))
+
+
+def _add_stage(commands: argparse._SubParsersAction, name: str, summary: str, run) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. A job that was stopped resumes."
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a task's YAML file")
+    parser.add_argument("--out", type=Path, help="where results and saved states go (default: runs/<task>)")
+    parser.add_argument("--seed", type=int, help="replaces the configuration's seed")
+    parser.set_defaults(run=run, interrupted="Interrupted; run the same command again to resume.")
+    return parser
+
+
+def _stage(args: argparse.Namespace):
+    """The configuration and the output directory of a stage; one torch thread for this process."""
+    from dataclasses import replace
+
+    import torch
+
+    from carla_digr.config import load_config
+
+    torch.set_num_threads(1)
+    config = load_config(args.config)
+    if args.seed is not None:
+        if not 0 <= args.seed < 2**31:
+            raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {args.seed}.")
+        config = replace(config, seed=args.seed)
+    return config, args.out or Path("runs") / config.task
+
+
+JOBS = (add_train_teacher, add_make_dataset, add_distill, add_evaluate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

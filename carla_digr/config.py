@@ -1,0 +1,296 @@
+"""Configuration of the offline stages: frozen dataclasses read from one YAML file a task.
+
+Keys and types are strict. An error names the file, the key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from carla_digr.errors import UserError
+
+
+def setting(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """A dataclass field whose number, or every number in it, must lie in [minimum, maximum]."""
+    metadata = {"minimum": minimum, "maximum": maximum}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The actor-critic network: three convolutions, one shared linear layer, two linear heads."""
+
+    convolutions: tuple[tuple[int, int, int], ...] = setting(
+        ((16, 8, 4), (32, 4, 2), (32, 3, 2)), minimum=1
+    )  # channels, kernel, stride
+    features: int = setting(256, minimum=1)  # width of the shared linear layer
+    activation: Literal["relu", "softplus"] = "relu"  # softplus has beta 10
+
+
+@dataclass(frozen=True)
+class RedFetchGreenConfig:
+    """The Red-Fetch-Green room; it has no settings besides the length of an episode."""
+
+    max_steps: int = setting(256, minimum=1)  # MiniGrid's default for 8x8 rooms: 4 * 8 * 8
+
+
+@dataclass(frozen=True)
+class DrivingConfig:
+    """The highway drive."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """PPO. Defaults are the paper's Table 2 for Red-Fetch-Green."""
+
+    total_steps: int = setting(10_000_000, minimum=1)  # environment steps, all environments together
+    environments: int = setting(16, minimum=1)
+    rollout_steps: int = setting(128, minimum=2)  # per environment
+    epochs: int = setting(4, minimum=1)
+    minibatch_size: int = setting(256, minimum=2)
+    learning_rate: float = setting(1e-3, minimum=0)
+    learning_rate_end: float = setting(1e-3, minimum=0)  # reached linearly at total_steps
+    gamma: float = setting(0.99, minimum=0, maximum=1)
+    gae_lambda: float = setting(0.95, minimum=0, maximum=1)
+    clip_range: float = setting(0.2, minimum=0)
+    entropy_coefficient: float = setting(0.01, minimum=0)
+    entropy_coefficient_end: float = setting(0.01, minimum=0)  # reached linearly at total_steps
+    value_coefficient: float = setting(0.5, minimum=0)
+    max_gradient_norm: float = setting(0.5, minimum=0)
+    target_kl: float | None = setting(None, minimum=0)  # epochs stop above 1.5 times this
+    checkpoint_interval: int = setting(100_000, minimum=1)  # environment steps between saved states
+
+
+@dataclass(frozen=True)
+class SaliencyDatasetConfig:
+    """Offline perturbation saliency maps (eq. 3) over states from the teacher's own episodes."""
+
+    maps: int = setting(1000, minimum=2)
+    radius: float = setting(4.0, minimum=0.5)  # standard deviation of the blend mask, pixels
+    blur_sigma: float = setting(3.0, minimum=0.1)  # standard deviation of the blurred copy, pixels
+    stride: int = setting(2, minimum=1)  # pixels between perturbed centres; logits between are interpolated
+    threshold: float = setting(0.1, minimum=0, maximum=1)  # lambda: saliency at or below it is penalised
+    shard_size: int = setting(50, minimum=1)  # maps in one file
+    state_interval: int = setting(4, minimum=1)  # environment steps between kept states of one episode
+    environments: int = setting(16, minimum=1)
+    workers: int = setting(1, minimum=1)  # processes, one torch thread each
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """DIGR: policy distillation with selective input-gradient regularisation (eq. 5).
+
+    Pairs are (start, end) of a geometric ramp over the iterations after the warm-up.
+    """
+
+    start: Literal["teacher", "random"] = "teacher"  # the student's first weights
+    activation: Literal["relu", "softplus"] = "softplus"  # the student's
+    loss: Literal["coverage", "log_ratio", "share", "paper", "none"] = "coverage"
+    regularisation_weight: tuple[float, float] = setting((0.05, 0.12), minimum=0)
+    l1_weight: tuple[float, float] = setting((3e-3, 1.5e-2), minimum=0)
+    distillation_weight: tuple[float, float] = setting((1.5, 2.0), minimum=0)  # alpha
+    floor: tuple[float, float] = setting((0.03, 0.01), minimum=0)  # fl of the coverage and log-ratio losses
+    warm_up: int = setting(0, minimum=0)  # first iterations by distillation alone
+    iterations: int = setting(2500, minimum=1)
+    optimiser: Literal["adam", "rmsprop"] = "adam"
+    learning_rate: float = setting(3e-3, minimum=0)  # cosine decay to 0
+    max_gradient_norm: float = setting(1.0, minimum=0)
+    pcgrad: bool = False
+    average_decay: float = setting(0.98, minimum=0, maximum=1)  # exponential moving average of the weights
+    saliency_batch: int = setting(32, minimum=1)
+    buffer_batch: int = setting(64, minimum=1)
+    buffer_states: int = setting(10_000, minimum=1)
+    environments: int = setting(8, minimum=1)  # in which the student is the control policy
+    environment_steps: int = setting(4, minimum=1)  # per environment and iteration
+    held_out: float = setting(0.15, minimum=0.01, maximum=0.9)  # share of maps that choose the checkpoint
+    validation_interval: int = setting(100, minimum=1)  # iterations
+    checkpoint_interval: int = setting(100, minimum=1)  # iterations between saved states
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What `evaluate` measures."""
+
+    episodes: int = setting(100, minimum=1)
+    environments: int = setting(16, minimum=1)
+    saliency_states: int = setting(500, minimum=1)
+    examples: int = setting(6, minimum=1)  # rows of the picture grid
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything one task's stages need.
+
+    ``environment`` is the task's own dataclass from ENVIRONMENTS.
+    """
+
+    task: str
+    environment: Any
+    seed: int = setting(0, minimum=0, maximum=2**31 - 1)
+    policy: PolicyConfig = PolicyConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    saliency_dataset: SaliencyDatasetConfig = SaliencyDatasetConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole configuration as plain JSON-ready values, as the cards keep it."""
+        return _plain(asdict(self))
+
+
+ENVIRONMENTS: dict[str, type] = {"red_fetch_green": RedFetchGreenConfig, "driving": DrivingConfig}
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a task's YAML file.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key or value in it is wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        raise UserError(f"Cannot read the configuration {path}: {reason}.") from error
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    return parse_config(values, str(path))
+
+
+def parse_config(values: Any, source: str) -> Config:
+    """Check plain values, as YAML or a checkpoint's card gives them, and build a Config.
+
+    Args:
+        values: nested dicts, lists and scalars.
+        source: what to call the origin of the values in an error.
+
+    Raises:
+        UserError: a key or value is wrong.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: the configuration must be a mapping of sections, not {_name(values)}.")
+    task = values.get("task")
+    if not isinstance(task, str) or task not in ENVIRONMENTS:
+        raise UserError(f"{source}: key 'task' must be one of {_listed(ENVIRONMENTS)}, not {task!r}.")
+    environment = _parse(ENVIRONMENTS[task], values.get("environment") or {}, source, "environment")
+    rest = {key: value for key, value in values.items() if key != "environment"}
+    return _parse(Config, rest | {"environment": environment}, source, "")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 1e-3 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key) if isinstance(key, str) else None
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse(cls: type, values: Any, source: str, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: key '{prefix}' must be a mapping, not {_name(values)}.")
+    known = {item.name: item for item in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"{source}: unknown key '{_join(prefix, key)}'{_nearest(key, known)}.")
+    hints = get_type_hints(cls)
+    arguments = {}
+    for name, item in known.items():
+        key = _join(prefix, name)
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], item.metadata, source, key)
+        elif item.default is MISSING:
+            raise UserError(f"{source}: key '{key}' is missing.")
+    return cls(**arguments)
+
+
+def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
+    """``value`` as the annotated type ``kind``; ints are accepted as floats, lists as tuples."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _parse(kind, value if value is not None else {}, source, key)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, limits, source, key)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{source}: key '{key}' must be one of {_listed(arguments)}, not {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{source}: key '{key}' must be a list, not {_name(value)}.")
+        if arguments[-1] is Ellipsis:
+            if not value:
+                raise UserError(f"{source}: key '{key}' must not be an empty list.")
+            arguments = (arguments[0],) * len(value)
+        if len(value) != len(arguments):
+            raise UserError(f"{source}: key '{key}' must have {len(arguments)} entries, not {len(value)}.")
+        return tuple(
+            _convert(a, v, limits, source, f"{key}[{i}]")
+            for i, (a, v) in enumerate(zip(arguments, value, strict=True))
+        )
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+        raise UserError(f"{source}: key '{key}' must be {wanted}, not {_name(value)}.")
+    if kind in (int, float):
+        minimum, maximum = limits.get("minimum"), limits.get("maximum")
+        low = "-inf" if minimum is None else minimum
+        high = "inf" if maximum is None else maximum
+        if not float(low) <= value <= float(high) or value in (float("inf"), float("-inf")):
+            raise UserError(f"{source}: key '{key}' must lie in [{low}, {high}], not {value}.")
+    return kind(value)
+
+
+def _join(prefix: str, key: Any) -> str:
+    return f"{prefix}.{key}" if prefix else str(key)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def _nearest(name: Any, valid: Any) -> str:
+    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.4)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (valid: {_listed(valid)})" if valid else " (none is known here)"
+
+
+def _name(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r}"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a value equals itself after JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
