@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+
+from setuptools import setup
+
+NAME = "carla_digr_ros"
+PACKAGE = Path(__file__).resolve().parent
+REPOSITORY = PACKAGE.parents[2]
+
+
+def files(directory: Path, pattern: str) -> list[str]:
+    # colcon builds from the source directory or, with --symlink-install, from a directory of links to it.
+    return [os.path.relpath(path) for path in sorted(directory.glob(pattern))]
+
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="ROS 2 nodes of carla_digr",
+    license="Apache-2.0",
+    packages=[NAME],
+    install_requires=["setuptools", "carla_digr"],
+    zip_safe=True,
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", files(REPOSITORY / "launch", "*.launch.py")),
+        (f"share/{NAME}/configs", files(REPOSITORY / "configs", "*.yaml")),
+        (f"share/{NAME}/rviz", files(PACKAGE / "rviz", "*.rviz")),
+    ],
+    entry_points={
+        "console_scripts": [
+            "carla_bridge = carla_digr_ros.carla_bridge:main",
+            "explainer = carla_digr_ros.explainer:main",
+            "viewer = carla_digr_ros.viewer:main",
+            "measure = carla_digr_ros.measure:main",
+        ]
+    },
+)
