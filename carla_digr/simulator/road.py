@@ -214,7 +214,7 @@ class Road:
         return (
             '<?xml version="1.0" standalone="yes"?>\n<OpenDRIVE>\n'
             f'<header revMajor="1" revMinor="4" name="{MAP_NAME}" version="1" north="0" south="0" east="0" west="0">'
-            '<geoReference><![CDATA[+proj=tmerc +lat_0=49 +lon_0=8 +k=1 +x_0=0 +y_0=0 +datum=WGS84 +units=m '
+            "<geoReference><![CDATA[+proj=tmerc +lat_0=49 +lon_0=8 +k=1 +x_0=0 +y_0=0 +datum=WGS84 +units=m "
             "+geoidgrids=egm96_15.gtx +vunits=m +no_defs ]]></geoReference></header>\n"
             f"{roads}\n</OpenDRIVE>\n"
         )

@@ -1,0 +1,51 @@
+# make live   set everything up in .venv, then drive and explain until Ctrl-C
+# make test   set everything up, then run every check and test
+# make setup  the shared first half of both; a second run takes seconds
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell command -v python$(v) 2>/dev/null)) $(shell command -v python3 2>/dev/null))
+LIVE_ARGS ?=
+
+.PHONY: setup live test check bench clean
+
+setup: $(VENV)/.installed ros2_ws/install/.built
+
+$(VENV)/.installed: requirements/base.txt requirements/ros.txt requirements/test.txt setup.py
+	@test -n "$(PYTHON)" || { echo "No Python found; install Python 3.10, 3.11 or 3.12 (Debian, Ubuntu: apt install python3 python3-venv python3-dev)." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "$(PYTHON) is $$($(PYTHON) -V); carla_digr needs Python 3.10 to 3.12: install one and run make PYTHON=python3.11." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments; install the package python3-venv." >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "The headers of $(PYTHON) are missing; install the package python3-dev." >&2; exit 1; }
+	@command -v g++ >/dev/null || { echo "No C++ compiler found; install the package g++." >&2; exit 1; }
+	@test -d $(VENV) || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the pinned dependencies (a few minutes the first time)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt -r requirements/ros.txt -r requirements/test.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+live: setup
+	@$(BIN)/carla-digr live $(LIVE_ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The page is tested in a real browser. As root (a container, a CI machine) it is installed where it is missing.
+.PHONY: browser
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing chromium for the browser tests"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "No Chromium found for the browser tests; install the package chromium." >&2; exit 1; fi
+
+test: setup browser check
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pytest tests/bench -s
+
+clean:
+	rm -rf $(VENV) ros2_ws/build ros2_ws/install ros2_ws/log

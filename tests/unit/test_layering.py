@@ -1,0 +1,113 @@
+"""The walls between the parts: who may import whom, and a library that needs neither CARLA nor ROS nor a display."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "carla_digr"
+
+# part -> prefixes of modules it must not import
+WALLS = {
+    "policy.py": ("carla_digr.training", "carla_digr.simulator", "carla_digr.tasks", "carla_digr.driving"),
+    "saliency": (
+        "carla_digr.training",
+        "carla_digr.simulator",
+        "carla_digr.tasks",
+        "carla_digr.driving",
+        "carla_digr.live",
+    ),
+    "simulator": (
+        "carla_digr.training",
+        "carla_digr.driving",
+        "carla_digr.live",
+        "carla_digr.tasks",
+        "torch",
+    ),
+    "driving": ("carla_digr.training", "carla_digr.live", "torch"),
+    "live": ("carla_digr.training", "carla_digr.simulator", "stable_baselines3"),
+}
+WORLD_CODE = ("road.py", "vehicle.py", "traffic.py", "renderer.py", "world.py")
+PROTOCOL = ("carla_digr.simulator.wire", "carla_digr.simulator.server", "msgpack", "socket", "asyncio")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, at any depth of the file."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            found.add(base)
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return found
+
+
+def crosses(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+
+
+def files(part: str) -> list[Path]:
+    path = LIBRARY / part
+    return [path] if path.suffix else sorted(path.rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", WALLS)
+def test_a_part_imports_nothing_behind_its_wall(part):
+    assert files(part)
+    for path in files(part):
+        assert not {m for m in imports(path) if crosses(m, WALLS[part])}, path
+
+
+def test_world_code_knows_no_protocol():
+    for name in WORLD_CODE:
+        assert not {m for m in imports(LIBRARY / "simulator" / name) if crosses(m, PROTOCOL)}, name
+
+
+def test_only_driving_imports_carla_and_only_the_workspace_imports_ros():
+    for path in LIBRARY.rglob("*.py"):
+        found = imports(path)
+        if path.parent != LIBRARY / "driving":
+            assert not {m for m in found if crosses(m, ("carla",))}, path
+        assert not {m for m in found if crosses(m, ("rclpy", "sensor_msgs", "launch", "ament_index_python"))}, path
+
+
+def test_nothing_imports_the_command_line():
+    for path in [*LIBRARY.rglob("*.py"), *(ROOT / "ros2_ws" / "src").rglob("*.py")]:
+        assert not {m for m in imports(path) if crosses(m, ("carla_digr.cli",))}, path
+
+
+def test_the_library_imports_without_carla_ros_or_a_display():
+    modules = [
+        m.name
+        for m in pkgutil.walk_packages([str(LIBRARY)], "carla_digr.")
+        if m.name not in ("carla_digr.driving.session", "carla_digr.driving.scenario")
+    ]
+    assert "carla_digr.simulator.road" in modules
+    script = (
+        "import importlib, sys\n"
+        "class Wall:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('carla', 'rclpy'):\n"
+        "            raise ImportError(name + ' is not installed')\n"
+        "sys.meta_path.insert(0, Wall())\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "AMENT_PREFIX_PATH")}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr
