@@ -1,0 +1,473 @@
+"""The embedded highway as one object: vehicles, traffic, collisions and cameras, stepped in process.
+
+Pure and deterministic: the same calls give bit-equal states in any process. It knows no protocol and starts no thread.
+Controls, velocities and poses are rounded to float32 on entry, the precision in which CARLA's protocol carries them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from carla_digr.errors import UserError
+from carla_digr.simulator.road import BARRIER_HALF_WIDTH, RAIL_OFFSET, Road, project_to
+from carla_digr.simulator.traffic import (
+    CLIENT,
+    VEHICLE,
+    fill_kind,
+    populate,
+    step_traffic,
+)
+from carla_digr.simulator.vehicle import KINDS, MAX_STEER, step_bicycle
+
+STATIC = 0
+"""`Collision.other` of the barrier and the guard rails."""
+RAIL_HALF_WIDTH = 0.1  # m
+SNAP_DISTANCE, SNAP_ANGLE = 0.01, 1e-3  # m and rad within which a pose means a spawn point of the road
+_CONTACTS = 256  # contacts reported a step at most
+
+
+class SpawnCollision(UserError):
+    """A vehicle was to be put where another one, the barrier or a guard rail is."""
+
+
+@dataclass(frozen=True)
+class Collision:
+    """A contact of the last step as one of its two partners feels it.
+
+    Parameters:
+        id: the vehicle that reports it.
+        other: the other vehicle's id, or STATIC.
+        other_name: the other one's blueprint id, or ``static.barrier`` or ``static.guardrail``.
+        impulse: (x, y, z) in N s on the vehicle that reports it.
+    """
+
+    id: int
+    other: int
+    other_name: str
+    impulse: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera; metres and radians, relative to ``parent`` (its origin is the box's centre on the ground).
+
+    Parameters:
+        parent: id of the vehicle that carries it, 0 for one that stands in the world.
+        width, height: pixels.
+        fov: horizontal field of view in degrees.
+    """
+
+    parent: int
+    x: float
+    y: float
+    z: float
+    pitch: float
+    yaw: float
+    roll: float
+    width: int
+    height: int
+    fov: float
+    kind: str = "rgb"
+
+
+@njit(cache=True, nogil=True)
+def box_overlap(a, b):
+    """Separating-axis test of two oriented boxes, (5,) x, y, yaw, half length, half width each (Ericson, 2005, 4.4.1).
+
+    Returns (depth, nx, ny): how deep they overlap, negative or zero when they do not, and the unit normal from a to b
+    along which that depth is least.
+    """
+    dx, dy = b[0] - a[0], b[1] - a[1]
+    depth, nx, ny = math.inf, 0.0, 0.0
+    for k in range(4):
+        yaw = a[2] if k < 2 else b[2]
+        ux, uy = (math.cos(yaw), math.sin(yaw)) if k % 2 == 0 else (-math.sin(yaw), math.cos(yaw))
+        reach = 0.0
+        for box in (a, b):
+            along = abs(math.cos(box[2]) * ux + math.sin(box[2]) * uy)
+            across = abs(-math.sin(box[2]) * ux + math.cos(box[2]) * uy)
+            reach += box[3] * along + box[4] * across
+        distance = dx * ux + dy * uy
+        if reach - abs(distance) < depth:
+            depth = reach - abs(distance)
+            sign = 1.0 if distance >= 0.0 else -1.0
+            nx, ny = sign * ux, sign * uy
+    return depth, nx, ny
+
+
+@njit(cache=True, nogil=True)
+def _box(v, out):
+    out[0], out[1], out[2], out[3], out[4] = v.x, v.y, v.yaw, 0.5 * v.length, 0.5 * v.width
+
+
+@njit(cache=True, nogil=True)
+def _lateral_range(v, pieces):
+    """(lowest, highest) road offset d of the box's corners and of the middles of its sides."""
+    low, high = math.inf, -math.inf
+    c, sn = math.cos(v.yaw), math.sin(v.yaw)
+    for i in range(-1, 2):
+        for j in range(-1, 2):
+            if i == 0 and j == 0:
+                continue
+            forward, right = 0.5 * i * v.length, 0.5 * j * v.width
+            _, d, _ = project_to(pieces, v.x + c * forward - sn * right, v.y + sn * forward + c * right)
+            low, high = min(low, d), max(high, d)
+    return low, high
+
+
+@njit(cache=True, nogil=True)
+def _static_overlap(v, pieces):
+    """(depth, direction, which) of the overlap with the barrier (0) or a guard rail (1); direction is the sign of d in
+    which the obstacle lies. Depth is at most zero when free. The rail has no far side: nothing passes it."""
+    reach = 0.5 * math.hypot(v.length, v.width)
+    inner, outer = BARRIER_HALF_WIDTH, RAIL_OFFSET - RAIL_HALF_WIDTH
+    if abs(v.d) - reach > inner and abs(v.d) + reach < outer:
+        return 0.0, 0.0, 0
+    low, high = _lateral_range(v, pieces)
+    if v.d < 0.0:
+        low, high = -high, -low
+    side = -1.0 if v.d < 0.0 else 1.0
+    if high - outer > inner - low:
+        return high - outer, side, 1
+    return inner - low, -side, 0
+
+
+@njit(cache=True, nogil=True)
+def _push(v, nx, ny, depth, impulse):
+    """Apply an impulse (N s) along (nx, ny) to a vehicle's speed and move a client's one out by depth."""
+    speed = v.speed + impulse / v.mass * (nx * math.cos(v.yaw) + ny * math.sin(v.yaw))
+    v.speed = speed if v.driver == CLIENT else max(speed, 0.0)
+    if v.driver == CLIENT:
+        v.x += nx * depth
+        v.y += ny * depth
+
+
+@njit(cache=True, nogil=True)
+def _collide(vehicles, pieces, contacts):
+    """Find and resolve the overlaps of the table, plastically; returns their number.
+
+    ``contacts`` (C, 5) receives index, other index (-1 barrier, -2 rail), and the impulse's direction nx, ny and size
+    on the other one.
+    """
+    n = vehicles.shape[0]
+    count = 0
+    a = np.empty(5)
+    b = np.empty(5)
+    for i in range(n):
+        v = vehicles[i]
+        for j in range(i + 1, n):
+            w = vehicles[j]
+            if v.driver != CLIENT and w.driver != CLIENT and v.driver != w.driver:
+                continue
+            dx, dy = w.x - v.x, w.y - v.y
+            reach = 0.5 * (v.length + w.length + v.width + w.width)
+            if dx * dx + dy * dy > reach * reach:
+                continue
+            _box(v, a)
+            _box(w, b)
+            depth, nx, ny = box_overlap(a, b)
+            if depth <= 0.0 or count == contacts.shape[0]:
+                continue
+            closing = v.speed * (math.cos(v.yaw) * nx + math.sin(v.yaw) * ny)
+            closing -= w.speed * (math.cos(w.yaw) * nx + math.sin(w.yaw) * ny)
+            impulse = max(closing, 0.0) * v.mass * w.mass / (v.mass + w.mass)
+            share = 0.5 if v.driver == CLIENT and w.driver == CLIENT else 1.0
+            _push(v, -nx, -ny, share * depth, impulse)
+            _push(w, nx, ny, share * depth, impulse)
+            contacts[count, 0], contacts[count, 1] = i, j
+            contacts[count, 2], contacts[count, 3], contacts[count, 4] = nx, ny, impulse
+            count += 1
+        if v.driver == CLIENT:
+            depth, direction, which = _static_overlap(v, pieces)
+            if depth > 0.0 and count < contacts.shape[0]:
+                _, _, heading = project_to(pieces, v.x, v.y)
+                nx, ny = -math.sin(heading) * direction, math.cos(heading) * direction
+                closing = v.speed * (math.cos(v.yaw) * nx + math.sin(v.yaw) * ny)
+                impulse = max(closing, 0.0) * v.mass
+                _push(v, -nx, -ny, depth, impulse)
+                contacts[count, 0], contacts[count, 1] = i, -1 - which
+                contacts[count, 2], contacts[count, 3], contacts[count, 4] = nx, ny, impulse
+                count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _step(vehicles, pieces, contacts, dt):
+    """Advance the table (N,) of VEHICLE by dt seconds; returns the number of contacts."""
+    n = vehicles.shape[0]
+    heading = np.empty(n)
+    before = np.empty((n, 2))
+    for i in range(n):
+        v = vehicles[i]
+        _, _, heading[i] = project_to(pieces, v.x, v.y)
+        before[i, 0], before[i, 1] = v.speed * math.cos(v.yaw), v.speed * math.sin(v.yaw)
+    yaw = vehicles["yaw"].copy()
+    step_traffic(vehicles, pieces, heading, dt)
+    for i in range(n):
+        v = vehicles[i]
+        if v.driver == CLIENT:
+            v.x, v.y, v.yaw, v.speed, _ = step_bicycle(
+                v.x,
+                v.y,
+                v.yaw,
+                v.speed,
+                v.wheelbase,
+                v.throttle,
+                v.steer * MAX_STEER,
+                v.brake,
+                v.hand_brake,
+                v.reverse,
+                dt,
+            )
+            v.brake_light = v.brake > 0.05
+    count = _collide(vehicles, pieces, contacts)
+    for i in range(n):
+        v = vehicles[i]
+        if v.driver == CLIENT:
+            v.s, v.d, _ = project_to(pieces, v.x, v.y)
+        v.yaw = (v.yaw + math.pi) % (2.0 * math.pi) - math.pi
+        v.yaw_rate = ((v.yaw - yaw[i] + math.pi) % (2.0 * math.pi) - math.pi) / dt
+        v.vx, v.vy = v.speed * math.cos(v.yaw), v.speed * math.sin(v.yaw)
+        v.ax, v.ay = (v.vx - before[i, 0]) / dt, (v.vy - before[i, 1]) / dt
+    return count
+
+
+def _f32(value: float) -> float:
+    return float(np.float32(value))
+
+
+class World:
+    """The highway and everything on it.
+
+    Attributes:
+        road: the road all of it is on.
+        frame: steps taken so far; starts at 0 and never goes back.
+        elapsed: simulated seconds.
+        collisions: the contacts of the last step, two entries for one between vehicles.
+    """
+
+    def __init__(self, road: Road | None = None):
+        self.road = road if road is not None else Road.ring()
+        self.frame = 0
+        self.elapsed = 0.0
+        self.collisions: list[Collision] = []
+        self._table = np.zeros(16, VEHICLE)
+        self._count = 0
+        self._last_id = 0
+        self._contacts = np.zeros((_CONTACTS, 5))
+
+    # What is there.
+
+    @property
+    def vehicles(self) -> NDArray[np.void]:
+        """The table (N,) of `traffic.VEHICLE`, in order of spawning; a view that the next spawn or destroy outdates."""
+        return self._table[: self._count]
+
+    def ids(self) -> list[int]:
+        """Ids of the vehicles in order of spawning."""
+        return self.vehicles["id"].tolist()
+
+    def index(self, vehicle_id: int) -> int:
+        """Row of a vehicle in the table. Raises KeyError for an id that is not there."""
+        found = np.flatnonzero(self.vehicles["id"] == vehicle_id)
+        if len(found) == 0:
+            raise KeyError(f"there is no vehicle with id {vehicle_id}")
+        return int(found[0])
+
+    def vehicle(self, vehicle_id: int) -> np.void:
+        """One row of the table (``row["x"]``, ...), a view like `vehicles`. Raises KeyError."""
+        return self.vehicles[self.index(vehicle_id)]
+
+    def new_id(self) -> int:
+        """The next actor id: 1, 2, ..."""
+        self._last_id += 1
+        return self._last_id
+
+    # Coming and going.
+
+    def spawn_vehicle(
+        self, kind: int, x: float, y: float, yaw: float, color: tuple[int, int, int] | None = None
+    ) -> int:
+        """Put a vehicle that a client drives on the road, standing; returns its id.
+
+        Parameters:
+            kind: index into `vehicle.KINDS`.
+            x, y, yaw: metres and radians; within 1 cm and 1 mrad of a spawn point of the road it is that point.
+            color: RGB, by default the kind's first one.
+
+        Raises SpawnCollision where it would overlap a vehicle, the barrier or a guard rail.
+        """
+        row = np.zeros(1, VEHICLE)
+        fill_kind(row[0], kind, color if color is not None else KINDS[kind].colors[0])
+        self._pose(row[0], x, y, yaw)
+        self._refuse_overlap(row[0])
+        return self._append(row)[0]
+
+    def place(self, vehicle_id: int, x: float, y: float, yaw: float) -> None:
+        """Put a vehicle elsewhere, standing; the same rules as for spawning, but overlaps are left to the next step."""
+        row = self.vehicle(vehicle_id)
+        self._pose(row, x, y, yaw)
+        for name in ("speed", "vx", "vy", "yaw_rate", "ax", "ay", "slope"):
+            row[name] = 0.0
+
+    def destroy(self, vehicle_id: int) -> bool:
+        """Remove a vehicle; False when there is none with this id."""
+        gone = self.vehicles["id"] == vehicle_id
+        return self._remove(gone) == 1
+
+    def spawn_traffic(self, seed: int, vehicles: int = 64, ego_id: int | None = None, oncoming: int = 24) -> list[int]:
+        """Fill the ring with the world's own drivers; returns their ids.
+
+        Parameters:
+            seed: equal seeds and equal worlds give equal traffic.
+            vehicles: on the own carriageway.
+            ego_id: a client's vehicle that must be there; 40 m around every client's vehicle stay free.
+            oncoming: on the other carriageway.
+
+        Raises UserError when they do not fit, KeyError for an unknown ``ego_id``.
+        """
+        if ego_id:
+            self.index(ego_id)
+        return self._append(populate(self.road, seed, vehicles, oncoming, self.vehicles))
+
+    def destroy_traffic(self) -> None:
+        """Remove every vehicle that no client drives."""
+        self._remove(self.vehicles["driver"] != CLIENT)
+
+    # Driving.
+
+    def set_control(
+        self,
+        vehicle_id: int,
+        throttle: float,
+        steer: float,
+        brake: float,
+        hand_brake: bool = False,
+        reverse: bool = False,
+    ) -> None:
+        """Controls of a vehicle until the next call, as CARLA has them: throttle and brake in [0, 1], steer in [-1, 1].
+
+        Values beyond are clipped; on vehicles of the traffic they have no effect.
+        """
+        row = self.vehicle(vehicle_id)
+        row["throttle"] = _f32(min(max(throttle, 0.0), 1.0))
+        row["steer"] = _f32(min(max(steer, -1.0), 1.0))
+        row["brake"] = _f32(min(max(brake, 0.0), 1.0))
+        row["hand_brake"], row["reverse"] = hand_brake, reverse
+
+    def set_target_velocity(self, vehicle_id: int, vx: float, vy: float) -> None:
+        """Set the speed at once to the part of (vx, vy), in m/s, along the heading; vehicles do not slide sideways."""
+        row = self.vehicle(vehicle_id)
+        c, sn = math.cos(row["yaw"]), math.sin(row["yaw"])
+        speed = _f32(vx) * c + _f32(vy) * sn
+        row["speed"], row["vx"], row["vy"] = speed, speed * c, speed * sn
+
+    def step(self, dt: float = 0.05) -> None:
+        """Advance by dt seconds (0 < dt <= 0.1): traffic decides on the state before, all move, contacts resolve."""
+        if not 0.0 < dt <= 0.1:
+            raise ValueError(f"a step of {dt} s is not in (0, 0.1] s")
+        count = _step(self.vehicles, self.road.pieces, self._contacts, dt)
+        self.frame += 1
+        self.elapsed += dt
+        self.collisions = [c for contact in self._contacts[:count] for c in self._report(contact)]
+
+    def render(self, camera: Camera) -> NDArray[np.uint8]:
+        """The camera's picture of the present state, (height, width, 4) uint8 BGRA."""
+        from carla_digr.simulator.renderer import render
+
+        x, y, yaw = camera.x, camera.y, camera.yaw
+        if camera.parent:
+            row = self.vehicle(camera.parent)
+            c, sn = math.cos(row["yaw"]), math.sin(row["yaw"])
+            x, y = row["x"] + c * camera.x - sn * camera.y, row["y"] + sn * camera.x + c * camera.y
+            yaw += row["yaw"]
+        pose = (x, y, camera.z, camera.pitch, yaw, camera.roll)
+        return render(self.road, pose, camera.width, camera.height, camera.fov, self.vehicles)
+
+    # The whole state.
+
+    def get_state(self) -> dict[str, Any]:
+        """The state without the road: ``vehicles`` (N,) of VEHICLE (a copy), ``frame``, ``last_id``, ``elapsed``."""
+        return {
+            "vehicles": self.vehicles.copy(),
+            "frame": self.frame,
+            "last_id": self._last_id,
+            "elapsed": self.elapsed,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from `get_state` of a world on the same road, bit for bit; `collisions` are empty."""
+        table = np.asarray(state["vehicles"])
+        if table.dtype != VEHICLE:
+            raise ValueError("the state's vehicle table is of another version of the simulator")
+        self._table = np.zeros(max(16, len(table)), VEHICLE)
+        self._table[: len(table)] = table
+        self._count = len(table)
+        self.frame, self._last_id = int(state["frame"]), int(state["last_id"])
+        self.elapsed = float(state["elapsed"])
+        self.collisions = []
+
+    # Inside.
+
+    def _pose(self, row: np.void, x: float, y: float, yaw: float) -> None:
+        x, y, yaw = _f32(x), _f32(y), (yaw + math.pi) % (2.0 * math.pi) - math.pi
+        points = self.road.spawn_points
+        nearest = points[np.argmin((points[:, 0] - x) ** 2 + (points[:, 1] - y) ** 2)]
+        turned = abs((yaw - nearest[2] + math.pi) % (2.0 * math.pi) - math.pi)
+        if math.hypot(nearest[0] - x, nearest[1] - y) <= SNAP_DISTANCE and turned <= SNAP_ANGLE:
+            x, y, yaw = (float(value) for value in nearest)
+        row["x"], row["y"], row["yaw"] = x, y, yaw
+        row["s"], row["d"], _ = project_to(self.road.pieces, x, y)
+
+    def _refuse_overlap(self, row: np.void) -> None:
+        box = np.array([row["x"], row["y"], row["yaw"], 0.5 * row["length"], 0.5 * row["width"]])
+        for other in self.vehicles:
+            there = np.array([other["x"], other["y"], other["yaw"], 0.5 * other["length"], 0.5 * other["width"]])
+            if box_overlap(box, there)[0] > 0.0:
+                raise SpawnCollision(
+                    f"vehicle {other['id']} stands where a {KINDS[row['kind']].blueprint} was to be spawned; "
+                    "choose another place."
+                )
+        if _static_overlap(row, self.road.pieces)[0] > 0.0:
+            raise SpawnCollision(
+                f"a {KINDS[row['kind']].blueprint} at ({row['x']:.1f}, {row['y']:.1f}) would stand in the barrier, "
+                "in a guard rail or beyond it; choose a place on the road."
+            )
+
+    def _append(self, rows: NDArray[np.void]) -> list[int]:
+        needed = self._count + len(rows)
+        if needed > len(self._table):
+            table = np.zeros(max(needed, 2 * len(self._table)), VEHICLE)
+            table[: self._count] = self.vehicles
+            self._table = table
+        new = self._table[self._count : needed]
+        new[:] = rows
+        new["id"] = [self.new_id() for _ in rows]
+        self._count = needed
+        return new["id"].tolist()
+
+    def _remove(self, gone: NDArray[np.bool_]) -> int:
+        kept = self.vehicles[~gone]
+        removed = self._count - len(kept)
+        self._table[: len(kept)] = kept
+        self._count = len(kept)
+        return removed
+
+    def _report(self, contact: NDArray[np.float64]) -> list[Collision]:
+        first = self.vehicles[int(contact[0])]
+        name = KINDS[first["kind"]].blueprint
+        x, y = float(contact[2] * contact[4]), float(contact[3] * contact[4])
+        if contact[1] < 0:
+            other_name = "static.barrier" if contact[1] == -1 else "static.guardrail"
+            return [Collision(int(first["id"]), STATIC, other_name, (-x, -y, 0.0))]
+        second = self.vehicles[int(contact[1])]
+        return [
+            Collision(int(first["id"]), int(second["id"]), KINDS[second["kind"]].blueprint, (-x, -y, 0.0)),
+            Collision(int(second["id"]), int(first["id"]), name, (x, y, 0.0)),
+        ]
