@@ -372,13 +372,13 @@ def _move(v, pieces, heading, i, a, ring, dt):
 
 # Placing the traffic.
 
-_LANE_SHARE = (0.22, 0.26, 0.27, 0.25)
+_LANE_BORDERS = (0.22, 0.48, 0.75)  # cumulated shares of the lanes, left to right
 _LANE_SPEED = ((17.5, 20.0), (16.5, 18.5), (15.0, 17.0), (14.0, 15.5))  # m/s, desired speeds of cars and vans
 _HEAVY_SHARE = (0.0, 0.0, 0.2, 0.5)  # of trucks and buses among the vehicles of a lane
 _HEAVY_SPEED = (14.0, 16.0)  # m/s
 _ONCOMING_SPEED = (21.0, 19.0, 17.0, 15.0)  # m/s a lane
 _SPACING = (24.0, 14.0, 8.0)  # m free in the own lane: wished, and what is taken when the ring fills up
-_TRIES = 60  # positions tried at each spacing
+_TRIES = 40  # positions tried at each spacing
 _CLEAR_AROUND_EGO = 40.0  # m before and behind it
 
 _LIGHT_KINDS = [i for i, kind in enumerate(KINDS) if kind.body in (CAR, VAN)]
@@ -400,24 +400,28 @@ def populate(road: Road, seed: int, vehicles: int, oncoming: int, taken: NDArray
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = np.zeros(vehicles + oncoming, VEHICLE)
-    for i, row in enumerate(rows):
-        lane = int(rng.choice(LANES, p=_LANE_SHARE))
-        heavy = rng.random() < _HEAVY_SHARE[lane]
-        kind = int(rng.choice(_HEAVY_KINDS if heavy else _LIGHT_KINDS))
-        fill_kind(row, kind, KINDS[kind].colors[rng.integers(len(KINDS[kind].colors))])
-        character = rng.random(4)
+    for i in range(len(rows)):
+        row = rows[i]
+        draw = rng.random(8)
+        lane = int(np.searchsorted(_LANE_BORDERS, draw[0], side="right"))
+        heavy = draw[1] < _HEAVY_SHARE[lane]
+        kinds = _HEAVY_KINDS if heavy else _LIGHT_KINDS
+        kind = kinds[int(draw[2] * len(kinds))]
+        colors = KINDS[kind].colors
+        fill_kind(row, kind, colors[int(draw[3] * len(colors))])
         own = i < vehicles
         row["driver"] = TRAFFIC if own else ONCOMING
         row["lane"] = row["home_lane"] = lane
         row["leftmost_lane"] = LANES - 2 if heavy else 0
         low, high = _HEAVY_SPEED if heavy else _LANE_SPEED[lane]
-        row["desired_speed"] = low + (high - low) * character[0]
-        row["headway"] = 1.0 + 0.6 * character[1] + 0.3 * heavy
-        row["vigour"] = (0.8 if heavy else 1.3) + 0.4 * character[2]
-        row["think_in"] = THINK_PERIOD * character[3]
+        row["desired_speed"] = low + (high - low) * draw[4]
+        row["headway"] = 1.0 + 0.6 * draw[5] + 0.3 * heavy
+        row["vigour"] = (0.8 if heavy else 1.3) + 0.4 * draw[6]
+        row["think_in"] = THINK_PERIOD * draw[7]
         row["speed"] = row["desired_speed"] if own else _ONCOMING_SPEED[lane]
         row["d"] = lane_center(lane) if own else -lane_center(lane)
-        row["s"] = _free_place(road, rng, row, taken, rows[:i])
+        others = np.concatenate([taken, rows[:i]])
+        row["s"] = _free_place(road, rng, row, others)
     x, y, heading = road.pose(rows["s"], rows["d"])
     rows["x"], rows["y"] = x, y
     rows["yaw"] = np.where(rows["driver"] == ONCOMING, heading + math.pi, heading)
@@ -433,18 +437,19 @@ def fill_kind(row: np.void, kind: int, color: tuple[int, int, int]) -> None:
         row[name] = getattr(KINDS[kind], name)
 
 
-def _free_place(road: Road, rng: np.random.Generator, row: np.void, *tables: NDArray[np.void]) -> float:
-    others = np.concatenate(tables)
-    client = others["driver"] == CLIENT
+def _free_place(road: Road, rng: np.random.Generator, row: np.void, others: NDArray[np.void]) -> float:
+    """A random s for a vehicle whose d, length and driver are known."""
+    s = others["s"]
     same_lane = np.abs(others["d"] - row["d"]) < LANE_WIDTH
-    same_way = (others["d"] > 0) == (row["d"] > 0)
+    client = (others["driver"] == CLIENT) & (row["d"] > 0.0)
+    reach = 0.5 * (others["length"] + row["length"])
     for spacing in _SPACING:
-        wanted = np.where(same_lane, spacing + 0.5 * (others["length"] + row["length"]), -1.0)
-        wanted = np.where(client & same_way, _CLEAR_AROUND_EGO, wanted)
-        for s in rng.random(_TRIES) * road.length:
-            apart = np.abs((others["s"] - s + 0.5 * road.length) % road.length - 0.5 * road.length)
-            if (apart > wanted).all():
-                return float(s)
+        wanted = np.where(client, _CLEAR_AROUND_EGO, np.where(same_lane, reach + spacing, -1.0))
+        tries = rng.random((_TRIES, 1)) * road.length
+        apart = np.abs((s - tries + 0.5 * road.length) % road.length - 0.5 * road.length)
+        free = np.flatnonzero((apart > wanted).all(axis=1))
+        if len(free):
+            return float(tries[free[0], 0])
     raise UserError(
         f"the ring of {road.length:.0f} m has no room for all the traffic asked for ({len(others)} vehicles stand "
         "already); ask for fewer vehicles."

@@ -29,6 +29,7 @@ STATIC = 0
 """`Collision.other` of the barrier and the guard rails."""
 RAIL_HALF_WIDTH = 0.1  # m
 SNAP_DISTANCE, SNAP_ANGLE = 0.01, 1e-3  # m and rad within which a pose means a spawn point of the road
+LONGEST_PART = 0.05  # s that vehicles move between two looks around
 _CONTACTS = 256  # contacts reported a step at most
 
 
@@ -249,6 +250,7 @@ class World:
         road: the road all of it is on.
         frame: steps taken so far; starts at 0 and never goes back.
         elapsed: simulated seconds.
+        palette: index of the renderer's palette, the weather of the pictures.
         collisions: the contacts of the last step, two entries for one between vehicles.
     """
 
@@ -256,6 +258,7 @@ class World:
         self.road = road if road is not None else Road.ring()
         self.frame = 0
         self.elapsed = 0.0
+        self.palette = 0
         self.collisions: list[Collision] = []
         self._table = np.zeros(16, VEHICLE)
         self._count = 0
@@ -280,9 +283,9 @@ class World:
             raise KeyError(f"there is no vehicle with id {vehicle_id}")
         return int(found[0])
 
-    def vehicle(self, vehicle_id: int) -> np.void:
-        """One row of the table (``row["x"]``, ...), a view like `vehicles`. Raises KeyError."""
-        return self.vehicles[self.index(vehicle_id)]
+    def vehicle(self, vehicle_id: int) -> np.record:
+        """One row of the table (``row.x`` or ``row["x"]``, ...), a view like `vehicles`. Raises KeyError."""
+        return self._table.view(np.recarray)[self.index(vehicle_id)]
 
     def new_id(self) -> int:
         """The next actor id: 1, 2, ..."""
@@ -369,13 +372,20 @@ class World:
         row["speed"], row["vx"], row["vy"] = speed, speed * c, speed * sn
 
     def step(self, dt: float = 0.05) -> None:
-        """Advance by dt seconds (0 < dt <= 0.1): traffic decides on the state before, all move, contacts resolve."""
-        if not 0.0 < dt <= 0.1:
-            raise ValueError(f"a step of {dt} s is not in (0, 0.1] s")
-        count = _step(self.vehicles, self.road.pieces, self._contacts, dt)
+        """Advance by dt seconds: traffic decides on the state before, all move, contacts resolve.
+
+        Steps longer than 0.05 s are done in equal parts; `collisions` has the contacts of all of them. Raises
+        ValueError unless dt is positive.
+        """
+        if not dt > 0.0:
+            raise ValueError(f"a step of {dt} s does not go forward")
+        parts = max(1, math.ceil(dt / LONGEST_PART - 1e-6))
+        self.collisions = []
+        for _ in range(parts):
+            count = _step(self.vehicles, self.road.pieces, self._contacts, dt / parts)
+            self.collisions += [c for contact in self._contacts[:count] for c in self._report(contact)]
         self.frame += 1
         self.elapsed += dt
-        self.collisions = [c for contact in self._contacts[:count] for c in self._report(contact)]
 
     def render(self, camera: Camera) -> NDArray[np.uint8]:
         """The camera's picture of the present state, (height, width, 4) uint8 BGRA."""
@@ -388,7 +398,7 @@ class World:
             x, y = row["x"] + c * camera.x - sn * camera.y, row["y"] + sn * camera.x + c * camera.y
             yaw += row["yaw"]
         pose = (x, y, camera.z, camera.pitch, yaw, camera.roll)
-        return render(self.road, pose, camera.width, camera.height, camera.fov, self.vehicles)
+        return render(self.road, pose, camera.width, camera.height, camera.fov, self.vehicles, self.palette)
 
     # The whole state.
 
