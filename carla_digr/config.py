@@ -43,7 +43,17 @@ class RedFetchGreenConfig:
 
 @dataclass(frozen=True)
 class DrivingConfig:
-    """The highway drive."""
+    """The highway drive; see carla_digr.tasks.driving for what the reward's terms are."""
+
+    vehicles: int = setting(64, minimum=0, maximum=160)  # on the ring's own carriageway: 7 within 150 m
+    episode_seconds: float = setting(50.0, minimum=1)
+    decision_ticks: int = setting(1, minimum=1, maximum=4)  # ticks of 0.05 s a decision lasts in evaluation and live
+    training_decision_ticks: int = setting(2, minimum=1, maximum=4)  # the same for the teacher's training
+    progress_reward: float = setting(0.01, minimum=0)  # per 0.1 s at 22 m/s
+    closing_penalty: float = setting(0.03, minimum=0)  # times how far inside 4 s to a collision
+    alongside_penalty: float = setting(0.03, minimum=0)  # times the lateral overlap with a vehicle alongside
+    edge_penalty: float = setting(0.03, minimum=0)  # times the nearness to the edge of the lanes
+    offset_penalty: float = setting(0.008, minimum=0)  # per square metre off the lane's centre
 
 
 @dataclass(frozen=True)
@@ -182,9 +192,9 @@ def parse_config(values: Any, source: str) -> Config:
     task = values.get("task")
     if not isinstance(task, str) or task not in ENVIRONMENTS:
         raise UserError(f"{source}: key 'task' must be one of {_listed(ENVIRONMENTS)}, not {task!r}.")
-    environment = _parse(ENVIRONMENTS[task], values.get("environment") or {}, source, "environment")
+    environment = parse_section(ENVIRONMENTS[task], values.get("environment") or {}, source, "environment")
     rest = {key: value for key, value in values.items() if key != "environment"}
-    return _parse(Config, rest | {"environment": environment}, source, "")
+    return parse_section(Config, rest | {"environment": environment}, source, "")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -195,9 +205,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key) if isinstance(key, str) else None
         return super().construct_mapping(node, deep)
 
@@ -209,7 +217,12 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def _parse(cls: type, values: Any, source: str, prefix: str) -> Any:
+def parse_section(cls: type, values: Any, source: str, prefix: str) -> Any:
+    """Build one section's dataclass ``cls`` from plain values; ``prefix`` is the section's key in errors.
+
+    Raises:
+        UserError: a key or value is wrong.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{source}: key '{prefix}' must be a mapping, not {_name(values)}.")
     known = {item.name: item for item in fields(cls)}
@@ -233,7 +246,7 @@ def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
     if kind is Any:
         return value
     if isinstance(kind, type) and is_dataclass(kind):
-        return _parse(kind, value if value is not None else {}, source, key)
+        return parse_section(kind, value if value is not None else {}, source, key)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
@@ -252,8 +265,7 @@ def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
         if len(value) != len(arguments):
             raise UserError(f"{source}: key '{key}' must have {len(arguments)} entries, not {len(value)}.")
         return tuple(
-            _convert(a, v, limits, source, f"{key}[{i}]")
-            for i, (a, v) in enumerate(zip(arguments, value, strict=True))
+            _convert(a, v, limits, source, f"{key}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True))
         )
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):

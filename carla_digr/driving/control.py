@@ -1,4 +1,4 @@
-"""What one decision does to the car: actions, the commands they stand for, and the cruise control.
+"""The driving task in numbers: the ego, its camera, its actions, the commands they stand for, and the cruise control.
 
 No CARLA in here: training in process, the CARLA session and the ROS bridge share these few lines, so that a policy
 meets the same car everywhere.
@@ -12,6 +12,12 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+TICK = 0.05  # s of sim time
+IMAGE_SIZE = 128  # pixels, square
+EGO_BLUEPRINT = "vehicle.tesla.model3"
+CAMERA = {"x": -9.5, "y": 0.0, "z": 4.2, "pitch": -9.0, "yaw": 0.0, "roll": 0.0, "fov": 48.0}
+"""Where the camera sits on the ego (m and degrees from the centre of its box on the ground) and its field of view."""
 
 ACTION_NAMES = ("left", "keep", "right", "brake")
 WHEEL_ANGLE = 0.02  # rad, what left and right set at once; a curve of 250 m radius needs 0.011
@@ -68,6 +74,11 @@ class Drive(Protocol):
 
     def close(self) -> None:
         """Release everything; safe to call twice."""
+
+
+def start_index(seed: int, spawn_points: int) -> int:
+    """Which spawn point the ego starts from in the episode of this seed, the same on every route to the simulator."""
+    return int(np.random.default_rng(seed).integers(spawn_points))
 
 
 def command(action: int) -> VehicleCommand:
