@@ -108,14 +108,13 @@ def _add_stage(commands: argparse._SubParsersAction, name: str, summary: str, ru
 
 
 def _stage(args: argparse.Namespace):
-    """The configuration and the output directory of a stage; one torch thread for this process."""
+    """The configuration and the output directory of a stage."""
     from dataclasses import replace
 
-    import torch
-
     from carla_digr.config import load_config
+    from carla_digr.training import prepare_process
 
-    torch.set_num_threads(1)
+    prepare_process()
     config = load_config(args.config)
     if args.seed is not None:
         if not 0 <= args.seed < 2**31:

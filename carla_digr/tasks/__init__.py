@@ -1,0 +1,57 @@
+"""The tasks: what the offline stages train and explain on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from carla_digr.config import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+    from stable_baselines3.common.vec_env import VecEnv
+
+
+class Task(Protocol):
+    """One control task with picture observations and discrete actions."""
+
+    @property
+    def name(self) -> str:
+        """As configurations and checkpoints call it."""
+
+    @property
+    def observation_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """One name per action, in the order of the policy's logits."""
+
+    def make_vec_env(self, environments: int, seed: int) -> VecEnv:
+        """Environments that step together and reset themselves.
+
+        Observations are uint8 (N, C, H, W). Episode e of environment i is a function of (seed, i, e) and the actions.
+        At an episode's end its info has "metrics", a dict of floats that evaluation averages, and "is_success".
+
+        For training that resumes exactly, the VecEnv has ``get_state() -> dict[str, numpy array]`` and
+        ``set_state(state)``; without them a resumed training starts new episodes.
+        """
+
+
+class KnowsImportance(Protocol):
+    """A VecEnv whose task knows which pixels matter: its maps can be scored."""
+
+    def importance(self) -> np.ndarray:
+        """int8 (N, H, W) of the present observations: 1 important, 0 unimportant, -1 not counted."""
+
+
+def make_task(config: Config) -> Task:
+    """The task that a configuration names."""
+    if config.task == "red_fetch_green":
+        from carla_digr.tasks.red_fetch_green import RedFetchGreen
+
+        return RedFetchGreen(config.environment)
+    if config.task == "driving":
+        from carla_digr.tasks.driving import Driving
+
+        return Driving(config.environment)
+    raise ValueError(f"no task {config.task!r}")

@@ -1,0 +1,319 @@
+"""Stage 1: the teacher, by PPO.
+
+The algorithm is stable-baselines3's PPO (Schulman et al. 2017); the network inside its policy is exactly our
+ActorCritic, so a checkpoint is a copy of weights. Only saving differs: stable-baselines3 pickles, this does not.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from carla_digr import checkpoint
+from carla_digr.config import Config, PolicyConfig
+from carla_digr.errors import UserError
+from carla_digr.files import atomic_write
+from carla_digr.policy import ActorCritic, to_input
+from carla_digr.tasks import Task, make_task
+from carla_digr.training.state import (
+    check_same_job,
+    load_state,
+    pack_optimiser,
+    pack_random,
+    save_state,
+    unpack_optimiser,
+    unpack_random,
+)
+
+
+def train_teacher(config: Config, out: Path) -> None:
+    """Train, or go on training, until ``teacher.total_steps``.
+
+    Writes ``teacher.safetensors`` and ``.json`` (also at each checkpoint), ``teacher/state.safetensors`` (from which a
+    killed run resumes, on a CPU bit for bit if the task's VecEnv can save its state), ``teacher/curve.csv`` and
+    ``teacher/tensorboard``.
+
+    Raises:
+        UserError: the saved state is damaged or of another configuration, or the settings do not fit each other.
+    """
+    settings = config.teacher
+    rollout = settings.environments * settings.rollout_steps
+    if rollout % settings.minibatch_size:
+        raise UserError(
+            f"teacher.minibatch_size {settings.minibatch_size} must divide environments * rollout_steps = {rollout}."
+        )
+    task = make_task(config)
+    state_path = out / "teacher" / "state.safetensors"
+    saved = load_state(state_path) if state_path.exists() else None
+    if saved:
+        check_same_job(state_path, saved[1]["config"], _sections(config))
+    env = VecMonitor(task.make_vec_env(settings.environments, config.seed))
+    try:
+        algorithm = _make_ppo(config, env)
+        if saved:
+            _restore(algorithm, env, *saved)
+        steps = algorithm.num_timesteps
+        algorithm.set_logger(Logger(str(out), [_CurveWriter(out / "teacher", steps)]))
+        job = _Job(config, task, env, out, state_path)
+        with job.progress:
+            remaining = settings.total_steps - steps
+            if remaining > 0:
+                algorithm.learn(remaining, callback=job, log_interval=sys.maxsize, reset_num_timesteps=saved is None)
+    finally:
+        env.close()
+    print(f"{out / 'teacher.safetensors'}: {algorithm.num_timesteps} steps")
+
+
+class SB3Policy(ActorCriticPolicy):
+    """stable-baselines3's actor-critic interface around our network."""
+
+    network: ActorCritic
+
+    def __init__(self, *args: Any, network_config: PolicyConfig, **kwargs: Any):
+        self._network_config = network_config
+        super().__init__(*args, **kwargs)
+
+    def _build(self, lr_schedule: Any) -> None:
+        channels, height, width = self.observation_space.shape  # type: ignore[misc]
+        actions = int(self.action_space.n)  # type: ignore[attr-defined]
+        self.network = ActorCritic(self._network_config, channels, height, width, actions)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-5)
+
+    def _distribution_and_value(self, obs: Any) -> tuple[CategoricalDistribution, Tensor]:
+        logits, value = self.network(to_input(obs))
+        distribution = CategoricalDistribution(logits.shape[1])
+        return distribution.proba_distribution(logits), value
+
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions int64 (B,), values (B, 1), log-probabilities (B,) of uint8 (B, C, H, W)."""
+        distribution, value = self._distribution_and_value(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, value[:, None], distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (B, 1), log-probabilities (B,) and entropies (B,) of given actions."""
+        distribution, value = self._distribution_and_value(obs)
+        return value[:, None], distribution.log_prob(actions), distribution.entropy()
+
+    def predict_values(self, obs: Any) -> Tensor:
+        """Values (B, 1)."""
+        return self._distribution_and_value(obs)[1][:, None]
+
+    def get_distribution(self, obs: Any) -> CategoricalDistribution:
+        """The action distribution."""
+        return self._distribution_and_value(obs)[0]
+
+
+def _make_ppo(config: Config, env: VecEnv) -> PPO:
+    settings = config.teacher
+    start, end = settings.learning_rate, settings.learning_rate_end
+    return PPO(
+        SB3Policy,
+        env,
+        learning_rate=lambda remaining: end + (start - end) * max(0.0, remaining),  # the last rollout may overshoot
+        n_steps=settings.rollout_steps,
+        batch_size=settings.minibatch_size,
+        n_epochs=settings.epochs,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        clip_range=settings.clip_range,
+        ent_coef=settings.entropy_coefficient,
+        vf_coef=settings.value_coefficient,
+        max_grad_norm=settings.max_gradient_norm,
+        target_kl=settings.target_kl,
+        policy_kwargs={"network_config": config.policy},
+        seed=config.seed,
+        device="cpu",
+    )
+
+
+class _Job(BaseCallback):
+    """What happens around PPO's loop: progress, the entropy schedule, saved states."""
+
+    def __init__(self, config: Config, task: Task, env: VecMonitor, out: Path, state_path: Path):
+        super().__init__()
+        self.config, self.task, self.env, self.out, self.state_path = config, task, env, out, state_path
+        self.progress = tqdm(total=config.teacher.total_steps, unit="step", unit_scale=True, desc="teacher")
+        self.started_at = self.saved_at = 0  # steps
+
+    def _on_training_start(self) -> None:
+        self.started_at = self.saved_at = self.model.num_timesteps
+        self.progress.update(self.model.num_timesteps - self.progress.n)
+        self.progress.unpause()
+
+    def _on_rollout_start(self) -> None:
+        """After an update and before the next rollout: the only moment at which the state is whole."""
+        settings = self.config.teacher
+        if self.model.num_timesteps > self.started_at:
+            self.model.dump_logs()
+        if self.model.num_timesteps - self.saved_at >= settings.checkpoint_interval:
+            self.save()
+        done = min(1.0, self.model.num_timesteps / settings.total_steps)
+        start, end = settings.entropy_coefficient, settings.entropy_coefficient_end
+        self.model.ent_coef = start + (end - start) * done  # type: ignore[attr-defined]
+        if self.model.ep_info_buffer:
+            self.progress.set_postfix(_recent(self.model), refresh=False)
+
+    def _on_training_end(self) -> None:
+        self.model.dump_logs()
+        self.save()
+
+    def _on_step(self) -> bool:
+        self.progress.update(self.training_env.num_envs)
+        return True
+
+    def save(self) -> None:
+        """Write the state to resume from, then the policy."""
+        algorithm = self.model
+        optimiser, groups = pack_optimiser(algorithm.policy.optimizer)
+        random, numpy_values = pack_random()
+        tensors = {
+            **{f"policy.{name}": tensor for name, tensor in algorithm.policy.state_dict().items()},
+            **optimiser,
+            **random,
+            **{f"env.{name}": torch.from_numpy(value) for name, value in _env_state(self.env).items()},
+            "last_observation": torch.from_numpy(np.array(algorithm._last_obs)),
+            "last_starts": torch.from_numpy(np.array(algorithm._last_episode_starts)),
+        }
+        values = {
+            "config": _sections(self.config),
+            "steps": algorithm.num_timesteps,
+            "updates": algorithm._n_updates,
+            "optimiser_groups": groups,
+            "random_numpy": numpy_values,
+            "episodes": [{k: float(v) for k, v in item.items()} for item in algorithm.ep_info_buffer or ()],
+            "successes": [bool(item) for item in algorithm.ep_success_buffer or ()],
+        }
+        save_state(self.state_path, tensors, values)
+        card = {
+            "task": self.config.task,
+            "role": "teacher",
+            "action_names": list(self.task.action_names),
+            "seed": self.config.seed,
+            "steps": algorithm.num_timesteps,
+            "metrics": _recent(algorithm),
+            "config": self.config.to_dict(),
+        }
+        checkpoint.save(self.out / "teacher.safetensors", algorithm.policy.network, card)  # type: ignore[arg-type]
+        self.saved_at = algorithm.num_timesteps
+
+
+def _restore(algorithm: PPO, env: VecMonitor, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    prefix = "policy."
+    weights = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+    algorithm.policy.load_state_dict(weights)
+    unpack_optimiser(algorithm.policy.optimizer, tensors, values["optimiser_groups"])
+    algorithm.num_timesteps = values["steps"]
+    algorithm._n_updates = values["updates"]
+    algorithm.ep_info_buffer = deque(values["episodes"], maxlen=algorithm._stats_window_size)
+    algorithm.ep_success_buffer = deque(values["successes"], maxlen=algorithm._stats_window_size)
+    prefix = "env."
+    env_state = {name[len(prefix) :]: t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
+    if env_state:
+        env.reset()
+        _set_env_state(env, env_state)
+        algorithm._last_obs = tensors["last_observation"].numpy()
+        algorithm._last_episode_starts = tensors["last_starts"].numpy()
+    else:
+        algorithm._last_obs = env.reset()  # type: ignore[assignment]
+        algorithm._last_episode_starts = np.ones(env.num_envs, bool)
+    unpack_random(tensors, values["random_numpy"])
+
+
+def _env_state(env: VecMonitor) -> dict[str, np.ndarray]:
+    get_state = getattr(env.venv, "get_state", None)
+    if get_state is None:
+        return {}
+    return {
+        **get_state(),
+        "monitor_returns": env.episode_returns.copy(),
+        "monitor_lengths": env.episode_lengths.copy(),
+    }
+
+
+def _set_env_state(env: VecMonitor, state: dict[str, np.ndarray]) -> None:
+    env.episode_returns = state.pop("monitor_returns")
+    env.episode_lengths = state.pop("monitor_lengths")
+    env.venv.set_state(state)  # type: ignore[attr-defined]
+
+
+def _sections(config: Config) -> dict[str, Any]:
+    """What the teacher depends on."""
+    values = config.to_dict()
+    return {key: values[key] for key in ("task", "seed", "environment", "policy", "teacher")}
+
+
+def _recent(algorithm: Any) -> dict[str, float]:
+    """Means over the last 100 episodes."""
+    result = {}
+    if algorithm.ep_info_buffer:
+        result["return"] = float(np.mean([item["r"] for item in algorithm.ep_info_buffer]))
+        result["length"] = float(np.mean([item["l"] for item in algorithm.ep_info_buffer]))
+    if algorithm.ep_success_buffer:
+        result["success"] = float(np.mean(algorithm.ep_success_buffer))
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+class _CurveWriter(KVWriter):
+    """stable-baselines3's figures of each update as ``curve.csv`` and TensorBoard events.
+
+    Rows after ``steps``, left by a run that was killed after its last saved state, are cut off.
+    """
+
+    COLUMNS = (
+        ("steps", "time/total_timesteps"),
+        ("return", "rollout/ep_rew_mean"),
+        ("length", "rollout/ep_len_mean"),
+        ("success", "rollout/success_rate"),
+        ("learning_rate", "train/learning_rate"),
+        ("approximate_kl", "train/approx_kl"),
+        ("clip_fraction", "train/clip_fraction"),
+        ("entropy", "train/entropy_loss"),
+        ("value_loss", "train/value_loss"),
+        ("explained_variance", "train/explained_variance"),
+        ("steps_per_second", "time/fps"),
+    )
+
+    def __init__(self, directory: Path, steps: int):
+        path = directory / "curve.csv"
+        kept = []
+        if steps and path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit() and int(row[0]) <= steps]
+        with atomic_write(path) as raw:
+            lines = [[name for name, _ in self.COLUMNS], *kept]
+            raw.write("".join(",".join(line) + "\n" for line in lines).encode())
+        self._csv = path.open("a", newline="")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps if steps else None)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict, step: int = 0) -> None:
+        """Append one row."""
+        row = {**key_values, "time/total_timesteps": step}
+        line = ["" if row.get(key) is None else f"{row[key]:.6g}" if key != "time/total_timesteps" else str(step)
+                for _, key in self.COLUMNS]  # fmt: skip
+        self._csv.write(",".join(line) + "\n")
+        self._csv.flush()
+        for name, key in self.COLUMNS[1:]:
+            if row.get(key) is not None:
+                self._board.add_scalar(f"teacher/{name}", row[key], step, walltime=time.time())
+
+    def close(self) -> None:
+        """Close both files."""
+        self._csv.close()
+        self._board.close()
