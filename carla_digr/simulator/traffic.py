@@ -399,9 +399,10 @@ def populate(road: Road, seed: int, vehicles: int, oncoming: int, taken: NDArray
     Raises UserError when they do not fit on the ring.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    rows = np.zeros(vehicles + oncoming, VEHICLE)
-    for i in range(len(rows)):
-        row = rows[i]
+    table = np.zeros(len(taken) + vehicles + oncoming, VEHICLE)
+    table[: len(taken)] = taken
+    for i in range(len(taken), len(table)):
+        row = table[i]
         draw = rng.random(8)
         lane = int(np.searchsorted(_LANE_BORDERS, draw[0], side="right"))
         heavy = draw[1] < _HEAVY_SHARE[lane]
@@ -409,7 +410,7 @@ def populate(road: Road, seed: int, vehicles: int, oncoming: int, taken: NDArray
         kind = kinds[int(draw[2] * len(kinds))]
         colors = KINDS[kind].colors
         fill_kind(row, kind, colors[int(draw[3] * len(colors))])
-        own = i < vehicles
+        own = i < len(taken) + vehicles
         row["driver"] = TRAFFIC if own else ONCOMING
         row["lane"] = row["home_lane"] = lane
         row["leftmost_lane"] = LANES - 2 if heavy else 0
@@ -420,8 +421,13 @@ def populate(road: Road, seed: int, vehicles: int, oncoming: int, taken: NDArray
         row["think_in"] = THINK_PERIOD * draw[7]
         row["speed"] = row["desired_speed"] if own else _ONCOMING_SPEED[lane]
         row["d"] = lane_center(lane) if own else -lane_center(lane)
-        others = np.concatenate([taken, rows[:i]])
-        row["s"] = _free_place(road, rng, row, others)
+        row["s"] = _free_place(table[: i + 1], road.length, rng.random(_TRIES * len(_SPACING)))
+        if row["s"] < 0.0:
+            raise UserError(
+                f"the ring of {road.length:.0f} m has no room for {vehicles} vehicles and {oncoming} oncoming "
+                "ones; ask for fewer."
+            )
+    rows = table[len(taken) :]
     x, y, heading = road.pose(rows["s"], rows["d"])
     rows["x"], rows["y"] = x, y
     rows["yaw"] = np.where(rows["driver"] == ONCOMING, heading + math.pi, heading)
@@ -437,20 +443,24 @@ def fill_kind(row: np.void, kind: int, color: tuple[int, int, int]) -> None:
         row[name] = getattr(KINDS[kind], name)
 
 
-def _free_place(road: Road, rng: np.random.Generator, row: np.void, others: NDArray[np.void]) -> float:
-    """A random s for a vehicle whose d, length and driver are known."""
-    s = others["s"]
-    same_lane = np.abs(others["d"] - row["d"]) < LANE_WIDTH
-    client = (others["driver"] == CLIENT) & (row["d"] > 0.0)
-    reach = 0.5 * (others["length"] + row["length"])
-    for spacing in _SPACING:
-        wanted = np.where(client, _CLEAR_AROUND_EGO, np.where(same_lane, reach + spacing, -1.0))
-        tries = rng.random((_TRIES, 1)) * road.length
-        apart = np.abs((s - tries + 0.5 * road.length) % road.length - 0.5 * road.length)
-        free = np.flatnonzero((apart > wanted).all(axis=1))
-        if len(free):
-            return float(tries[free[0], 0])
-    raise UserError(
-        f"the ring of {road.length:.0f} m has no room for all the traffic asked for ({len(others)} vehicles stand "
-        "already); ask for fewer vehicles."
-    )
+@njit(cache=True, nogil=True)
+def _free_place(table, ring, draws):
+    """The first of the drawn places, s = draw * ring, that is free for the table's last row; -1 without one.
+
+    Its d, length and driver are known. Each spacing gets its share of the draws.
+    """
+    v = table[-1]
+    for k in range(draws.shape[0]):
+        s = draws[k] * ring
+        spacing = _SPACING[k // _TRIES]
+        free = True
+        for i in range(table.shape[0] - 1):
+            w = table[i]
+            apart = abs((w.s - s + 0.5 * ring) % ring - 0.5 * ring)
+            if w.driver == CLIENT and v.d > 0.0:
+                free &= apart > _CLEAR_AROUND_EGO
+            elif abs(w.d - v.d) < LANE_WIDTH:
+                free &= apart > spacing + 0.5 * (w.length + v.length)
+        if free:
+            return s
+    return -1.0

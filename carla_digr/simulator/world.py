@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
+from carla_digr.simulator.renderer import VehicleTable, render
 from carla_digr.simulator.road import BARRIER_HALF_WIDTH, RAIL_OFFSET, Road, project_to
 from carla_digr.simulator.traffic import (
     CLIENT,
@@ -389,8 +390,6 @@ class World:
 
     def render(self, camera: Camera) -> NDArray[np.uint8]:
         """The camera's picture of the present state, (height, width, 4) uint8 BGRA."""
-        from carla_digr.simulator.renderer import render
-
         x, y, yaw = camera.x, camera.y, camera.yaw
         if camera.parent:
             row = self.vehicle(camera.parent)
@@ -398,7 +397,17 @@ class World:
             x, y = row["x"] + c * camera.x - sn * camera.y, row["y"] + sn * camera.x + c * camera.y
             yaw += row["yaw"]
         pose = (x, y, camera.z, camera.pitch, yaw, camera.roll)
-        return render(self.road, pose, camera.width, camera.height, camera.fov, self.vehicles, self.palette)
+        v = self.vehicles
+        table = VehicleTable(
+            v["id"].astype(np.int32),
+            v["kind"].copy(),
+            v["x"].copy(),
+            v["y"].copy(),
+            v["yaw"].copy(),
+            v["color"].copy(),
+            v["brake_light"].copy(),
+        )
+        return render(self.road, pose, camera.width, camera.height, camera.fov, table, self.palette)
 
     # The whole state.
 
