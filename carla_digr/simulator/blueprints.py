@@ -1,0 +1,179 @@
+"""The blueprint library the embedded highway shows to CARLA clients."""
+
+from __future__ import annotations
+
+import math
+
+from carla_digr.simulator import wire
+from carla_digr.simulator.vehicle import BUS, CAR, KINDS, MAX_STEER, TRUCK, VAN, VehicleKind
+from carla_digr.simulator.wire import BOOL, COLOR, FLOAT, INT, STRING, ActorDefinition, Attribute, Vector3D
+
+RGB = "sensor.camera.rgb"
+COLLISION = "sensor.other.collision"
+LANE_INVASION = "sensor.other.lane_invasion"
+HIGHWAY_TRAFFIC = "controller.traffic.highway"
+"""Not a blueprint of CARLA's: spawning it fills the ring with the world's own drivers, destroying it removes them."""
+
+MAX_IMAGE_SIDE = 2048  # px
+MAX_TRAFFIC = 400  # vehicles one traffic controller may ask for
+
+_BODY = {CAR: "car", VAN: "van", TRUCK: "truck", BUS: "bus"}
+_LABEL = {CAR: 14, VAN: 14, TRUCK: 15, BUS: 16}  # CARLA's CityObjectLabel
+_WHEEL_RADIUS = {CAR: 35.0, VAN: 37.0, TRUCK: 50.0, BUS: 50.0}  # cm
+
+# What CARLA's RGB camera offers beyond size, fov and tick, with its defaults. Accepted and without effect here: the
+# embedded renderer has no lens and no film.
+_LENS = (
+    ("lens_circle_falloff", "5.0"),
+    ("lens_circle_multiplier", "0.0"),
+    ("lens_k", "-1.0"),
+    ("lens_kcube", "0.0"),
+    ("lens_x_size", "0.08"),
+    ("lens_y_size", "0.08"),
+    ("bloom_intensity", "0.675"),
+    ("lens_flare_intensity", "0.1"),
+    ("motion_blur_intensity", "0.45"),
+    ("motion_blur_max_distortion", "0.35"),
+    ("motion_blur_min_object_screen_size", "0.1"),
+    ("gamma", "2.2"),
+    ("shutter_speed", "200.0"),
+    ("iso", "100.0"),
+    ("fstop", "1.4"),
+    ("min_fstop", "1.2"),
+    ("exposure_compensation", "0.0"),
+    ("exposure_min_bright", "10.0"),
+    ("exposure_max_bright", "12.0"),
+    ("exposure_speed_up", "3.0"),
+    ("exposure_speed_down", "1.0"),
+    ("calibration_constant", "16.0"),
+    ("focal_distance", "1000.0"),
+    ("blur_amount", "1.0"),
+    ("blur_radius", "0.0"),
+    ("slope", "0.88"),
+    ("toe", "0.55"),
+    ("shoulder", "0.26"),
+    ("black_clip", "0.0"),
+    ("white_clip", "0.04"),
+    ("temp", "6500.0"),
+    ("tint", "0.0"),
+    ("chromatic_aberration_intensity", "0.0"),
+    ("chromatic_aberration_offset", "0.0"),
+)
+
+
+def _fixed(name: str, kind: int, value: str) -> Attribute:
+    return Attribute(name, kind, value, modifiable=False)
+
+
+def _vehicle(kind: VehicleKind) -> tuple[str, str, tuple[Attribute, ...]]:
+    colors = tuple(",".join(map(str, c)) for c in kind.colors)
+    attributes = (
+        _fixed("base_type", STRING, _BODY[kind.body]),
+        _fixed("special_type", STRING, ""),
+        _fixed("object_type", STRING, ""),
+        _fixed("number_of_wheels", INT, "4"),
+        _fixed("generation", INT, "2"),
+        _fixed("has_lights", BOOL, "true"),
+        _fixed("has_dynamic_doors", BOOL, "false"),
+        Attribute("color", COLOR, colors[0], colors),
+        Attribute("role_name", STRING, "autopilot", ("autopilot", "scenario", "ego_vehicle")),
+        Attribute("sticky_control", BOOL, "true"),
+        Attribute("terramechanics", BOOL, "false"),
+    )
+    return kind.blueprint, ",".join(kind.blueprint.split(".")), attributes
+
+
+def _definitions() -> tuple[ActorDefinition, ...]:
+    role = Attribute("role_name", STRING, "default")
+    tick = Attribute("sensor_tick", FLOAT, "0.0")
+    camera = (
+        role,
+        Attribute("image_size_x", INT, "800"),
+        Attribute("image_size_y", INT, "600"),
+        Attribute("fov", FLOAT, "90.0"),
+        tick,
+        Attribute("enable_postprocess_effects", BOOL, "true"),
+        Attribute("exposure_mode", STRING, "histogram", ("histogram", "manual"), restricted=True),
+        Attribute("blade_count", INT, "5"),
+        *(Attribute(name, FLOAT, value) for name, value in _LENS),
+    )
+    traffic = (
+        role,
+        Attribute("seed", INT, "0"),
+        Attribute("vehicles", INT, "64"),
+        Attribute("hero", INT, "0"),
+    )
+    rows = [
+        *map(_vehicle, KINDS),
+        (RGB, "sensor,camera,rgb", camera),
+        (COLLISION, "sensor,other,collision", (role,)),
+        (LANE_INVASION, "sensor,other,lane_invasion", (role,)),
+        (HIGHWAY_TRAFFIC, "controller,traffic,highway", traffic),
+    ]
+    return tuple(ActorDefinition(i, *row) for i, row in enumerate(rows, start=1))
+
+
+DEFINITIONS = _definitions()
+BY_ID = {definition.id: definition for definition in DEFINITIONS}
+KIND_INDEX = {kind.blueprint: i for i, kind in enumerate(KINDS)}
+
+
+def bounding_box(kind: VehicleKind, actor_id: int) -> wire.BoundingBox:
+    """The vehicle's box; its origin is on the ground, so the centre is half a height up."""
+    extent = Vector3D(kind.length / 2, kind.width / 2, kind.height / 2)
+    return wire.BoundingBox(Vector3D(0.0, 0.0, kind.height / 2), extent, wire.Rotation(), actor_id)
+
+
+def semantic_tags(kind: VehicleKind) -> bytes:
+    """CARLA's semantic label of the vehicle, one byte."""
+    return bytes([_LABEL[kind.body]])
+
+
+def physics(kind: VehicleKind, x: float, y: float, yaw: float) -> wire.VehiclePhysics:
+    """CARLA's description of the vehicle's mechanics at a pose (m, rad).
+
+    Mass, wheel positions (cm, world) and the largest wheel angle are the kind's own; the rest are CARLA's defaults,
+    for scripts that read and write them back: the bicycle model has no engine curve and no tyres.
+    """
+    wheels = []
+    for forward in (kind.wheelbase / 2, -kind.wheelbase / 2):
+        for right in (-kind.width / 2 + 0.12, kind.width / 2 - 0.12):
+            position = Vector3D(
+                100.0 * (x + forward * math.cos(yaw) - right * math.sin(yaw)),
+                100.0 * (y + forward * math.sin(yaw) + right * math.cos(yaw)),
+                _WHEEL_RADIUS[kind.body],
+            )
+            front = forward > 0.0
+            wheels.append(
+                wire.Wheel(
+                    tire_friction=3.5,
+                    damping_rate=0.25,
+                    max_steer_angle=math.degrees(MAX_STEER) if front else 0.0,
+                    radius=_WHEEL_RADIUS[kind.body],
+                    max_brake_torque=1500.0,
+                    max_handbrake_torque=0.0 if front else 3000.0,
+                    lat_stiff_max_load=3.0,
+                    lat_stiff_value=20.0,
+                    long_stiff_value=3000.0,
+                    position=position,
+                )
+            )
+    return wire.VehiclePhysics(
+        torque_curve=[(0.0, 400.0), (1000.0, 500.0), (5000.0, 300.0)],
+        max_rpm=5000.0,
+        moi=1.0,
+        damping_full_throttle=0.15,
+        damping_clutch_engaged=2.0,
+        damping_clutch_disengaged=0.35,
+        use_gear_autobox=True,
+        gear_switch_time=0.5,
+        clutch_strength=10.0,
+        final_ratio=4.0,
+        forward_gears=[(2.85, 0.5, 0.65), (1.6, 0.5, 0.65), (1.0, 0.5, 0.65)],
+        mass=kind.mass,
+        drag_coefficient=0.3,
+        center_of_mass=Vector3D(),
+        steering_curve=[(0.0, 1.0), (120.0, 1.0)],
+        wheels=wheels,
+        use_sweep_wheel_collision=False,
+    )

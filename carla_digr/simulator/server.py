@@ -1,0 +1,418 @@
+"""The embedded highway as a server that speaks CARLA 0.9.16's protocol: sockets and time.
+
+One process, one thread, two TCP ports: msgpack-rpc on the first, streams on the second. Must not run in the process
+of a CARLA client, which holds Python's global lock while it waits for answers.
+
+    python -m carla_digr.simulator.server --port 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from carla_digr.errors import UserError
+from carla_digr.simulator import wire
+from carla_digr.simulator.episode import METHODS, CallFailed, Episode, answer
+from carla_digr.simulator.road import MAP_NAME
+from carla_digr.simulator.world import Camera
+
+ANNOUNCED_LIMIT = 0.5  # s a tick waits for streams whose token was handed out
+EPISODE_SWITCH_LIMIT = 1.0  # s after which a new episode begins even if its client does not come back
+SILENT_LIMIT = 10.0  # s a streaming connection may stay without a valid subscription
+PARENT_CHECK = 0.25  # s
+UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before its connection is dropped
+MAX_CONNECTIONS = 500
+CHUNK = 1 << 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Connection:
+    """A client's TCP connection on one of the two ports."""
+
+    socket: socket.socket
+    outgoing: bytearray = field(default_factory=bytearray)
+    """What the kernel has not taken yet."""
+    opened: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class RpcConnection(Connection):
+    """Calls come in, answers go out."""
+
+    reader: wire.RequestReader = field(default_factory=wire.RequestReader)
+
+
+@dataclass(eq=False)
+class StreamConnection(Connection):
+    """Says once which stream it wants, then only listens."""
+
+    incoming: bytes = b""
+    stream: int = 0
+
+
+class Server:
+    """Binds both ports and serves until the process ends.
+
+    Parameters:
+        host: address to listen on
+        port: of the RPC channel, streams are one above; 0 takes two free ones
+
+    Raises UserError when a port cannot be had.
+    """
+
+    def __init__(self, host: str, port: int):
+        self._selector = selectors.DefaultSelector()
+        self._rpc = _listen(host, port)
+        self.port: int = self._rpc.getsockname()[1]
+        self._streaming = _listen(host, port + 1 if port else 0)
+        self.streaming_port: int = self._streaming.getsockname()[1]
+        self._selector.register(self._rpc, selectors.EVENT_READ, RpcConnection)
+        self._selector.register(self._streaming, selectors.EVENT_READ, StreamConnection)
+        self._connections: set[Connection] = set()
+        self._subscribers: dict[int, list[StreamConnection]] = {}
+        self._announced: list[tuple[int, RpcConnection, float]] = []
+        """Streams whose token was handed out: id, to whom, and until when ticks wait for them."""
+        self._ticks: deque[tuple[RpcConnection, int]] = deque()
+        """tick_cue calls not answered yet."""
+        self._switch: tuple[RpcConnection, float, bool] | None = None
+        """A new episode that was asked for: by whom, when at the latest, and whether settings are reset."""
+        self._next_step = time.monotonic()
+        self._episode = Episode(1, 0, wire.EpisodeSettings(), self.streaming_port)
+        self._warm_up()
+
+    def serve(self, parent: int) -> None:
+        """Serve until the process ``parent`` is no longer the parent of this one."""
+        check = 0.0
+        while True:
+            for key, events in self._selector.select(self._timeout()):
+                if key.fileobj in (self._rpc, self._streaming):
+                    self._accept(key.fileobj, key.data)
+                    continue
+                connection: Connection = key.data
+                if events & selectors.EVENT_WRITE:
+                    self._flush(connection)
+                if events & selectors.EVENT_READ and connection in self._connections:
+                    self._read(connection)
+            now = time.monotonic()
+            if self._switch is not None and now >= self._switch[1]:
+                self._begin_episode()
+            self._step_if_due(now)
+            if now >= check:
+                check = now + PARENT_CHECK
+                if os.getppid() != parent:
+                    return
+                self._close_silent(now)
+
+    # -------------------------------------------------------------------------------------------------- frames
+
+    def _warm_up(self) -> None:
+        """Compile or load the numba code before the first client waits for it, and make the first frame."""
+        vehicle = self._episode.world.spawn_vehicle(0, *self._episode.world.road.spawn_points[0])
+        self._episode.world.render(Camera(vehicle, -9.5, 0.0, 4.2, -0.1, 0.0, 0.0, 32, 32, 48.0))
+        self._step()
+        self._episode = Episode(1, self._episode.world.frame, wire.EpisodeSettings(), self.streaming_port)
+        self._step()
+
+    def _timeout(self) -> float:
+        """Seconds until something is due without any message."""
+        now = time.monotonic()
+        due = now + PARENT_CHECK
+        if self._ticks:
+            due = min((limit for _, _, limit in self._announced), default=now)
+        if self._switch is not None:
+            due = min(due, self._switch[1])
+        if not self._episode.settings.synchronous:
+            due = min(due, self._next_step)
+        return max(0.0, due - now)
+
+    def _step_if_due(self, now: float) -> None:
+        """Tick for the client that asked, or by the clock in asynchronous mode."""
+        if not self._episode.settings.synchronous:
+            while self._ticks:
+                self._answer_tick(self._episode.world.frame + 1)
+            if now >= self._next_step:
+                self._step()
+                self._next_step = max(self._next_step + self._episode.delta, now)
+            return
+        self._announced = [a for a in self._announced if now < a[2]]
+        if self._ticks and not self._announced:  # one at a time: other clients are heard in between
+            self._step()
+            self._answer_tick(self._episode.world.frame)
+
+    def _step(self) -> None:
+        """Advance one frame and send its messages: sensors first, then the world state."""
+        for stream, message in self._episode.advance(self._subscribers):
+            for connection in list(self._subscribers.get(stream, ())):
+                self._send(connection, message)
+
+    def _answer_tick(self, frame: int) -> None:
+        connection, call_id = self._ticks.popleft()
+        self._send(connection, wire.response(call_id, wire.value(frame)))
+
+    def _begin_episode(self) -> None:
+        """Replace the world; its streams end, frames go on counting."""
+        assert self._switch is not None
+        old, (_, _, reset) = self._episode, self._switch
+        self._switch = None
+        settings = wire.EpisodeSettings() if reset else old.settings
+        self._episode = Episode(old.number + 1, old.world.frame, settings, self.streaming_port)
+        self._episode.traffic_managers = old.traffic_managers
+        self._end_dead_streams()
+
+    # --------------------------------------------------------------------------------------------------- calls
+
+    def _dispatch(self, connection: RpcConnection, request: wire.Request) -> None:
+        name, arguments = request.method, request.arguments
+        if name == "tick_cue":
+            self._ticks.append((connection, request.call_id))
+            return
+        result: Any
+        if name == "apply_batch":
+            result = self._apply_batch(arguments)
+        elif name == "get_sensor_token":
+            result = self._announce(connection, arguments)
+        elif name in ("load_new_episode", "copy_opendrive_to_file"):
+            result = self._load(connection, name, arguments)
+        elif name in METHODS:
+            if name == "get_episode_info" and self._switch is not None and self._switch[0] is connection:
+                self._begin_episode()  # the client has dropped its old world by now
+            result = self._answer(name, arguments)
+        else:
+            self._send(connection, wire.refusal(request.call_id, f"this simulator does not offer {name}"))
+            return
+        self._send(connection, wire.response(request.call_id, result))
+        if name in ("destroy_actor", "apply_batch"):
+            self._end_dead_streams()
+
+    def _answer(self, name: str, arguments: list[Any]) -> list[Any]:
+        try:
+            return answer(self._episode, name, arguments)
+        except Exception:  # a defect met by one client must not end the drive of the others
+            log.exception("%s failed", name)
+            error = f"{name}: internal error of the simulator, see its log"
+            return wire.value_error(error) if METHODS[name].returns else wire.void_error(error)
+
+    def _apply_batch(self, arguments: list[Any]) -> list[Any]:
+        try:
+            return self._episode.apply_batch(arguments[0] if arguments else None)
+        except CallFailed as error:
+            return [wire.value_error(str(error))[0]]
+
+    def _announce(self, connection: RpcConnection, arguments: list[Any]) -> list[Any]:
+        match arguments:
+            case [int(stream)] if stream in self._episode.streams:
+                self._announced.append((stream, connection, time.monotonic() + ANNOUNCED_LIMIT))
+                return wire.value((wire.token(stream, self.streaming_port),))
+        return wire.value_error(f"there is no stream {arguments!r:.40}")
+
+    def _load(self, connection: RpcConnection, name: str, arguments: list[Any]) -> list[Any]:
+        """Promise a new episode; it begins when this client, having dropped its world, asks for the episode again."""
+        match name, arguments:
+            case "load_new_episode", [str(map_name), bool(reset), *_]:
+                if map_name.rsplit("/", 1)[-1] not in ("", MAP_NAME):
+                    return wire.void_error(f"this simulator has no map {map_name!r:.80}, only {MAP_NAME}")
+                self._switch = connection, time.monotonic() + EPISODE_SWITCH_LIMIT, reset
+                return wire.done()
+            case "copy_opendrive_to_file", _:
+                return wire.void_error(f"this simulator has one map, {MAP_NAME}, and builds none from OpenDRIVE")
+        return wire.void_error(f"{name}: wrong arguments")
+
+    # ------------------------------------------------------------------------------------------------- sockets
+
+    def _accept(self, listener: socket.socket, kind: type[Connection]) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.01)  # the listener stays readable; do not spin until a client leaves
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            client.close()
+            return
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = kind(client)
+        self._connections.add(connection)
+        self._selector.register(client, selectors.EVENT_READ, connection)
+
+    def _close(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        if isinstance(connection, StreamConnection) and connection.stream:
+            listeners = self._subscribers[connection.stream]
+            listeners.remove(connection)
+            if not listeners:
+                del self._subscribers[connection.stream]
+        elif isinstance(connection, RpcConnection):
+            self._announced = [a for a in self._announced if a[1] is not connection]
+            self._ticks = deque(t for t in self._ticks if t[0] is not connection)
+
+    def _close_silent(self, now: float) -> None:
+        """Close streaming connections that never asked for a stream that exists."""
+        for connection in list(self._connections):
+            silent = isinstance(connection, StreamConnection) and not connection.stream
+            if silent and now - connection.opened > SILENT_LIMIT:
+                self._close(connection)
+
+    def _end_dead_streams(self) -> None:
+        for stream in [s for s in self._subscribers if s not in self._episode.streams]:
+            for connection in list(self._subscribers[stream]):
+                self._close(connection)
+        self._announced = [a for a in self._announced if a[0] in self._episode.streams]
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+        elif isinstance(connection, RpcConnection):
+            try:
+                for request in connection.reader.feed(data):
+                    if connection in self._connections:  # an answer it did not read may have closed it
+                        self._dispatch(connection, request)
+            except wire.ProtocolError as error:
+                log.warning("a client was disconnected: %s", error)
+                self._close(connection)
+        elif isinstance(connection, StreamConnection) and not connection.stream:
+            connection.incoming += data[: wire.SUBSCRIPTION.size - len(connection.incoming)]
+            if len(connection.incoming) == wire.SUBSCRIPTION.size:
+                self._subscribe(connection, wire.SUBSCRIPTION.unpack(connection.incoming)[0])
+
+    def _subscribe(self, connection: StreamConnection, stream: int) -> None:
+        # An unknown stream is left open and silent until the time limit: closed at once, the client of a sensor that
+        # somebody else destroyed would reconnect without pause.
+        if stream not in self._episode.streams:
+            return
+        connection.stream = stream
+        self._subscribers.setdefault(stream, []).append(connection)
+        for i, (announced, _, _) in enumerate(self._announced):
+            if announced == stream:
+                del self._announced[i]
+                break
+        if stream == wire.WORLD_STREAM:
+            self._send(connection, self._episode.state())  # or a client of a halted world would see it empty
+
+    def _send(self, connection: Connection, data: bytes) -> None:
+        """Send without ever waiting; a client that leaves too much unread is disconnected."""
+        if connection not in self._connections:
+            return
+        if connection.outgoing:
+            if len(connection.outgoing) > UNREAD_LIMIT:
+                log.warning("a client that does not read was disconnected")
+                self._close(connection)
+                return
+            connection.outgoing += data
+            return
+        try:
+            sent = connection.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return
+        if sent < len(data):
+            connection.outgoing += memoryview(data)[sent:]
+            self._selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
+
+    def _flush(self, connection: Connection) -> None:
+        try:
+            sent = connection.socket.send(connection.outgoing)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(connection)
+            return
+        del connection.outgoing[:sent]
+        if not connection.outgoing:
+            self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=128)
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            reason = f"port {port} of {host} is in use; stop the program that has it or choose another with --port"
+        else:
+            reason = f"cannot listen on {host}:{port} ({error}); check --host and --port"
+        raise UserError(reason) from None
+
+
+def exit_with(parent: int) -> None:
+    """End this process when ``parent`` is no longer its parent, in a long computation too.
+
+    The kernel sends the signal also when only the thread that started this process ends, so the handler looks
+    whether the parent is really gone.
+    """
+
+    def look(*_: object) -> None:
+        if os.getppid() != parent:
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGUSR1, look)
+    ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
+    look()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the simulator's command line."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument(
+        "--port", type=int, default=2000, help="port for calls, streams use the next one (default 2000; 0: any free)"
+    )
+    parser.add_argument(
+        "--parent", type=int, help="end with this process, which must be the parent (default: whoever started this)"
+    )
+
+
+def run(host: str, port: int, parent: int | None = None) -> None:
+    """Serve until SIGTERM, SIGINT or the end of the parent process. Raises UserError when a port cannot be had."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    parent = parent or os.getppid()
+    exit_with(parent)
+    server = Server(host, port)
+    print(
+        f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "
+        f"streams on {server.streaming_port}",
+        flush=True,
+    )
+    server.serve(parent)
+
+
+def main() -> None:
+    """``python -m carla_digr.simulator.server``."""
+    parser = argparse.ArgumentParser(description="Embedded highway that speaks CARLA 0.9.16's protocol.")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+    try:
+        run(arguments.host, arguments.port, arguments.parent)
+    except UserError as error:
+        print(f"carla_digr: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

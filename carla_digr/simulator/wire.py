@@ -1,0 +1,468 @@
+"""CARLA 0.9.16's wire format: msgpack-rpc messages, their structures, and the binary streaming messages.
+
+Pure functions over bytes, without sockets. Two channels exist: on the RPC port msgpack-rpc without length prefix,
+on the streaming port length-prefixed little-endian packed structures. Structures travel in msgpack as arrays in field
+order, which is what a ``NamedTuple`` packs to; angles are degrees here, as everywhere in CARLA's protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = "0.9.16"
+MAX_REQUEST = 16 * 2**20
+"""Longest accepted RPC request in bytes; a longer one is an attack or an accident."""
+
+WORLD_STREAM = 1
+"""Stream id of the world state; sensors have ids above it."""
+
+# Index in the client's registry of sensor types: decides what Python object a message becomes.
+COLLISION, RGB_CAMERA, WORLD_STATE = 0, 13, 17
+
+FLAG_MAP_CHANGED = 1
+ACTIVE = 1
+GREEN_LIGHT = 2
+
+
+class ProtocolError(Exception):
+    """Bytes or values that are no message of the protocol; the text says what is wrong with them."""
+
+
+# ---------------------------------------------------------------------------------------------- structures
+
+
+class Vector3D(NamedTuple):
+    """Three floats; also CARLA's Location, in metres."""
+
+    x: float = 0.0
+    y: float = 0.0
+    z: float = 0.0
+
+
+class Rotation(NamedTuple):
+    """Degrees."""
+
+    pitch: float = 0.0
+    yaw: float = 0.0
+    roll: float = 0.0
+
+
+class Transform(NamedTuple):
+    """Location in metres and rotation in degrees."""
+
+    location: Vector3D = Vector3D()
+    rotation: Rotation = Rotation()
+
+
+class BoundingBox(NamedTuple):
+    """Centre relative to the actor and half sizes, metres."""
+
+    center: Vector3D = Vector3D()
+    extent: Vector3D = Vector3D()
+    rotation: Rotation = Rotation()
+    actor_id: int = 0
+
+
+class Attribute(NamedTuple):
+    """An attribute of a blueprint; ``type`` is one of BOOL, INT, FLOAT, STRING, COLOR, the value always text."""
+
+    id: str
+    type: int
+    value: str
+    recommended: tuple[str, ...] = ()
+    modifiable: bool = True
+    restricted: bool = False
+
+
+BOOL, INT, FLOAT, STRING, COLOR = 1, 2, 3, 4, 5
+
+
+class AttributeValue(NamedTuple):
+    """An attribute as an actor carries it."""
+
+    id: str
+    type: int
+    value: str
+
+
+class ActorDefinition(NamedTuple):
+    """A blueprint."""
+
+    uid: int
+    id: str
+    tags: str
+    attributes: tuple[Attribute, ...]
+
+
+class ActorDescription(NamedTuple):
+    """What an actor was made from."""
+
+    uid: int
+    id: str
+    attributes: list[AttributeValue]
+
+
+class Actor(NamedTuple):
+    """An actor as the client knows it; ``token`` is empty for actors without a stream."""
+
+    id: int
+    parent: int
+    description: ActorDescription
+    box: BoundingBox
+    tags: bytes
+    token: bytes
+
+
+class EpisodeSettings(NamedTuple):
+    """World settings; times in seconds, distances in metres."""
+
+    synchronous: bool = False
+    no_rendering: bool = False
+    fixed_delta: float | None = None
+    substepping: bool = True
+    max_substep_delta: float = 0.01
+    max_substeps: int = 10
+    max_culling_distance: float = 0.0
+    deterministic_ragdolls: bool = True
+    tile_stream_distance: float = 3000.0
+    actor_active_distance: float = 2000.0
+    spectator_as_ego: bool = True
+
+
+class VehicleControl(NamedTuple):
+    """Pedals in [0, 1], steer in [-1, 1]."""
+
+    throttle: float = 0.0
+    steer: float = 0.0
+    brake: float = 0.0
+    hand_brake: bool = False
+    reverse: bool = False
+    manual_gear_shift: bool = False
+    gear: int = 0
+
+
+class Weather(NamedTuple):
+    """CARLA's weather: percentages, angles in degrees, fog distance in metres."""
+
+    cloudiness: float = 0.0
+    precipitation: float = 0.0
+    precipitation_deposits: float = 0.0
+    wind_intensity: float = 0.0
+    sun_azimuth_angle: float = 0.0
+    sun_altitude_angle: float = 0.0
+    fog_density: float = 0.0
+    fog_distance: float = 0.0
+    fog_falloff: float = 0.0
+    wetness: float = 0.0
+    scattering_intensity: float = 0.0
+    mie_scattering_scale: float = 0.0
+    rayleigh_scattering_scale: float = 0.0331
+    dust_storm: float = 0.0
+
+
+class Wheel(NamedTuple):
+    """Physics of one wheel; angle in degrees, radius and position in centimetres."""
+
+    tire_friction: float
+    damping_rate: float
+    max_steer_angle: float
+    radius: float
+    max_brake_torque: float
+    max_handbrake_torque: float
+    lat_stiff_max_load: float
+    lat_stiff_value: float
+    long_stiff_value: float
+    position: Vector3D
+
+
+class VehiclePhysics(NamedTuple):
+    """CARLA's VehiclePhysicsControl; mass in kg."""
+
+    torque_curve: list[tuple[float, float]]
+    max_rpm: float
+    moi: float
+    damping_full_throttle: float
+    damping_clutch_engaged: float
+    damping_clutch_disengaged: float
+    use_gear_autobox: bool
+    gear_switch_time: float
+    clutch_strength: float
+    final_ratio: float
+    forward_gears: list[tuple[float, float, float]]
+    mass: float
+    drag_coefficient: float
+    center_of_mass: Vector3D
+    steering_curve: list[tuple[float, float]]
+    wheels: list[Wheel]
+    use_sweep_wheel_collision: bool
+
+
+class SpawnCommand(NamedTuple):
+    """Batch command SpawnActor; ``then`` holds raw commands in which actor id 0 stands for the new actor."""
+
+    description: ActorDescription
+    transform: Transform
+    parent: int | None
+    attachment: int
+    socket: str
+    then: list[Any]
+
+
+# ------------------------------------------------------------------------------------ msgpack values to structures
+
+Decoder = Callable[[Any], Any]
+
+
+@cache
+def decoder(hint: Any) -> Decoder:
+    """The function that checks and converts an unpacked msgpack value to the type ``hint``.
+
+    Known are bool, int, float (finite), str, bytes, Any, ``T | None`` (on the wire ``[false]`` or ``[true, value]``),
+    ``list[T]``, tuples of fixed length and NamedTuples (arrays in field order; what follows the known fields is
+    ignored). The function raises ProtocolError.
+    """
+    if hint is Any:
+        return lambda value: value
+    if hint is float:
+        return _float
+    if hint in (bool, int, str, bytes):
+        return _exactly(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return _list(decoder(arguments[0]))
+    if origin is tuple:
+        return _fields(tuple, [decoder(a) for a in arguments])
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _optional(decoder(inner))
+    hints = typing.get_type_hints(hint)
+    return _fields(hint._make, [decoder(hints[name]) for name in hint._fields])
+
+
+def _float(value: Any) -> float:
+    if (type(value) is not float and type(value) is not int) or not math.isfinite(value):
+        raise ProtocolError(f"expected a finite number, got {value!r:.60}")
+    return float(value)
+
+
+def _exactly(kind: type) -> Decoder:
+    def decode(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ProtocolError(f"expected {kind.__name__}, got {value!r:.60}")
+        return value
+
+    return decode
+
+
+def _list(item: Decoder) -> Decoder:
+    def decode(value: Any) -> list[Any]:
+        if type(value) is not list:
+            raise ProtocolError(f"expected an array, got {value!r:.60}")
+        return [item(v) for v in value]
+
+    return decode
+
+
+def _optional(inner: Decoder) -> Decoder:
+    def decode(value: Any) -> Any:
+        if type(value) is not list or not value or type(value[0]) is not bool or len(value) < 1 + value[0]:
+            raise ProtocolError(f"expected an optional value, got {value!r:.60}")
+        return inner(value[1]) if value[0] else None
+
+    return decode
+
+
+def _fields(make: Callable[[list[Any]], Any], decoders: Sequence[Decoder]) -> Decoder:
+    count = len(decoders)
+
+    def decode(value: Any) -> Any:
+        if type(value) is not list or len(value) < count:
+            raise ProtocolError(f"expected an array of {count}, got {value!r:.60}")
+        return make([d(v) for d, v in zip(decoders, value, strict=False)])
+
+    return decode
+
+
+def optional(value: Any) -> list[Any]:
+    """An optional value as the wire has it."""
+    return [False] if value is None else [True, value]
+
+
+def settings_to_wire(settings: EpisodeSettings) -> tuple[Any, ...]:
+    """Settings with their optional step in wire form."""
+    return tuple(settings._replace(fixed_delta=optional(settings.fixed_delta)))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------ RPC
+
+
+class Request(NamedTuple):
+    """One call; the client of an ``asynchronous`` one ignores the answer, which must be sent all the same."""
+
+    call_id: int
+    method: str
+    asynchronous: bool
+    arguments: list[Any]
+
+
+class RequestReader:
+    """Turns the bytes of one RPC connection into requests, in whatever pieces they arrive."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(
+            raw=False, strict_map_key=False, max_buffer_size=MAX_REQUEST, unicode_errors="strict"
+        )
+
+    def feed(self, data: bytes) -> Iterator[Request]:
+        """Yield the requests that ``data`` completes. Raises ProtocolError where the bytes are no request."""
+        try:
+            self._unpacker.feed(data)
+            for message in self._unpacker:
+                yield _request(message)
+        except ProtocolError:
+            raise
+        except Exception as error:  # msgpack raises half a dozen unrelated types for malformed input
+            raise ProtocolError(f"not msgpack: {error}") from error
+
+
+def _request(message: Any) -> Request:
+    match message:
+        case [0, int(call_id), str(method), [[bool(asynchronous), *_], *arguments]]:
+            if 0 <= call_id < 2**32:
+                return Request(call_id, method, asynchronous, arguments)
+    raise ProtocolError(f"not a request: {message!r:.60}")
+
+
+_packer = msgpack.Packer(use_bin_type=True)
+
+
+def pack(value: Any) -> bytes:
+    """msgpack bytes of a value or structure."""
+    return _packer.pack(value)
+
+
+def response(call_id: int, result: Any) -> bytes:
+    """The answer to a call; ``result`` comes from value(), value_error(), done(), void_error() or is a bare list."""
+    return _packer.pack((1, call_id, None, result))
+
+
+def refusal(call_id: int, message: str) -> bytes:
+    """The answer to a call that cannot be served at all: the client raises RuntimeError."""
+    return _packer.pack((1, call_id, message, None))
+
+
+def value(result: Any) -> list[Any]:
+    """Envelope of a result."""
+    return [[1, result]]
+
+
+def value_error(message: str) -> list[Any]:
+    """Envelope of a failure where a value is declared; the client raises RuntimeError(message)."""
+    return [[0, [message]]]
+
+
+def done() -> list[Any]:
+    """Envelope of success where nothing is returned."""
+    return [[False]]
+
+
+def void_error(message: str) -> list[Any]:
+    """Envelope of a failure where nothing is returned."""
+    return [[True, [message]]]
+
+
+# -------------------------------------------------------------------------------------------------------- streaming
+
+_TOKEN = struct.Struct("<IHBB16s")
+_SENSOR_HEADER = struct.Struct("<QQd6f")
+_EPISODE_HEADER = struct.Struct("<Qdf3iI")
+_IMAGE_HEADER = struct.Struct("<IIf")
+_SIZE = struct.Struct("<I")
+SUBSCRIPTION = struct.Struct("<I")
+"""What a client sends on a fresh streaming connection: the stream's id."""
+
+ACTOR_STATE = np.dtype(
+    [
+        ("id", "<u4"),
+        ("state", "u1"),
+        ("location", "<f4", 3),
+        ("rotation", "<f4", 3),
+        ("velocity", "<f4", 3),
+        ("angular_velocity", "<f4", 3),
+        ("acceleration", "<f4", 3),
+        ("throttle", "<f4"),
+        ("steer", "<f4"),
+        ("brake", "<f4"),
+        ("hand_brake", "?"),
+        ("reverse", "?"),
+        ("manual_gear_shift", "?"),
+        ("gear", "<i4"),
+        ("speed_limit", "<f4"),
+        ("traffic_light_state", "u1"),
+        ("at_traffic_light", "?"),
+        ("traffic_light_id", "<u4"),
+        ("failure", "u1"),
+        ("unused", "V24"),
+    ]
+)
+"""One record of the world state, 119 bytes: m, degrees (pitch, yaw, roll), m/s, deg/s, m/s2, km/h."""
+
+
+def token(stream: int, port: int) -> bytes:
+    """The 24 bytes that tell a client where stream ``stream`` is: TCP, on the host of its RPC connection."""
+    return _TOKEN.pack(stream, port, 1, 0, bytes(16))
+
+
+def token_fields(data: bytes) -> tuple[int, int]:
+    """Stream id and port of a token."""
+    stream, port, *_ = _TOKEN.unpack(data)
+    return stream, port
+
+
+def _message(kind: int, frame: int, stamp: float, place: Transform, *payload: bytes) -> bytes:
+    size = _SENSOR_HEADER.size + sum(map(len, payload))
+    header = _SENSOR_HEADER.pack(kind, frame, stamp, *place.location, *place.rotation)
+    return b"".join((_SIZE.pack(size), header, *payload))
+
+
+def world_state(
+    frame: int,
+    stamp: float,
+    episode: int,
+    wall_clock: float,
+    delta: float,
+    actors: NDArray[np.void],
+    map_changed: bool = False,
+) -> bytes:
+    """The state of all actors in a frame.
+
+    Parameters:
+        stamp, delta: simulated seconds in this episode and of this frame
+        wall_clock: seconds, any epoch
+        actors: (N,) of ACTOR_STATE, every actor that exists
+    """
+    flags = FLAG_MAP_CHANGED if map_changed else 0
+    header = _EPISODE_HEADER.pack(episode, wall_clock, delta, 0, 0, 0, flags)
+    return _message(WORLD_STATE, frame, stamp, Transform(), header, actors.tobytes())
+
+
+def image(frame: int, stamp: float, place: Transform, fov: float, bgra: NDArray[np.uint8]) -> bytes:
+    """An RGB camera's picture: ``bgra`` is (H, W, 4) uint8, ``place`` the camera in the world, ``fov`` degrees."""
+    height, width = bgra.shape[:2]
+    header = _IMAGE_HEADER.pack(width, height, fov)
+    return _message(RGB_CAMERA, frame, stamp, place, header, bgra.tobytes())
+
+
+def collision(frame: int, stamp: float, place: Transform, actor: Actor, other: Actor, impulse: Vector3D) -> bytes:
+    """A contact of ``actor``, which carries the sensor, with ``other``; the impulse in N s."""
+    return _message(COLLISION, frame, stamp, place, pack((actor, other, impulse)))
