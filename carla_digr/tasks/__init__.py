@@ -26,8 +26,10 @@ class Task(Protocol):
     def action_names(self) -> tuple[str, ...]:
         """One name per action, in the order of the policy's logits."""
 
-    def make_vec_env(self, environments: int, seed: int) -> VecEnv:
+    def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> VecEnv:
         """Environments that step together and reset themselves.
+
+        ``evaluation`` False allows the task what only helps PPO, such as longer decisions.
 
         Observations are uint8 (N, C, H, W). Episode e of environment i is a function of (seed, i, e) and the actions.
         At an episode's end its info has "metrics", a dict of floats that evaluation averages, and "is_success".

@@ -48,8 +48,8 @@ class RedFetchGreen:
     def __init__(self, config: RedFetchGreenConfig):
         self.config = config
 
-    def make_vec_env(self, environments: int, seed: int) -> RedFetchGreenVecEnv:
-        """Batched environments; see Task.make_vec_env."""
+    def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> RedFetchGreenVecEnv:
+        """Batched environments, for training and evaluation the same; see Task.make_vec_env."""
         return RedFetchGreenVecEnv(environments, seed, self.config.max_steps)
 
 

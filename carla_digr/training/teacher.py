@@ -63,7 +63,7 @@ def train_teacher(config: Config, out: Path) -> None:
     saved = load_state(state_path) if state_path.exists() else None
     if saved:
         check_same_job(state_path, saved[1]["config"], _sections(config))
-    env = VecMonitor(task.make_vec_env(settings.environments, config.seed))
+    env = VecMonitor(task.make_vec_env(settings.environments, config.seed, evaluation=False))
     try:
         algorithm = _make_ppo(config, env)
         if saved:
@@ -149,7 +149,14 @@ class _Job(BaseCallback):
     def __init__(self, config: Config, task: Task, env: VecMonitor, out: Path, state_path: Path):
         super().__init__()
         self.config, self.task, self.env, self.out, self.state_path = config, task, env, out, state_path
-        self.progress = tqdm(total=config.teacher.total_steps, unit="step", unit_scale=True, desc="teacher")
+        self.progress = tqdm(
+            total=config.teacher.total_steps,
+            unit="step",
+            unit_scale=True,
+            desc="teacher",
+            smoothing=0.02,
+            mininterval=1,
+        )
         self.started_at = self.saved_at = 0  # steps
 
     def _on_training_start(self) -> None:
