@@ -1,0 +1,466 @@
+"""The live web page's server: aiohttp in a thread of its own, one WebSocket message per frame, newest frame wins.
+
+For the program that has the frames (the ROS viewer node, or any other)::
+
+    from carla_digr.live.viewer.server import ViewerServer
+
+    with ViewerServer(host="127.0.0.1", port=8765) as viewer:  # UserError if the port cannot be had
+        print(viewer.url)                                       # http://127.0.0.1:8765/
+        viewer.publish(stamp, frame, rgb, saliency, decision)   # any thread, never waits for a client
+        viewer.status()                                         # the same dict as GET /api/status
+
+The port is bound and served when the constructor returns; ``port=0`` takes a free one (see ``viewer.port``);
+``close()`` may be called twice and ends within about a second, whatever the clients do.
+
+``decision`` is a dict; the page shows what it finds and a dash for what is missing or not finite:
+
+==================  ===============  =====================================================================
+key                 type             meaning
+==================  ===============  =====================================================================
+action_names        list[str]        names of the A actions
+probabilities       list[float]      policy's probabilities of the A actions
+action              int              index of the action taken
+throttle, brake     float [0, 1]     what was sent to the vehicle
+steer               float [-1, 1]    what was sent to the vehicle, positive to the right
+value               float            critic's value
+policy_hash         str              first digits of the weights' SHA-256
+inference_ms        float, ms        policy forward pass
+saliency_ms         float, ms        explanation
+latency_ms          float, ms        camera frame to overlay
+fallback            bool             the vehicle is not driven by the policy (watchdog): shown as an alarm
+saliency_flat       bool             the map has no gradient to show
+status              str, optional    a sentence to show; with ``fallback`` it is the alarm's text
+events              list, optional   short names of what happened in this frame, e.g. ``["collision"]``
+==================  ===============  =====================================================================
+
+``saliency=None`` says that this frame has no explanation; the page says so and shows the camera alone.
+
+Wire format, for other clients of ``/ws`` (all integers little-endian). A text message is JSON: first
+``{"type": "hello", ...}``, later ``{"type": "beat"}`` about once a second while there is no new frame. A binary
+message is one frame: uint32 n, then n bytes of JSON header (``sequence``, ``published`` (s, server's monotonic
+clock), ``frame``, ``stamp`` (s), ``width``, ``height``, ``jpeg_bytes``, ``saliency``: [height, width] or null,
+``decision``), then the JPEG picture, then the saliency map as height x width bytes. A client answers each frame by
+its ``sequence`` as text; the server leaves at most ``WINDOW`` frames unanswered and then keeps only the newest frame
+for that client. That bounds the memory and the age of the picture for a client that is slow, frozen or gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import ipaddress
+import json
+import logging
+import math
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import simplejpeg
+from aiohttp import WSMsgType, web
+
+from carla_digr import __version__
+from carla_digr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+WINDOW = 4  # frames sent but not yet answered by a client; covers a round trip of 200 ms at 20 Hz
+BEAT_SECONDS = 1.0  # silence after which a client is told that the connection still stands
+PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
+JPEG_QUALITY = 92  # 4:4:4, about 6 kB for a 128 x 128 picture
+
+COLORMAP = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_TURBO)[:, 0, ::-1]  # (256, 3) RGB
+
+STATIC = Path(__file__).parent / "static"
+ASSETS = {  # path on the server: (file, content type)
+    "/": ("index.html", "text/html"),
+    "/viewer.js": ("viewer.js", "text/javascript"),
+    "/viewer.css": ("viewer.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/vendor/uPlot.iife.min.js": ("vendor/uPlot.iife.min.js", "text/javascript"),
+    "/vendor/uPlot.min.css": ("vendor/uPlot.min.css", "text/css"),
+    "/vendor/uPlot.LICENSE.txt": ("vendor/uPlot.LICENSE.txt", "text/plain"),
+}
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class _Frame:
+    """One published frame; its message is encoded at most once, and only if a client wants it."""
+
+    def __init__(self, header: dict[str, Any], rgb: np.ndarray, saliency: np.ndarray | None):
+        self.header = header
+        self.sequence: int = header["sequence"]
+        self.rgb = rgb
+        self.saliency = saliency
+        self._message: bytes | None = None
+
+    def message(self) -> bytes:
+        if self._message is None:
+            jpeg = simplejpeg.encode_jpeg(self.rgb, JPEG_QUALITY, "RGB", "444")
+            grey = b""
+            if self.saliency is not None:
+                grey = np.rint(np.clip(self.saliency, 0.0, 1.0) * 255.0).astype(np.uint8).tobytes()
+            text = json.dumps({**self.header, "jpeg_bytes": len(jpeg)}, separators=(",", ":")).encode()
+            self._message = b"".join((len(text).to_bytes(4, "little"), text, jpeg, grey))
+        return self._message
+
+
+class _Client:
+    """One WebSocket: a mailbox that holds the newest frame only, and the frames it has not answered yet."""
+
+    def __init__(self, number: int, websocket: web.WebSocketResponse, offered: int):
+        self.number = number
+        self.websocket = websocket
+        self.connected = time.monotonic()
+        self.ready = asyncio.Event()
+        self.waiting: _Frame | None = None
+        self.unanswered: deque[int] = deque()
+        self.offered = offered  # sequence of the last frame this client was offered
+        self.sent = 0
+        self.dropped = 0
+
+    def offer(self, frame: _Frame) -> None:
+        if frame.sequence <= self.offered:
+            return
+        self.dropped += frame.sequence - self.offered - 1 + (self.waiting is not None)
+        self.offered = frame.sequence
+        self.waiting = frame
+        self.ready.set()
+
+    def answered(self, sequence: int) -> None:
+        while self.unanswered and self.unanswered[0] <= sequence:
+            self.unanswered.popleft()
+        self.ready.set()
+
+    async def send(self) -> None:
+        """Send the newest frame whenever the client keeps up, and a sign of life whenever there is none."""
+        while True:
+            try:
+                await asyncio.wait_for(self.ready.wait(), BEAT_SECONDS)
+            except asyncio.TimeoutError:  # noqa: UP041 - not the builtin one before Python 3.11
+                if not self.unanswered:
+                    await self.websocket.send_str('{"type":"beat"}')
+                continue
+            self.ready.clear()
+            if self.waiting is None or len(self.unanswered) >= WINDOW:
+                continue
+            frame, self.waiting = self.waiting, None
+            self.unanswered.append(frame.sequence)
+            self.sent += 1
+            await self.websocket.send_bytes(frame.message())
+
+
+class ViewerServer:
+    """Serves the live page; see the module's docstring for use, the decision's fields and the wire format.
+
+    Args:
+        host: address to bind. Loopback by default: the page has no login, so bind others only in a trusted network.
+        port: TCP port, 0 for any free one.
+        allowed_hosts: names under which browsers may reach the page besides ``localhost``, IP addresses, ``host`` and
+            this machine's own name. Other names are refused, so that no web site can reach the page by DNS rebinding.
+
+    Raises:
+        UserError: the address cannot be bound.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 8765, *, allowed_hosts: Iterable[str] = ()):
+        self._socket = _bind(host, port)
+        self.host = host
+        self.port: int = self._socket.getsockname()[1]
+        machine = socket.gethostname().lower()
+        self._names = {"localhost", host.lower(), machine, f"{machine}.local"}
+        self._names.update(name.lower() for name in allowed_hosts)
+        self._clients: dict[int, _Client] = {}
+        self._connections = 0
+        self._started = time.monotonic()
+
+        self._lock = threading.Lock()  # guards what follows; held for a few assignments only
+        self._newest: _Frame | None = None
+        self._sequence = 0
+        self._publish_times: deque[float] = deque(maxlen=64)
+        self._distribution_due = False
+        self._closed = False
+
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        serving: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(serving,), name="viewer", daemon=True)
+        self._thread.start()
+        serving.result()
+
+    @property
+    def url(self) -> str:
+        """Address to open in a browser on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+
+    def publish(
+        self,
+        stamp: float,
+        frame: int,
+        rgb: np.ndarray,
+        saliency: np.ndarray | None,
+        decision: Mapping[str, Any],
+    ) -> None:
+        """Show one frame. Callable from any thread; copies its arguments and returns at once.
+
+        A frame that is still waiting for a client is replaced. After ``close()`` this does nothing.
+
+        Args:
+            stamp: the camera frame's time in s.
+            frame: the camera frame's number.
+            rgb: uint8 (H, W, 3).
+            saliency: floating point (h, w) in [0, 1] (values outside are clipped), or None if there is none.
+            decision: see the module's docstring.
+
+        Raises:
+            UserError: an array has the wrong shape or type.
+        """
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+            raise UserError(f"The viewer needs a uint8 (H, W, 3) picture, not {rgb.dtype} {rgb.shape}: convert it.")
+        if saliency is not None:
+            if saliency.ndim != 2 or saliency.dtype.kind != "f":
+                raise UserError(
+                    f"The viewer needs a floating point (h, w) map, not {saliency.dtype} {saliency.shape}: convert it."
+                )
+            saliency = np.array(saliency, dtype=np.float32)
+            if not np.isfinite(saliency).all():
+                saliency = None
+        now = time.monotonic()
+        header: dict[str, Any] = {
+            "published": round(now, 6),
+            "frame": int(frame),
+            "stamp": float(stamp),
+            "width": rgb.shape[1],
+            "height": rgb.shape[0],
+            "saliency": None if saliency is None else list(saliency.shape),
+            "decision": _plain(decision),
+        }
+        picture = np.array(rgb, order="C")
+        with self._lock:
+            if self._closed:
+                return
+            self._sequence += 1
+            self._newest = _Frame({"sequence": self._sequence, **header}, picture, saliency)
+            self._publish_times.append(now)
+            if not self._distribution_due:
+                self._distribution_due = True
+                self._loop.call_soon_threadsafe(self._distribute)
+
+    def status(self) -> dict[str, Any]:
+        """Figures: ``published`` frames, ``rate_hz`` over the last 2 s, ``uptime_s``, the latest frame, the clients.
+
+        ``latest`` is None or ``{frame, stamp, age_s}``; ``clients`` lists ``{id, connected_s, sent, dropped,
+        unanswered}``, where ``dropped`` counts frames published since the client connected that it will never get.
+        """
+        now = time.monotonic()
+        with self._lock:
+            newest, published = self._newest, self._sequence
+            recent = [moment for moment in self._publish_times if now - moment <= 2.0]
+        rate = (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
+        latest = None
+        if newest is not None:
+            age = now - newest.header["published"]
+            latest = {"frame": newest.header["frame"], "stamp": newest.header["stamp"], "age_s": round(age, 3)}
+        return {
+            "version": __version__,
+            "uptime_s": round(now - self._started, 3),
+            "published": published,
+            "rate_hz": round(rate, 2),
+            "latest": latest,
+            "clients": [
+                {
+                    "id": client.number,
+                    "connected_s": round(now - client.connected, 3),
+                    "sent": client.sent,
+                    "dropped": client.dropped,
+                    "unanswered": len(client.unanswered),
+                }
+                for client in list(self._clients.values())
+            ],
+        }
+
+    def close(self) -> None:
+        """Tell the clients, free the port and end the thread."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def __enter__(self) -> ViewerServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What follows runs in the server's thread.
+
+    def _run(self, serving: Future[None]) -> None:
+        try:
+            self._loop.run_until_complete(self._serve(serving))
+        except Exception as error:
+            log.exception("The web page's server ended")
+            if not serving.done():
+                serving.set_exception(error)
+        finally:
+            with self._lock:
+                self._closed = True
+            self._loop.close()
+            self._socket.close()
+
+    async def _serve(self, serving: Future[None]) -> None:
+        app = web.Application(middlewares=[self._refuse_foreign_names])
+        app.on_response_prepare.append(_add_security_headers)
+        for path, (name, content_type) in ASSETS.items():
+            app.router.add_get(path, _asset(STATIC / name, content_type))
+        app.router.add_get("/api/status", self._get_status)
+        app.router.add_get("/ws", self._websocket)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, self._socket).start()
+            serving.set_result(None)
+            await self._stop.wait()
+            farewells = [client.websocket.close(code=1001) for client in list(self._clients.values())]
+            await asyncio.gather(*farewells, return_exceptions=True)
+        finally:
+            await runner.cleanup()
+
+    def _distribute(self) -> None:
+        with self._lock:
+            self._distribution_due = False
+            frame = self._newest
+        if frame is not None:
+            for client in self._clients.values():
+                client.offer(frame)
+
+    @web.middleware
+    async def _refuse_foreign_names(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Refuse requests by a name that is not ours: a web site that rebinds its own name to this address."""
+        name = _host_name(request.host)
+        if name is None or not (name in self._names or _is_address(name)):
+            raise web.HTTPMisdirectedRequest(
+                text=f"This server is not known as {request.host}: open it by its address, or allow the name.\n"
+            )
+        return await handler(request)
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        return web.json_response(self.status(), headers={"Cache-Control": "no-store"})
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        origin = request.headers.get("Origin")  # browsers always send it, and pages cannot forge it
+        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+            raise web.HTTPForbidden(text="Only this server's own page may open the stream.\n")
+        websocket = web.WebSocketResponse(timeout=0.5, heartbeat=PING_SECONDS, compress=False, max_msg_size=1024)
+        await websocket.prepare(request)
+        await websocket.send_json(
+            {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": COLORMAP.ravel().tolist()}
+        )
+        with self._lock:
+            newest, published = self._newest, self._sequence
+        self._connections += 1
+        client = _Client(self._connections, websocket, offered=max(0, published - 1))
+        if newest is not None:
+            client.offer(newest)
+        self._clients[client.number] = client
+        sender = asyncio.create_task(client.send())
+        try:
+            async for message in websocket:
+                if message.type != WSMsgType.TEXT or not message.data.isdecimal():
+                    await websocket.close(code=1008, message=b"expected a frame's sequence number")
+                    break
+                client.answered(int(message.data))
+        finally:
+            del self._clients[client.number]
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                await sender
+        return websocket
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        where = f"Port {port} on {host}"
+        if error.errno == errno.EADDRINUSE:
+            problem = f"{where} is in use: stop the program that has it, or choose another port for the web page."
+        elif error.errno == errno.EACCES:
+            problem = f"{where} needs privileges: choose a port above 1023 for the web page."
+        else:
+            reason = error.strerror or str(error)
+            problem = f"{where} cannot serve the web page ({reason}): choose an address of this machine."
+        raise UserError(problem) from None
+    except OverflowError:
+        raise UserError(f"Port {port} does not exist: choose one from 0 to 65535 for the web page.") from None
+
+
+def _asset(path: Path, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    body = path.read_bytes()
+    etag = hashlib.sha256(body).hexdigest()[:16]
+    # no-cache: a browser asks each time, so a new version of the package is never mixed with an old page.
+    headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
+
+    async def get(request: web.Request) -> web.Response:
+        if any(tag.value == etag for tag in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
+
+    return get
+
+
+async def _add_security_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(SECURITY_HEADERS)
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """A copy of ``value`` in JSON's types; numpy scalars and arrays become numbers and lists, NaN and infinity None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return [_plain(item) for item in value]

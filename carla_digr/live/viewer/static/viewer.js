@@ -1,0 +1,572 @@
+// The live page: receives frames over one WebSocket (wire format: docstring of server.py), keeps the last minute,
+// and shows one frame at a time with everything that belongs to it. Picture and figures change in one step.
+
+/* global uPlot */
+
+const HISTORY_FRAMES = 1200; // a minute at 20 Hz
+const PLOT_SECONDS = 20;
+const EVENT_SECONDS = 3; // an event stays on the page this long after its frame
+const STALLED_SECONDS = 1; // connected, but the newest picture is older than this
+const SILENCE_SECONDS = 5; // the server beats once a second: longer silence is a lost connection
+const RETRY_SECONDS = [0.25, 0.5, 1, 2]; // pauses between attempts to connect; the last one repeats
+const LATENCY_BUDGET_MS = 50; // one period at 20 Hz
+const TIMES = { latency_ms: "#56b4e9", inference_ms: "#3ddc97", saliency_ms: "#f0a93b" };
+const HUES = ["#56b4e9", "#3ddc97", "#f0a93b", "#ff6f91", "#b79cff", "#e7d84b", "#8fa3bb", "#48d7d7"]; // = .hue-n
+
+const byId = (id) => document.getElementById(id);
+const clock = () => performance.now() / 1000;
+const number = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
+const percent = (value) => (Number.isFinite(value) ? `${Math.round(value * 100)} %` : "–");
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// ---------------------------------------------------------------- frames
+
+const history = []; // oldest first, at most HISTORY_FRAMES
+let arrivedWhilePaused = []; // so that what is being looked at stays; joins the history on going live
+let paused = false;
+let shown = null; // the frame on the page
+let newest = null; // the newest frame received, shown or not
+
+function keep(list, frame) {
+  list.push(frame);
+  if (list.length > HISTORY_FRAMES) list.shift();
+}
+
+function parse(message) {
+  const headerBytes = new DataView(message).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(message, 4, headerBytes)));
+  const jpegStart = 4 + headerBytes;
+  const mapStart = jpegStart + header.jpeg_bytes;
+  return {
+    ...header,
+    jpeg: new Uint8Array(message, jpegStart, header.jpeg_bytes),
+    map: header.saliency && new Uint8Array(message, mapStart),
+    time: 0, // s on this page's clock, when the server published it
+  };
+}
+
+function receive(message) {
+  const frame = parse(message);
+  connection.socket.send(String(frame.sequence));
+  frame.time = Math.max(frame.published + connection.clockOffset, newest ? newest.time : -Infinity);
+  if (connection.lastSequence !== null) connection.skipped += frame.sequence - connection.lastSequence - 1;
+  connection.lastSequence = frame.sequence;
+  connection.recent.push(frame);
+  while (frame.time - connection.recent[0].time > 2) connection.recent.shift();
+  newest = frame;
+  keep(paused ? arrivedWhilePaused : history, frame);
+  if (!paused) show(frame);
+}
+
+// What a person must know about a frame, worst first.
+function notices(frame) {
+  const { decision } = frame;
+  const found = [];
+  if (decision.fallback) found.push(["alarm", sentence(decision.status || "watchdog braking")]);
+  for (const event of recentEvents(frame)) found.push(["alarm", sentence(event)]);
+  if (!frame.map) found.push(["warning", "No explanation for this frame"]);
+  else if (decision.saliency_flat) found.push(["warning", "Flat explanation: the policy has no gradient here"]);
+  if (decision.status && !decision.fallback) found.push(["note", sentence(decision.status)]);
+  return found;
+}
+
+function recentEvents(frame) {
+  const names = new Set(frame.decision.events);
+  for (let i = history.lastIndexOf(frame) - 1; i >= 0 && frame.time - history[i].time < EVENT_SECONDS; i--) {
+    for (const event of history[i].decision.events ?? []) names.add(event);
+  }
+  return names;
+}
+
+const isMarked = (frame) => frame.decision.fallback || Boolean(frame.decision.events?.length);
+
+// ---------------------------------------------------------------- connection
+
+const connection = {
+  socket: null,
+  state: "connecting", // connecting | live | stalled | lost
+  attempts: 0,
+  heard: 0, // when the server was last heard
+  clockOffset: 0, // this page's clock minus the server's, s
+  lastSequence: null,
+  skipped: 0,
+  recent: [], // frames of the last 2 s, for the rate
+  retry: 0,
+};
+
+function connect() {
+  const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
+  socket.binaryType = "arraybuffer";
+  connection.socket = socket;
+  connection.heard = clock();
+  socket.onmessage = ({ data }) => {
+    connection.heard = clock();
+    if (typeof data !== "string") return receive(data);
+    const message = JSON.parse(data);
+    if (message.type === "hello") greet(message);
+  };
+  socket.onclose = () => lose();
+}
+
+function greet(hello) {
+  Object.assign(connection, { state: "live", attempts: 0, lastSequence: null, recent: [] });
+  connection.clockOffset = clock() - hello.now;
+  colours.set(hello.colormap);
+  paintScale();
+  refreshState();
+}
+
+function lose() {
+  connection.socket.onclose = connection.socket.onmessage = null;
+  connection.socket.close();
+  connection.state = "lost";
+  const wait = RETRY_SECONDS[Math.min(connection.attempts++, RETRY_SECONDS.length - 1)];
+  clearTimeout(connection.retry);
+  connection.retry = setTimeout(connect, wait * 1000);
+  refreshState();
+}
+
+let lastTick = clock();
+
+function tick() {
+  const now = clock();
+  // A tab that slept has not listened: what the server said meanwhile is still to be read.
+  if (now - lastTick > 2) connection.heard = now;
+  lastTick = now;
+  if (connection.socket.onclose && now - connection.heard > SILENCE_SECONDS) lose();
+  refreshState();
+}
+
+function rate() {
+  const { recent } = connection;
+  const last = recent[recent.length - 1];
+  if (recent.length < 2 || connection.state !== "live" || last.time <= recent[0].time) return NaN;
+  return (last.sequence - recent[0].sequence) / (last.time - recent[0].time);
+}
+
+function refreshState() {
+  const age = newest && Math.max(0, clock() - newest.time);
+  if (connection.state === "live" && age > STALLED_SECONDS) connection.state = "stalled";
+  if (connection.state === "stalled" && age <= STALLED_SECONDS) connection.state = "live";
+  const { state } = connection;
+  const waiting = state === "live" && !newest;
+  const pill = byId("connection");
+  pill.dataset.state = waiting ? "stalled" : state;
+  const words = { connecting: "Connecting", live: "Connected", stalled: "No new picture", lost: "Connection lost" };
+  setText(pill.querySelector("span"), waiting ? "No picture yet" : words[state]);
+
+  const old = age === null ? "No picture was received yet." : `The last picture is ${number(age, 1)} s old.`;
+  const [title, text] = {
+    connecting: ["Connecting", ""],
+    live: waiting ? ["Waiting for the first picture", "Connected. The drive has not sent one yet."] : ["", ""],
+    stalled: ["No new picture", `Connected, but the drive sends none. ${old}`],
+    lost: ["Connection lost", `${old} Reconnecting …`],
+  }[state];
+  // While paused an old picture is what was asked for: the header tells the state, nothing covers the picture.
+  byId("veil").hidden = !title || (paused && shown);
+  setText(byId("veil-title"), title);
+  setText(byId("veil-text"), text);
+  byId("stage").classList.toggle("stale", !byId("veil").hidden);
+
+  setText(byId("rate"), state === "stalled" ? "0.0" : number(rate(), 1));
+  setText(byId("skipped"), String(connection.skipped));
+  const alarm = paused && newest && newest !== shown && notices(newest).find(([level]) => level === "alarm");
+  byId("live-alert").hidden = !alarm;
+  if (alarm) setText(byId("live-alert"), `Now: ${alarm[1]}`);
+  if (paused && shown) setText(byId("badge"), `Paused, ${number(Math.max(0, clock() - shown.time), 1)} s ago`);
+  byId("badge").hidden = !(paused && shown);
+}
+
+// ---------------------------------------------------------------- picture
+
+const picture = byId("picture");
+const context = picture.getContext("2d", { alpha: false });
+const camera = document.createElement("canvas");
+const saliency = document.createElement("canvas");
+const colours = new Uint8Array(768); // the colour map: 256 times red, green, blue
+let view = "overlay";
+let wanted = null; // the frame to draw next
+let drawing = false;
+
+function show(frame) {
+  wanted = frame;
+  if (!drawing && !document.hidden) draw();
+}
+
+// Decoding takes a moment: frames wanted meanwhile replace each other, so a slow page skips instead of lagging.
+async function draw() {
+  drawing = true;
+  while (wanted) {
+    const frame = wanted;
+    wanted = null;
+    const bitmap = await createImageBitmap(new Blob([frame.jpeg], { type: "image/jpeg" }));
+    camera.width = frame.width;
+    camera.height = frame.height;
+    camera.getContext("2d").drawImage(bitmap, 0, 0);
+    bitmap.close();
+    if (frame.map) paintMap(frame.map, ...frame.saliency);
+    shown = frame;
+    compose();
+    describe(frame);
+  }
+  drawing = false;
+}
+
+// Each pixel's colour and its opacity are the map's value, as in the overlay topic.
+function paintMap(map, height, width) {
+  saliency.width = width;
+  saliency.height = height;
+  const image = new ImageData(width, height);
+  for (let i = 0, o = 0; i < map.length; i++, o += 4) {
+    const c = 3 * map[i];
+    image.data[o] = colours[c];
+    image.data[o + 1] = colours[c + 1];
+    image.data[o + 2] = colours[c + 2];
+    image.data[o + 3] = map[i];
+  }
+  saliency.getContext("2d").putImageData(image, 0, 0);
+}
+
+function compose() {
+  if (!shown) return;
+  const { width, height } = camera;
+  const total = view === "both" ? 2 * width : width;
+  if (picture.width !== total || picture.height !== height) {
+    picture.width = total;
+    picture.height = height;
+  }
+  context.globalAlpha = 1;
+  if (view === "map") {
+    context.fillRect(0, 0, width, height);
+  } else {
+    context.drawImage(camera, 0, 0);
+    if (view === "both") context.drawImage(camera, width, 0);
+  }
+  if (shown.map && view !== "camera") {
+    context.globalAlpha = view === "map" ? 1 : byId("opacity").value / 100;
+    context.drawImage(saliency, view === "both" ? width : 0, 0, width, height);
+  }
+}
+
+function paintScale() {
+  const image = new ImageData(256, 1);
+  for (let i = 0; i < 256; i++) image.data.set([colours[3 * i], colours[3 * i + 1], colours[3 * i + 2], 255], 4 * i);
+  byId("scale").getContext("2d").putImageData(image, 0, 0);
+}
+
+// ---------------------------------------------------------------- figures of the frame shown
+
+function meter(element, value, text, from = 0) {
+  const bar = element.querySelector("u");
+  bar.style.transform = `scaleX(${Number.isFinite(value) ? Math.max(-1, Math.min(1, value)) / (from ? 2 : 1) : 0})`;
+  setText(element.querySelector("b"), text);
+  element.setAttribute("aria-valuenow", Number.isFinite(value) ? value.toFixed(3) : "0");
+  element.setAttribute("aria-valuetext", text);
+}
+
+let actionNames = [];
+
+function nameActions(names) {
+  if (names.join("\n") === actionNames.join("\n")) return;
+  actionNames = names;
+  byId("actions").replaceChildren(...names.map((name, index) => {
+    const item = document.createElement("li");
+    item.className = `hue-${index % HUES.length}`;
+    item.dataset.name = name;
+    for (const [key, value] of Object.entries({ role: "meter", "aria-label": name, "aria-valuemin": 0, "aria-valuemax": 1 })) {
+      item.setAttribute(key, value);
+    }
+    const [label, track, figure] = ["span", "i", "b"].map((tag) => document.createElement(tag));
+    label.textContent = label.title = name;
+    track.append(document.createElement("u"));
+    item.append(label, track, figure);
+    return item;
+  }));
+  makeProbabilityPlot();
+}
+
+function describe(frame) {
+  const { decision } = frame;
+  nameActions(decision.action_names ?? []);
+  picture.dataset.frame = frame.frame;
+  setText(byId("frame"), String(frame.frame));
+  setText(byId("stamp"), number(frame.stamp, 2));
+  setText(byId("policy"), decision.policy_hash || "–");
+  setText(byId("action"), sentence(actionNames[decision.action] ?? "–"));
+  [...byId("actions").children].forEach((item, index) => {
+    const probability = decision.probabilities?.[index];
+    meter(item, probability, Number.isFinite(probability) ? `${(100 * probability).toFixed(1)} %` : "–");
+    item.classList.toggle("taken", index === decision.action);
+  });
+  meter(byId("steer"), decision.steer, number(decision.steer, 3), -1);
+  meter(byId("throttle"), decision.throttle, percent(decision.throttle));
+  meter(byId("brake"), decision.brake, percent(decision.brake));
+  setText(byId("value"), number(decision.value, 2));
+  for (const name of ["latency", "inference", "saliency"]) setText(byId(name), number(decision[`${name}_ms`], 1));
+  byId("latency").closest("div").classList.toggle("over", decision.latency_ms > LATENCY_BUDGET_MS);
+
+  const list = notices(frame);
+  const key = list.join("\n");
+  if (byId("notices").dataset.key !== key) {
+    byId("notices").dataset.key = key;
+    byId("notices").replaceChildren(...list.map(([level, text]) => {
+      const item = document.createElement("li");
+      item.dataset.level = level;
+      item.textContent = text;
+      return item;
+    }));
+  }
+  placeScrub(frame);
+  refreshState();
+  planPlots();
+}
+
+// ---------------------------------------------------------------- pause, scrub, back to live
+
+function placeScrub(frame) {
+  const scrub = byId("scrub");
+  const index = history.lastIndexOf(frame);
+  const last = history.length - 1;
+  scrub.disabled = last < 1;
+  if (Number(scrub.max) !== last) scrub.max = last;
+  scrub.value = index;
+  const behind = history[last].time - frame.time;
+  scrub.setAttribute("aria-valuetext", `frame ${frame.frame}, ${number(behind, 1)} s before the last`);
+  setText(byId("oldest"), `−${number(history[last].time - history[0].time, 0)} s`);
+  setText(byId("position"), paused ? `frame ${frame.frame}, −${number(behind, 2)} s` : "");
+}
+
+function setPaused(value) {
+  if (paused === value || !newest) return;
+  paused = value;
+  if (!paused) {
+    for (const frame of arrivedWhilePaused) keep(history, frame);
+    arrivedWhilePaused = [];
+  }
+  byId("pause").setAttribute("aria-pressed", String(paused));
+  byId("pause").setAttribute("aria-label", paused ? "Go on live" : "Pause");
+  byId("live").dataset.live = String(!paused);
+  show(paused ? wanted ?? shown : newest);
+}
+
+function seek(index) {
+  setPaused(true);
+  if (history.length) show(history[Math.max(0, Math.min(history.length - 1, index))]);
+}
+
+function step(frames) {
+  seek(history.lastIndexOf(wanted ?? shown) + frames);
+}
+
+// The first frame of the next or previous run of marked frames.
+function seekMark(direction) {
+  const starts = history.flatMap((frame, i) => (isMarked(frame) && !(i && isMarked(history[i - 1])) ? [i] : []));
+  const here = history.lastIndexOf(wanted ?? shown);
+  const target = direction > 0 ? starts.find((i) => i > here) : starts.findLast((i) => i < here);
+  if (target !== undefined) seek(target);
+}
+
+// ---------------------------------------------------------------- plots
+
+let probabilityPlot = null;
+let latencyPlot = null;
+let plotsPlanned = false;
+let plotsDrawn = 0;
+let plotted = []; // frames of the plots' window
+
+function makePlot(element, series, range) {
+  const axis = { stroke: "#9aa8ba", grid: { stroke: "#212b39", width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+  const plot = new uPlot({
+    width: element.clientWidth || 300,
+    height: element.clientHeight || 100,
+    padding: [6, 6, 0, 0],
+    legend: { show: false },
+    cursor: { y: false, drag: { setScale: false, x: false }, points: { show: false } },
+    scales: { x: { time: false }, y: { range } },
+    axes: [
+      { ...axis, size: 20, gap: 2, values: (_, ticks) => ticks.map((t) => (t === 0 ? "now" : `${t} s`)) },
+      { ...axis, size: 34, gap: 4, space: 22 },
+    ],
+    series: [{}, ...series.map((stroke) => ({ stroke, width: 1.6, points: { show: false } }))],
+    hooks: { drawClear: [shadeFallback], draw: [drawHere] },
+  }, [[], ...series.map(() => [])], element);
+  plot.over.addEventListener("click", () => {
+    if (!plotted.length) return;
+    const time = plotEnd() + plot.posToVal(plot.cursor.left, "x");
+    const nearest = plotted.reduce((a, b) => (Math.abs(b.time - time) < Math.abs(a.time - time) ? b : a));
+    seek(history.lastIndexOf(nearest));
+  });
+  return plot;
+}
+
+function makeProbabilityPlot() {
+  probabilityPlot?.destroy();
+  const series = actionNames.map((_, index) => HUES[index % HUES.length]);
+  probabilityPlot = makePlot(byId("probability-plot"), series, [0, 1]);
+}
+
+const plotEnd = () => history[history.length - 1].time;
+
+function column(plot, time) {
+  return Math.round(plot.valToPos(time - plotEnd(), "x", true));
+}
+
+function shadeFallback(plot) {
+  const { ctx, bbox } = plot;
+  ctx.fillStyle = "#ff5a5f44";
+  plotted.forEach((frame, i) => {
+    if (!frame.decision.fallback) return;
+    const left = column(plot, frame.time);
+    ctx.fillRect(left, bbox.top, Math.max(1, (i + 1 < plotted.length ? column(plot, plotted[i + 1].time) : left) - left), bbox.height);
+  });
+}
+
+function drawHere(plot) {
+  const { ctx, bbox } = plot;
+  if (!paused || !shown) return;
+  const left = column(plot, shown.time);
+  if (left < bbox.left || left > bbox.left + bbox.width) return;
+  ctx.fillStyle = "#e8eef6";
+  ctx.fillRect(left, bbox.top, devicePixelRatio, bbox.height);
+}
+
+// Plots move slowly: five times a second is enough while live; a step or a scrub shows at once.
+function planPlots() {
+  if (plotsPlanned || (!paused && clock() - plotsDrawn < 0.2)) return;
+  plotsPlanned = true;
+  requestAnimationFrame(() => {
+    plotsPlanned = false;
+    plotsDrawn = clock();
+    drawPlots();
+    drawMarks();
+  });
+}
+
+function drawPlots() {
+  if (!history.length || !probabilityPlot) return;
+  // Live, the window ends now; a frame further back than the window moves it there.
+  const end = shown && plotEnd() - shown.time > PLOT_SECONDS ? shown.time + PLOT_SECONDS / 2 : plotEnd();
+  plotted = history.filter((frame) => frame.time >= end - PLOT_SECONDS && frame.time <= end);
+  const times = plotted.map((frame) => frame.time - plotEnd());
+  const range = { min: end - PLOT_SECONDS - plotEnd(), max: end - plotEnd() };
+  const draw = (plot, columns) => plot.batch(() => {
+    plot.setData([times, ...columns], false);
+    plot.setScale("x", range);
+  });
+  draw(probabilityPlot, actionNames.map((_, a) => plotted.map((frame) => frame.decision.probabilities?.[a] ?? null)));
+  draw(latencyPlot, Object.keys(TIMES).map((key) => plotted.map((frame) => frame.decision[key] ?? null)));
+  const sorted = plotted.map((frame) => frame.decision.latency_ms).filter(Number.isFinite).sort((a, b) => a - b);
+  const quantile = (q) => number(sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))], 1);
+  setText(byId("latency-summary"), `last ${PLOT_SECONDS} s: p50 ${quantile(0.5)}, p99 ${quantile(0.99)} ms`);
+}
+
+// Red where the policy did not drive or something happened, amber where the explanation is missing.
+function drawMarks() {
+  const marks = byId("marks");
+  if (marks.width !== marks.clientWidth) marks.width = marks.clientWidth;
+  const ctx = marks.getContext("2d");
+  ctx.clearRect(0, 0, marks.width, marks.height);
+  const pitch = marks.width / Math.max(1, history.length - 1);
+  history.forEach((frame, i) => {
+    const marked = isMarked(frame);
+    if (!marked && frame.map) return;
+    ctx.fillStyle = marked ? "#ff5a5f" : "#ffb547";
+    ctx.fillRect(i * pitch - 1, marked ? 0 : 3, Math.max(2, pitch), marked ? 8 : 5);
+  });
+}
+
+function resizePlots() {
+  for (const plot of [probabilityPlot, latencyPlot]) {
+    const box = plot?.root.parentElement;
+    if (box) plot.setSize({ width: box.clientWidth, height: box.clientHeight });
+  }
+  drawMarks();
+}
+
+// ---------------------------------------------------------------- controls
+
+let opacityBefore = 60;
+
+function setOpacity(value) {
+  byId("opacity").value = value;
+  setText(byId("opacity-value"), `${byId("opacity").value} %`);
+  compose();
+}
+
+function setView(name) {
+  view = name;
+  document.querySelector(`input[name=view][value=${name}]`).checked = true;
+  compose();
+}
+
+function setSmooth(smooth) {
+  byId("smooth").checked = smooth;
+  picture.classList.toggle("crisp", !smooth);
+}
+
+function toggleMap() {
+  const value = Number(byId("opacity").value);
+  if (value) opacityBefore = value;
+  setOpacity(value ? 0 : opacityBefore);
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else byId("stage").requestFullscreen();
+}
+
+const KEYS = {
+  " ": () => setPaused(!paused),
+  ArrowLeft: (event) => step(event.shiftKey ? -20 : -1),
+  ArrowRight: (event) => step(event.shiftKey ? 20 : 1),
+  ArrowUp: () => setOpacity(Number(byId("opacity").value) + 5),
+  ArrowDown: () => setOpacity(Number(byId("opacity").value) - 5),
+  Home: () => seek(0),
+  End: () => setPaused(false),
+  l: () => setPaused(false),
+  n: () => seekMark(1),
+  p: () => seekMark(-1),
+  o: toggleMap,
+  s: () => setSmooth(!byId("smooth").checked),
+  f: toggleFullscreen,
+  "?": () => byId("help").showModal(),
+  1: () => setView("overlay"),
+  2: () => setView("camera"),
+  3: () => setView("map"),
+  4: () => setView("both"),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || byId("help").open) return;
+  const { target, key } = event;
+  // The element in focus keeps the keys it has a use for.
+  if (target.matches("button, [type=checkbox]") && key === " ") return;
+  if (target.matches("#opacity, [type=radio]") && /^(Arrow|Home|End)/.test(key)) return;
+  const action = KEYS[key.length === 1 ? key.toLowerCase() : key];
+  if (!action) return;
+  event.preventDefault();
+  action(event);
+});
+
+byId("pause").addEventListener("click", () => setPaused(!paused));
+byId("back").addEventListener("click", () => step(-1));
+byId("forward").addEventListener("click", () => step(1));
+byId("live").addEventListener("click", () => setPaused(false));
+byId("scrub").addEventListener("input", (event) => seek(Number(event.target.value)));
+byId("opacity").addEventListener("input", (event) => setOpacity(event.target.value));
+byId("smooth").addEventListener("change", (event) => setSmooth(event.target.checked));
+byId("fullscreen").addEventListener("click", toggleFullscreen);
+byId("help-button").addEventListener("click", () => byId("help").showModal());
+for (const input of document.querySelectorAll("input[name=view]")) input.addEventListener("change", () => setView(input.value));
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && !paused && newest) show(newest);
+});
+
+latencyPlot = makePlot(byId("latency-plot"), Object.values(TIMES), (_, low, high) => [0, Math.max(10, 1.15 * high)]);
+new ResizeObserver(resizePlots).observe(byId("latency-plot"));
+setInterval(tick, 250);
+connect();
