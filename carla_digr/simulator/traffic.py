@@ -98,7 +98,8 @@ _BODY_LOW, _BODY_HIGH, _LOW, _HIGH, _HALF, _ALONG = range(6)
 
 
 @njit(cache=True, nogil=True)
-def _curvature_at(pieces, s):
+def curvature_at(pieces, s):
+    """Signed curvature of the reference line at s in [0, ring), 1/m, positive turns right."""
     i = pieces.shape[0] - 1
     while i > 0 and s < pieces[i, 0]:
         i -= 1
@@ -291,7 +292,7 @@ def step_traffic(vehicles, pieces, heading, dt):
         if v.think_in > 0.0 or abs(v.d - center) > 0.2:
             continue
         v.think_in += THINK_PERIOD
-        stretch = 1.0 - _curvature_at(pieces, v.s) * v.d
+        stretch = 1.0 - curvature_at(pieces, v.s) * v.d
         half = 0.5 * v.width + SIDE_MARGIN
         here = _acceleration(vehicles, feet, order, rank, v.d - half, v.d + half, v.desired_speed, stretch, ring, dt)
         best, choice = CHANGE_THRESHOLD, v.lane
@@ -318,7 +319,7 @@ def step_traffic(vehicles, pieces, heading, dt):
         if v.driver != TRAFFIC:
             continue
         desired = v.desired_speed * (ROW_LET_OFF if v.blocking > ROW_PATIENCE else 1.0)
-        stretch = 1.0 - _curvature_at(pieces, v.s) * v.d
+        stretch = 1.0 - curvature_at(pieces, v.s) * v.d
         acceleration[i] = _acceleration(
             vehicles,
             feet,
@@ -337,7 +338,7 @@ def step_traffic(vehicles, pieces, heading, dt):
         if v.driver == TRAFFIC:
             _move(v, pieces, heading, i, acceleration[i], ring, dt)
         elif v.driver == ONCOMING:
-            v.s = (v.s - v.speed * dt / (1.0 - _curvature_at(pieces, v.s) * v.d)) % ring
+            v.s = (v.s - v.speed * dt / (1.0 - curvature_at(pieces, v.s) * v.d)) % ring
             v.x, v.y, heading[i] = pose_at(pieces, v.s, v.d)
             v.yaw = heading[i] + math.pi
 
@@ -358,7 +359,7 @@ def _move(v, pieces, heading, i, a, ring, dt):
     v.slope = min(max(slope, v.slope - turn), v.slope + turn)
 
     angle = math.atan(v.slope)
-    v.s = (v.s + mean * math.cos(angle) * dt / (1.0 - _curvature_at(pieces, v.s) * v.d)) % ring
+    v.s = (v.s + mean * math.cos(angle) * dt / (1.0 - curvature_at(pieces, v.s) * v.d)) % ring
     v.d += mean * math.sin(angle) * dt
     v.x, v.y, heading[i] = pose_at(pieces, v.s, v.d)
     yaw = heading[i] + angle
