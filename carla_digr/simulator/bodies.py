@@ -5,6 +5,7 @@ A model's frame is CARLA's actor frame: x forward, y right, z up, origin on the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,14 +27,14 @@ ALBEDO = np.array(
         (26, 32, 40),  # GLASS
         (26, 26, 28),  # TIRE
         (44, 45, 48),  # TRIM
-        (150, 14, 16),  # BRAKE
+        (184, 20, 22),  # BRAKE
         (226, 228, 220),  # HEADLAMP
         (214, 214, 208),  # CARGO
         (150, 154, 158),  # METAL
         (232, 232, 222),  # PLATE
         (150, 74, 54),  # ROOF_TILES
         (222, 212, 190),  # WALL
-        (18, 92, 66),  # SIGN
+        (10, 104, 74),  # SIGN
         (238, 240, 238),  # SIGN_TEXT
         (128, 130, 134),  # HUB
         (206, 60, 48),  # STRIPE
@@ -52,7 +53,7 @@ class Models(NamedTuple):
     height: NDArray[np.float64]  # (M,) m
     half: NDArray[np.float64]  # (M, 2) half length and half width on the ground, m
     corners: NDArray[np.float64]  # (F, MAX_CORNERS, 3) m
-    count: NDArray[np.int64]  # (F,) corners used
+    sides: NDArray[np.int64]  # (F,) corners used
     normal: NDArray[np.float64]  # (F, 3) outward
     material: NDArray[np.int64]  # (F,)
     lift: NDArray[np.float64]  # (F,) factor on the inverse depth: decals win over the face they lie on
@@ -123,11 +124,21 @@ def _car(kind: VehicleKind) -> _Builder:
     b = _Builder(kind.length, kind.width, kind.height)
     hl, hw, h = kind.length / 2, kind.width / 2, kind.height
     belt, deck, hood, nose, sill = 0.63 * h, 0.60 * h, 0.55 * h, 0.46 * h, 0.20
+    crease, tail = 0.43 * h, -0.97 * hl
     roof_half, belt_half = 0.74 * hw, 0.93 * hw
     wagon = kind.length < 4.0 or h > 1.8  # hatchbacks and off-roaders end steeply
     rear_base, rear_top = (-0.97 * hl, -0.80 * hl) if wagon else (-0.70 * hl, -0.38 * hl)
     front_top, front_base = 0.08 * hl, 0.46 * hl
-    side = [(-hl, sill), (-hl, deck), (rear_base, belt), (front_base, belt), (0.93 * hl, hood), (hl, nose), (hl, sill)]
+    side = [
+        (-hl, sill),
+        (-hl, crease),
+        (tail, deck),
+        (rear_base, belt),
+        (front_base, belt),
+        (0.93 * hl, hood),
+        (hl, nose),
+        (hl, sill),
+    ]
     b.sides([(x, hw, z) for x, z in side], PAINT)
     lower = [
         (-0.985 * hl, hw, sill),
@@ -136,8 +147,9 @@ def _car(kind: VehicleKind) -> _Builder:
         (0.985 * hl, hw, sill),
     ]
     b.sides(lower, TRIM, 1, 60.0)
-    b.across((-hl, sill), (-hl, deck), hw, hw, PAINT, (-1, 0, 0))
-    b.across((-hl, deck), (rear_base, belt), hw, hw, PAINT, (0, 0, 1))
+    b.across((-hl, sill), (-hl, crease), hw, hw, PAINT, (-1, 0, 0))
+    b.across((-hl, crease), (tail, deck), hw, hw, PAINT, (-1, 0, 0))
+    b.across((tail, deck), (rear_base, belt), hw, hw, PAINT, (0, 0, 1))
     b.across((rear_base, belt), (front_base, belt), hw, hw, PAINT, (0, 0, 1))
     b.across((front_base, belt), (0.93 * hl, hood), hw, hw, PAINT, (0, 0, 1))
     b.across((0.93 * hl, hood), (hl, nose), hw, hw, PAINT, (1, 0, 1))
@@ -173,9 +185,16 @@ def _car(kind: VehicleKind) -> _Builder:
             normal,
             1,
         )
-    b.patch(-hl, 0.50 * hw, 0.97 * hw, 0.44 * h, 0.58 * h, BRAKE)
-    b.patch(-hl, 0.0, 0.94 * hw, sill, 0.25 * h, TRIM, reach=90.0)
-    b.patch(-hl, 0.0, 0.26, 0.37 * h, 0.37 * h + 0.12, PLATE, 2, 50.0)
+    for sign in (1, -1):
+        lamp = [
+            (-hl, 0.50, crease + 0.02),
+            (-hl, 0.98, crease + 0.02),
+            (tail, 0.98, deck - 0.02),
+            (tail, 0.56, deck - 0.02),
+        ]
+        b.face([(x, sign * y * hw, z) for x, y, z in lamp], BRAKE, (-1, 0, 0), 1)
+    b.patch(-hl, 0.0, hw, sill, 0.25 * h, TRIM, reach=90.0)
+    b.patch(-hl, 0.0, 0.26, 0.31 * h, 0.31 * h + 0.12, PLATE, 2, 50.0)
     b.patch(hl, 0.52 * hw, 0.95 * hw, 0.36 * h, 0.45 * h, HEADLAMP)
     b.patch(hl, 0.0, 0.50 * hw, 0.22 * h, 0.36 * h, TRIM, reach=90.0)
     _running_gear(b, kind, sill, 0.33)
@@ -310,7 +329,7 @@ def _bus(kind: VehicleKind) -> _Builder:
     b.box(-hl, hl, hw, sill, h, PAINT)
     low, high = 0.44 * h, 0.80 * h
     edges = np.linspace(-0.96 * hl, 0.90 * hl, 7)
-    for x0, x1 in zip(edges[:-1], edges[1:], strict=True):
+    for x0, x1 in itertools.pairwise(edges):
         b.sides([(x0 + 0.06, hw, low), (x1 - 0.06, hw, low), (x1 - 0.06, hw, high), (x0 + 0.06, hw, high)], GLASS, 1)
     b.sides([(-hl, hw, 0.26 * h), (hl, hw, 0.26 * h), (hl, hw, 0.33 * h), (-hl, hw, 0.33 * h)], PLATE, 1)
     b.patch(-hl, 0.0, 0.84 * hw, 0.50 * h, 0.80 * h, GLASS)
@@ -404,7 +423,7 @@ def models() -> Models:
         height=np.array([b.height for b in builders]),
         half=np.array([(b.length / 2, b.width / 2) for b in builders]),
         corners=np.zeros((total, MAX_CORNERS, 3)),
-        count=np.zeros(total, np.int64),
+        sides=np.zeros(total, np.int64),
         normal=np.zeros((total, 3)),
         material=np.zeros(total, np.int64),
         lift=np.ones(total),
@@ -412,6 +431,6 @@ def models() -> Models:
     )
     for i, (points, material, normal, lift, reach) in enumerate(f for b in builders for f in b.faces):
         out.corners[i, : len(points)] = points
-        out.count[i] = len(points)
+        out.sides[i] = len(points)
         out.normal[i], out.material[i], out.lift[i], out.reach[i] = normal, material, lift, reach
     return out

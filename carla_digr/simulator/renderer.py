@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.simulator import palette as pal
-from carla_digr.simulator.bodies import ALBEDO, BRAKE, GANTRY_MODEL, GLASS, HEADLAMP, MAX_CORNERS, PAINT, models
+from carla_digr.simulator.bodies import (
+    ALBEDO,
+    BRAKE,
+    GANTRY_MODEL,
+    GLASS,
+    HEADLAMP,
+    MAX_CORNERS,
+    PAINT,
+    SIGN,
+    SIGN_TEXT,
+    models,
+)
 from carla_digr.simulator.palette import PALETTES, Palette
 from carla_digr.simulator.road import (
     BARRIER_HALF_WIDTH,
@@ -43,13 +54,15 @@ from carla_digr.simulator.scenery import (
     CENTER_X,
     CENTER_Y,
     COS,
+    COS_HALF,
     HALF,
     MID_S,
     MID_X,
     MID_Y,
     RADIUS,
-    SIGN,
+    SIDE,
     SIN,
+    SIN_HALF,
     scenery,
     textures,
 )
@@ -65,7 +78,7 @@ GRASS = (92.0, 124.0, 58.0)
 FIELD = (150.0, 146.0, 84.0)
 WHITE = (240.0, 240.0, 236.0)
 YELLOW = (232.0, 178.0, 40.0)
-CONCRETE = (186.0, 183.0, 174.0)
+CONCRETE = (212.0, 208.0, 198.0)
 STEEL = (170.0, 174.0, 178.0)
 LEAVES = (74.0, 108.0, 46.0)
 NEEDLES = (44.0, 84.0, 54.0)
@@ -303,47 +316,66 @@ def _atan2(y, x):
 
 @_compiled
 def _road_point(world, x, y):
-    """(s, d, cos, sin) of a ground point, the direction being the road's; d = 1e9 in the countryside."""
-    column = int((x - world.origin[0]) / CELL)
-    row = int((y - world.origin[1]) / CELL)
+    """(piece, along, across, d, cos, sin) of a ground point, the direction being the road's; piece -1 = countryside.
+
+    On an arc along and across are the legs of the angle from the piece's middle, on a straight along is the distance
+    from it: what ``_arc_length`` needs.
+    """
+    column = int((x - world.origin[0]) * (1.0 / CELL))
+    row = int((y - world.origin[1]) * (1.0 / CELL))
     if x < world.origin[0] or y < world.origin[1] or row >= world.grid.shape[0] or column >= world.grid.shape[1]:
-        return 0.0, 1e9, 1.0, 0.0
+        return -1, 0.0, 0.0, 1e9, 1.0, 0.0
     index = int(world.grid[row, column])
     if index < 0:
-        return 0.0, 1e9, 1.0, 0.0
+        return -1, 0.0, 0.0, 1e9, 1.0, 0.0
     count = world.pieces.shape[0]
-    s = 0.0
+    nearest = index
+    along = 0.0
+    across = 0.0
     d = 0.0
     c = 1.0
     sn = 0.0
     for _ in range(3):
+        nearest = index
         p = world.pieces[index]
-        if p[SIGN] == 0.0:
+        if p[SIDE] == 0.0:
             dx = x - p[MID_X]
             dy = y - p[MID_Y]
             c = p[COS]
             sn = p[SIN]
-            s = dx * c + dy * sn
+            along = dx * c + dy * sn
             d = dy * c - dx * sn
+            over = abs(along) - p[HALF]
         else:
-            vx = x - p[CENTER_X]
-            vy = y - p[CENTER_Y]
-            sign = p[SIGN]
-            along = sign * (vx * p[COS] + vy * p[SIN])
-            across = -sign * (vy * p[COS] - vx * p[SIN])
+            vx = p[SIDE] * (x - p[CENTER_X])
+            vy = p[SIDE] * (y - p[CENTER_Y])
+            along = vx * p[COS] + vy * p[SIN]
+            across = vx * p[SIN] - vy * p[COS]
             rho = math.sqrt(vx * vx + vy * vy)
-            d = p[RADIUS] - sign * rho
-            s = _atan2(along, across) * p[RADIUS]
+            d = p[RADIUS] - p[SIDE] * rho
             if rho > 0.0:
-                c = -sign * vy / rho
-                sn = sign * vx / rho
-        if s > p[HALF] + 1e-9:
-            index = index + 1 if index + 1 < count else 0
-        elif s < -p[HALF] - 1e-9:
-            index = index - 1 if index > 0 else count - 1
-        else:
+                inverse = 1.0 / rho
+                c = -vy * inverse
+                sn = vx * inverse
+            # sin(angle - half angle) times rho; along grows with s because the frame is turned by SIDE.
+            over = abs(along) * p[COS_HALF] - across * p[SIN_HALF]
+            along *= p[SIDE]
+        if over <= 1e-9:
             break
-    return s + p[MID_S], d, c, sn
+        if along > 0.0:
+            index = index + 1 if index + 1 < count else 0
+        else:
+            index = index - 1 if index > 0 else count - 1
+    return nearest, along, across, d, c, sn
+
+
+@_compiled
+def _arc_length(world, piece, along, across):
+    """The s that belongs to a result of ``_road_point``."""
+    p = world.pieces[piece]
+    if p[SIDE] == 0.0:
+        return p[MID_S] + along
+    return p[MID_S] + abs(p[RADIUS]) * _atan2(along, across)
 
 
 @_compiled
@@ -377,16 +409,19 @@ def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
     lit_r = light[pal.AMBIENT, 0] + light[pal.SUN, 0] * up
     lit_g = light[pal.AMBIENT, 1] + light[pal.SUN, 1] * up
     lit_b = light[pal.AMBIENT, 2] + light[pal.SUN, 2] * up
+    pixel = 1.0 / focal
     for j in range(height):
-        b = (0.5 * height - (j + 0.5)) / focal
+        b = (0.5 * height - (j + 0.5)) * pixel
         for i in range(width):
-            a = ((i + 0.5) - 0.5 * width) / focal
+            a = ((i + 0.5) - 0.5 * width) * pixel
             dx = view[1, 0] + a * view[2, 0] + b * view[3, 0]
             dy = view[1, 1] + a * view[2, 1] + b * view[3, 1]
             dz = view[1, 2] + a * view[2, 2] + b * view[3, 2]
+            inverse = 0.0
             t = 1e9
             if dz * view[0, 2] < 0.0:
-                t = -view[0, 2] / dz
+                inverse = 1.0 / dz
+                t = -view[0, 2] * inverse
             distance = t * math.sqrt(1.0 + a * a + b * b)
             if distance > 6000.0:
                 if dz < 0.0:
@@ -403,14 +438,14 @@ def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             y = view[0, 1] + t * dy
             haze = _haze(distance, light)
             ident = ID_VEGETATION
-            s, d, c, sn = _road_point(world, x, y)
+            piece, along, across, d, c, sn = _road_point(world, x, y)
             e = abs(d)
             # The pixel's footprint: how far the ground point moves for a step of one pixel right and one down.
-            scale = t / focal
-            k = view[2, 2] / dz
+            scale = t * pixel
+            k = view[2, 2] * inverse
             right_x = scale * (view[2, 0] - dx * k)
             right_y = scale * (view[2, 1] - dy * k)
-            k = view[3, 2] / dz
+            k = view[3, 2] * inverse
             down_x = scale * (view[3, 0] - dx * k)
             down_y = scale * (view[3, 1] - dy * k)
             wide = math.sqrt((right_y * c - right_x * sn) ** 2 + (down_y * c - down_x * sn) ** 2)
@@ -424,17 +459,17 @@ def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             bl = 0.0
             if paved < 1.0:
                 # Grass: two sizes of patches near the road, fields in the countryside.
-                fine = noise[int(math.floor(x * 2.0)) & 255, int(math.floor(y * 2.0)) & 255] * grain
-                broad = noise[int(math.floor(x * 0.06)) & 255, int(math.floor(y * 0.06)) & 255]
-                tone = 1.0 + 0.22 * fine + 0.10 * broad
+                fine = noise[math.floor(x * 3.3) & 255, math.floor(y * 3.3) & 255] * grain
+                broad = noise[math.floor(x * 0.06) & 255, math.floor(y * 0.06) & 255]
+                tone = 1.0 + 0.20 * fine + 0.10 * broad
                 field = min(max((e - 34.0) * 0.03, 0.0), 1.0) * min(max(broad * 3.0, 0.0), 1.0)
                 worn = 0.35 * max(0.0, 1.0 - (e - PAVED_EDGE) * 0.6) if e >= PAVED_EDGE else 0.35
                 r = (GRASS[0] + (FIELD[0] - GRASS[0]) * max(field, worn)) * tone
                 g = (GRASS[1] + (FIELD[1] - GRASS[1]) * max(field, worn)) * tone
                 bl = (GRASS[2] + (FIELD[2] - GRASS[2]) * max(field, worn)) * tone
             if paved > 0.0:
-                fine = noise[int(math.floor(x * 5.0)) & 255, int(math.floor(y * 5.0)) & 255] * grain * grain
-                broad = noise[int(math.floor(s * 0.25)) & 255, int(math.floor(e * 0.5)) & 255] * grain
+                fine = noise[math.floor(x * 5.0) & 255, math.floor(y * 5.0) & 255] * grain * grain
+                broad = noise[math.floor(x * 0.25) & 255, math.floor(y * 0.25) & 255] * grain
                 tone = 1.0 + 0.07 * fine + 0.03 * broad
                 road_r, road_g, road_b = ASPHALT
                 line = 0.0
@@ -459,6 +494,7 @@ def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
                     if border >= 1.0 and border <= LANES - 1.0:
                         line = _stripe(e, MEDIAN_HALF_WIDTH + border * LANE_WIDTH, 0.5 * LINE_WIDTH, wide)
                         if line > 0.0:
+                            s = _arc_length(world, piece, along, across)
                             line *= _dash(s, world.dash_period, long)
                     # Tyre tracks: a quarter of a lane to both sides of its centre the asphalt is darker.
                     off = abs(abs(lane - math.floor(lane) - 0.5) - 0.25)
@@ -621,8 +657,8 @@ def _fill(corners, count, word, ident, lift, focal, target):
         y_max = max(y_max, py)
     if x_max < 0.5 or y_max < 0.5 or x_min > columns - 0.5 or y_min > rows - 0.5:
         return
-    first = max(0, int(math.ceil(y_min - 0.5)))
-    last = min(rows - 1, int(math.ceil(y_max - 0.5)) - 1)
+    first = max(0, math.ceil(y_min - 0.5))
+    last = min(rows - 1, math.ceil(y_max - 0.5) - 1)
     if last < first:
         return
     # The plane n . p = c through the corners makes the inverse depth linear in the picture.
@@ -651,8 +687,8 @@ def _fill(corners, count, word, ident, lift, focal, target):
         yb = points[2, j, 1]
         if ya > yb:
             xa, ya, xb, yb = xb, yb, xa, ya
-        top = max(first, int(math.ceil(ya - 0.5)))
-        bottom = min(last, int(math.ceil(yb - 0.5)) - 1)
+        top = max(first, math.ceil(ya - 0.5))
+        bottom = min(last, math.ceil(yb - 0.5) - 1)
         if bottom < top:
             continue
         slope = (xb - xa) / (yb - ya)
@@ -665,8 +701,8 @@ def _fill(corners, count, word, ident, lift, focal, target):
         right = min(scratch[1, row] - 0.5, float(columns))
         if right <= left:
             continue
-        start = int(math.ceil(left))
-        stop = int(math.ceil(right))
+        start = math.ceil(left)
+        stop = math.ceil(right)
         near = base + row * fall
         for column in range(start, stop):
             w = np.float32(near + column * step)
@@ -732,7 +768,7 @@ def _paint_model(view, focal, mesh, model, x, y, yaw, red, green, blue, braking,
         pz = eye_z - mesh.corners[face, 0, 2]
         if nx * px + ny * py + nz * pz <= 0.0:
             continue
-        count = mesh.count[face]
+        count = mesh.sides[face]
         for k in range(count):
             qx = mesh.corners[face, k, 0] - eye_x
             qy = mesh.corners[face, k, 1] - eye_y
@@ -759,6 +795,10 @@ def _paint_model(view, focal, mesh, model, x, y, yaw, red, green, blue, braking,
             r += light[pal.HORIZON, 0] * mirror
             g += light[pal.HORIZON, 1] * mirror
             b += light[pal.HORIZON, 2] * mirror
+        elif material == SIGN or material == SIGN_TEXT:  # retroreflective: hardly ever in shade
+            r = max(r, 0.85 * ALBEDO[material, 0])
+            g = max(g, 0.85 * ALBEDO[material, 1])
+            b = max(b, 0.85 * ALBEDO[material, 2])
         elif material == BRAKE:
             if braking:
                 r = 255.0
@@ -959,10 +999,10 @@ def _paint_ball(view, focal, x, y, z, radius, shade, haze, noise, phase, light, 
     column = 0.5 * columns + focal * point[1] / point[0]
     row = 0.5 * rows - focal * point[2] / point[0]
     size = focal * radius / point[0]
-    first = max(0, int(math.ceil(row - size - 0.5)))
-    last = min(rows - 1, int(math.floor(row + size - 0.5)))
-    left = max(0, int(math.ceil(column - size - 0.5)))
-    right = min(columns - 1, int(math.floor(column + size - 0.5)))
+    first = max(0, math.ceil(row - size - 0.5))
+    last = min(rows - 1, math.floor(row + size - 0.5))
+    left = max(0, math.ceil(column - size - 0.5))
+    right = min(columns - 1, math.floor(column + size - 0.5))
     if size < 0.5 or last < first or right < left:
         return
     sun = light[pal.SUN_DIRECTION]

@@ -22,13 +22,13 @@ VERGE = 60.0  # m from the reference line: farther ground is countryside without
 TREE_KINDS = 2  # round, conifer
 
 # Columns of Scenery.pieces: the middle of a piece with its frame; curvature 0 for straights.
-MID_S, MID_X, MID_Y, COS, SIN, CENTER_X, CENTER_Y, RADIUS, SIGN, HALF = range(10)
+MID_S, MID_X, MID_Y, COS, SIN, CENTER_X, CENTER_Y, RADIUS, SIDE, HALF, COS_HALF, SIN_HALF = range(12)
 
 
 class Scenery(NamedTuple):
     """The road and its surroundings as arrays for compiled code."""
 
-    pieces: NDArray[np.float64]  # (P, 10), columns above
+    pieces: NDArray[np.float64]  # (P, 12), columns above
     origin: NDArray[np.float64]  # (2,) x, y of the grid's corner, m
     grid: NDArray[np.int16]  # (rows along y, columns along x) piece nearest to the cell's centre, -1 = countryside
     course: NDArray[np.float64]  # (N, 4) x, y, cos, sin of the reference line; N is a multiple of BLOCK
@@ -69,7 +69,21 @@ def _piece_frame(piece: NDArray[np.float64]) -> NDArray[np.float64]:
     c, s = math.cos(heading), math.sin(heading)
     sign = math.copysign(1.0, k)
     radius, center = (1.0 / k, (x - s / k, y + c / k)) if k else (0.0, (0.0, 0.0))
-    return np.array([piece[S0] + half, x, y, c, s, *center, radius, sign if k else 0.0, half])
+    return np.array(
+        [
+            piece[S0] + half,
+            x,
+            y,
+            c,
+            s,
+            *center,
+            radius,
+            sign if k else 0.0,
+            half,
+            math.cos(half * k),
+            abs(math.sin(half * k)),
+        ]
+    )
 
 
 def _piece_grid(road: Road) -> tuple[NDArray[np.float64], NDArray[np.int16]]:
@@ -80,7 +94,7 @@ def _piece_grid(road: Road) -> tuple[NDArray[np.float64], NDArray[np.int16]]:
     rows = int((y.max() + margin - origin[1]) / CELL) + 1
     cx = origin[0] + (np.arange(columns) + 0.5) * CELL
     cy = origin[1] + (np.arange(rows) + 0.5) * CELL
-    s, d, _ = road.project(cx[None, :], cy[:, None])
+    s, _d, _ = road.project(cx[None, :], cy[:, None])
     px, py, _ = road.pose(s, 0.0)
     distance = np.hypot(px - cx[None, :], py - cy[:, None])
     piece = np.searchsorted(road.pieces[:, S0], s, side="right") - 1
@@ -139,9 +153,11 @@ def textures() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.flo
     """Static patterns: fine noise (256, 256) tileable in [-1, 1]; cloud density (64, 1024) in [0, 1], rows from the
     horizon up, columns around; hill height (2, 1024), far and near range, as tangent of elevation."""
     rng = np.random.Generator(np.random.PCG64(22))
-    noise = sum(_tile(rng, 256, 256, n, n) * w for n, w in ((256, 0.6), (64, 0.5), (16, 0.5)))
+    octaves = [_tile(rng, 256, 256, n, n) * w for n, w in ((256, 0.6), (64, 0.5), (16, 0.5))]
+    noise = np.sum(octaves, axis=0)
     noise = noise / np.abs(noise).max()
-    cloud = sum(_tile(rng, 64, 1024, 2 * n, 4 * n) * w for n, w in ((4, 1.0), (8, 0.6), (16, 0.35), (32, 0.18)))
+    octaves = [_tile(rng, 64, 1024, 2 * n, 4 * n) * w for n, w in ((4, 1.0), (8, 0.6), (16, 0.35), (32, 0.18))]
+    cloud = np.sum(octaves, axis=0)
     cloud = (cloud - cloud.min()) / (cloud.max() - cloud.min())
     angle = np.arange(1024) * (2 * math.pi / 1024)
     far = 0.030 + sum(a * np.sin(n * angle + p) for n, a, p in ((3, 0.010, 0.3), (7, 0.007, 1.9), (17, 0.004, 4.0)))
