@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 TICK = 0.05  # s of sim time
 IMAGE_SIZE = 128  # pixels, square
 EGO_BLUEPRINT = "vehicle.tesla.model3"
-CAMERA = {"x": -9.5, "y": 0.0, "z": 4.2, "pitch": -9.0, "yaw": 0.0, "roll": 0.0, "fov": 48.0}
-"""Where the camera sits on the ego (m and degrees from the centre of its box on the ground) and its field of view."""
+CAMERA = {"x": -9.5, "y": 0.0, "z": float(np.float32(4.2)), "pitch": -9.0, "yaw": 0.0, "roll": 0.0, "fov": 48.0}
+"""Where the camera sits on the ego (m and degrees from the centre of its box on the ground) and its field of view;
+float32 numbers, as they cross CARLA's protocol."""
 
 ACTION_NAMES = ("left", "keep", "right", "brake")
 WHEEL_ANGLE = 0.02  # rad, what left and right set at once; a curve of 250 m radius needs 0.011
@@ -87,6 +88,16 @@ def command(action: int) -> VehicleCommand:
         return VehicleCommand(steer=0.0, brake=BRAKE)
     steer = (action - 1) * WHEEL_ANGLE / MAX_WHEEL_ANGLE
     return VehicleCommand(steer=steer, target_speed=CRUISE_SPEED)
+
+
+def signed_speed(vx: float, vy: float, yaw: float) -> float:
+    """Speed in m/s, negative backwards, of a car with this velocity (m/s) and yaw (rad).
+
+    From the velocity in float32 alone but for the sign: what CARLA's snapshot carries gives the same number, bit for
+    bit, as the simulated world itself.
+    """
+    forward = vx * math.cos(yaw) + vy * math.sin(yaw)
+    return float(np.float32(math.copysign(math.hypot(np.float32(vx), np.float32(vy)), forward)))
 
 
 def pedals(wanted: VehicleCommand, speed: float) -> tuple[float, float]:

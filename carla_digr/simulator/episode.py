@@ -25,7 +25,7 @@ from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 from carla_digr.simulator.world import Camera, SpawnCollision, World
 
 DEFAULT_DELTA = 0.05  # s, the step while a client has set none
-MAX_DELTA = 0.1  # s, the longest step the world takes
+MAX_DELTA = 1.0  # s
 MAX_DISTANCE = 1e5  # m from the origin; farther positions are refused
 MAX_SPEED = 150.0  # m/s; faster velocities are refused
 SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it

@@ -44,6 +44,7 @@ from carla_digr.driving.control import (
     VehicleCommand,
     command,
     pedals,
+    signed_speed,
     start_index,
 )
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road
@@ -113,9 +114,14 @@ class InProcessDrive:
 
     def advance(self, wanted: VehicleCommand) -> None:
         """Apply a command and advance one tick without a picture."""
-        throttle, brake = pedals(wanted, float(np.float32(self.world.vehicle(self.ego)["speed"])))
+        throttle, brake = pedals(wanted, self.speed())
         self.world.set_control(self.ego, throttle, wanted.steer, brake)
         self.world.step(TICK)
+
+    def speed(self) -> float:
+        """The ego's speed in m/s, as it can be seen over CARLA's protocol too."""
+        ego = self.world.vehicle(self.ego)
+        return signed_speed(ego["vx"], ego["vy"], ego["yaw"])
 
     def step(self, wanted: VehicleCommand) -> DriveFrame:
         """Apply a command, advance 0.05 s and return the frame."""
@@ -138,7 +144,7 @@ class InProcessDrive:
             x=float(np.float32(ego["x"])),
             y=float(np.float32(ego["y"])),
             yaw=float(np.float32(ego["yaw"])),
-            speed=float(np.float32(ego["speed"])),
+            speed=self.speed(),
             collision=collision,
             off_road=off_road,
         )

@@ -1,0 +1,285 @@
+"""The highway drive over CARLA's protocol: ego, camera, collision sensor and traffic on any 0.9.16 server."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections import deque
+from typing import Any, Protocol
+
+import carla
+import numpy as np
+
+from carla_digr.driving.control import (
+    CAMERA,
+    CRUISE_SPEED,
+    EGO_BLUEPRINT,
+    IMAGE_SIZE,
+    DriveFrame,
+    VehicleCommand,
+    pedals,
+    signed_speed,
+    start_index,
+)
+from carla_digr.driving.session import SensorStream, Session, SimulatorGone
+from carla_digr.errors import UserError
+
+HIGHWAY_TRAFFIC = "controller.traffic.highway"
+"""Blueprint of the embedded simulator: its own drivers, who overtake at highway speed."""
+FREE_DISTANCE = 40.0  # m around the ego that stay free of traffic when an episode starts
+WARM_UP_TICKS = 20  # most ticks until the camera's first picture
+
+
+class Scenario:
+    """A :class:`carla_digr.driving.control.Drive` over CARLA's protocol.
+
+    The same seed and commands give the same frames as
+    :class:`carla_digr.tasks.driving.InProcessDrive` when the server is the embedded simulator. One ego and one camera
+    serve all episodes. Made by :meth:`connect`.
+    """
+
+    fov = CAMERA["fov"]
+    """Horizontal field of view of the camera, degrees."""
+
+    def __init__(self, session: Session, traffic: Traffic):
+        self._session = session
+        self._traffic = traffic
+        self._points = session.map.get_spawn_points()
+        if not self._points:
+            raise UserError(f"the map {session.map.name} of {session.address} has no spawn points; load another one")
+        self._ego = self._spawn_ego()
+        place = carla.Transform(
+            carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),
+            carla.Rotation(pitch=CAMERA["pitch"], yaw=CAMERA["yaw"], roll=CAMERA["roll"]),
+        )
+        camera = session.blueprint(
+            "sensor.camera.rgb", image_size_x=IMAGE_SIZE, image_size_y=IMAGE_SIZE, fov=CAMERA["fov"]
+        )
+        self._pictures = SensorStream(session, session.spawn(camera, place, self._ego))
+        self._contacts: deque[tuple[int, str]] = deque(maxlen=100)
+        contact_sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), self._ego)
+        contact_sensor.listen(self._note_contact)
+        self._wait_for_pictures()
+        self._speed = 0.0
+        self._first_frame = 0
+
+    @classmethod
+    def connect(cls, simulator: str, host: str, port: int, timeout: float = 10.0, vehicles: int = 64) -> Scenario:
+        """Connect to a server and put ego, camera and collision sensor on its road.
+
+        Parameters:
+            simulator: "embedded" takes the simulator's own traffic, "carla" the client's Traffic Manager
+            timeout: seconds for connecting and for every later call and tick
+            vehicles: other vehicles (on the embedded highway: on the ego's carriageway)
+
+        Raises UserError as :meth:`Session.connect` does, and when the server lacks what the drive needs.
+        """
+        session = Session.connect(host, port, timeout)
+        try:
+            traffic = SimulatorTraffic if simulator == "embedded" else ManagedTraffic
+            return cls(session, traffic(session, vehicles))
+        except BaseException:
+            session.close()
+            raise
+
+    def reset(self, seed: int) -> DriveFrame:
+        """Start an episode; see :meth:`carla_digr.driving.control.Drive.reset`.
+
+        Raises SimulatorGone when the simulator does not answer in time.
+        """
+        point = self._points[start_index(seed, len(self._points))]
+        yaw = math.radians(point.rotation.yaw)
+        try:
+            self._traffic.clear()
+            self._ego.set_transform(point)
+            self._ego.apply_control(carla.VehicleControl())
+            self._ego.set_target_velocity(carla.Vector3D(CRUISE_SPEED * math.cos(yaw), CRUISE_SPEED * math.sin(yaw)))
+            self._traffic.fill(seed, self._ego, point.location)
+        except RuntimeError as error:
+            raise self._session.lost(str(error)) from None
+        self._first_frame = self._session.frame + 1
+        return self._tick()
+
+    def step(self, command: VehicleCommand) -> DriveFrame:
+        """Apply a command, advance 0.05 s and return the frame. Raises SimulatorGone."""
+        throttle, brake = pedals(command, self._speed)
+        self._ego.apply_control(carla.VehicleControl(throttle=throttle, steer=command.steer, brake=brake))
+        return self._tick()
+
+    def close(self) -> None:
+        """Remove traffic, sensors and ego, restore the server's settings; safe to call twice."""
+        if not self._session.gone:
+            try:
+                self._traffic.close()
+            except (RuntimeError, SimulatorGone):
+                self._session.gone = True
+        self._session.close()
+
+    def __enter__(self) -> Scenario:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _tick(self) -> DriveFrame:
+        snapshot = self._session.tick()
+        picture = self._pictures.take(snapshot.frame)
+        ego = snapshot.find(self._ego.id)
+        if ego is None:
+            raise UserError(f"somebody destroyed the ego on {self._session.address}; start the drive anew")
+        place, velocity = ego.get_transform(), ego.get_velocity()
+        yaw = math.radians(place.rotation.yaw)
+        self._speed = signed_speed(velocity.x, velocity.y, yaw)
+        return DriveFrame(
+            frame=snapshot.frame,
+            stamp=snapshot.timestamp.elapsed_seconds,
+            image=_rgb(picture),
+            x=place.location.x,
+            y=place.location.y,
+            yaw=float(np.float32(yaw)),
+            speed=self._speed,
+            collision=self._collision(),
+            off_road=_off_road(self._session.map, place.location),
+        )
+
+    def _spawn_ego(self) -> carla.Vehicle:
+        blueprint = self._session.blueprint(EGO_BLUEPRINT)
+        for point in self._points:
+            try:
+                return self._session.spawn(blueprint, point)
+            except UserError as error:
+                failure = error
+        raise failure
+
+    def _wait_for_pictures(self) -> None:
+        """Tick until the camera delivers: a subscription may take effect some frames after listen() returned."""
+        for _ in range(WARM_UP_TICKS):
+            frame = self._session.tick().frame
+            if self._pictures.poll(frame, self._session.timeout / WARM_UP_TICKS) is not None:
+                return
+        raise self._session.lost(f"its camera sent no picture in {WARM_UP_TICKS} frames")
+
+    def _note_contact(self, event: carla.CollisionEvent) -> None:
+        self._contacts.append((event.frame, event.other_actor.type_id))
+
+    def _collision(self) -> str | None:
+        """What was hit in this episode since the last look.
+
+        Contacts come on their own connection: one that arrives after its frame's picture is told with the next frame.
+        """
+        found = None
+        while self._contacts:
+            frame, other = self._contacts.popleft()
+            if frame >= self._first_frame:
+                found = found or other
+        return found
+
+
+class Traffic(Protocol):
+    """Who else is on the road."""
+
+    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
+        """Put the traffic of an episode on the road; the ego stands at ``place``."""
+
+    def clear(self) -> None:
+        """Remove it."""
+
+    def close(self) -> None:
+        """Remove it for good."""
+
+
+class SimulatorTraffic:
+    """The embedded simulator's own drivers."""
+
+    def __init__(self, session: Session, vehicles: int):
+        self._session, self._vehicles = session, vehicles
+        self._controller: carla.Actor | None = None
+        if not session.blueprints.filter(HIGHWAY_TRAFFIC):
+            raise UserError(
+                f"the simulator at {session.address} is not the embedded highway; choose the simulator 'carla'"
+            )
+
+    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
+        """Spawn the traffic controller."""
+        blueprint = self._session.blueprint(HIGHWAY_TRAFFIC, seed=seed, vehicles=self._vehicles, hero=ego.id)
+        self._controller = self._session.spawn(blueprint, carla.Transform())
+
+    def clear(self) -> None:
+        """Destroy the traffic controller, and its vehicles with it."""
+        if self._controller is not None:
+            controller, self._controller = self._controller, None
+            self._session.destroy(controller)
+
+    close = clear
+
+
+class ManagedTraffic:
+    """Vehicles driven by the client's Traffic Manager, for servers without drivers of their own.
+
+    It does not change lanes above about 40 km/h, and it removes vehicles at dead ends.
+    """
+
+    def __init__(self, session: Session, vehicles: int):
+        self._session, self._vehicles = session, vehicles
+        self._ids: list[int] = []
+        self._points = session.map.get_spawn_points()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port: int = free.getsockname()[1]
+        self._manager = session.client.get_trafficmanager(self._port)
+        self._manager.set_synchronous_mode(True)
+
+    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
+        """Spawn vehicles at drawn spawn points and hand them over."""
+        self._manager.set_random_device_seed(seed)
+        draw = np.random.default_rng(seed)
+        kinds = [b for b in self._session.blueprints.filter("vehicle.*") if _wheels(b) == 4]
+        kinds.sort(key=lambda b: b.id)
+        free = [p for p in self._points if p.location.distance(place) > FREE_DISTANCE]
+        batch = []
+        for index in draw.permutation(len(free))[: self._vehicles]:
+            blueprint = self._session.blueprint(kinds[draw.integers(len(kinds))].id)
+            spawn = carla.command.SpawnActor(blueprint, free[index])
+            batch.append(spawn.then(carla.command.SetAutopilot(carla.command.FutureActor, True, self._port)))
+        answers = self._session.client.apply_batch_sync(batch, False)
+        self._ids = [answer.actor_id for answer in answers if not answer.error]
+
+    def clear(self) -> None:
+        """Take the vehicles from the Traffic Manager, destroy them and tick, in this order: others crash the client."""
+        if not self._ids:
+            return
+        command: Any = carla.command
+        self._session.client.apply_batch_sync([command.SetAutopilot(i, False, self._port) for i in self._ids], False)
+        self._session.client.apply_batch_sync([command.DestroyActor(i) for i in self._ids], False)
+        self._ids = []
+        self._session.tick()
+
+    def close(self) -> None:
+        """Also shut the Traffic Manager down."""
+        self.clear()
+        self._manager.shut_down()
+
+
+def _off_road(highway: carla.Map, place: carla.Location) -> bool:
+    """Whether a place is beside the driving lanes.
+
+    Not asked with project_to_road=False: within a few centimetres of a border between two lanes the client's map finds
+    no lane, or the wrong one of the two.
+    """
+    lane = highway.get_waypoint(place)
+    right = lane.transform.get_right_vector()
+    across = place - lane.transform.location
+    offset = across.x * right.x + across.y * right.y
+    if abs(offset) <= lane.lane_width / 2.0:
+        return False
+    neighbour = lane.get_right_lane() if offset > 0.0 else lane.get_left_lane()
+    return neighbour is None or neighbour.lane_type != carla.LaneType.Driving
+
+
+def _wheels(blueprint: carla.ActorBlueprint) -> int:
+    return int(blueprint.get_attribute("number_of_wheels"))
+
+
+def _rgb(picture: carla.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a camera's BGRA picture; a copy, for the picture's memory is the client library's."""
+    bgra = np.frombuffer(picture.raw_data, np.uint8).reshape(picture.height, picture.width, 4)
+    return np.ascontiguousarray(bgra[:, :, 2::-1])

@@ -1,0 +1,313 @@
+"""A session with a CARLA 0.9.16 server: connect, own the tick, match frames, leave the server as it was found.
+
+Works against a CARLA server and against the embedded simulator alike; this package is the only one that imports
+``carla``. Rules that hold on real servers: one client owns the tick, data are matched by frame number and never by
+"latest", only own actors are destroyed, sensors before what carries them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import carla
+
+from carla_digr.driving.control import TICK
+from carla_digr.errors import UserError
+
+VERSION = "0.9.16"
+"""The only server version this client speaks; others have other message layouts."""
+ROLE = "carla_digr"
+"""First word of our actors' role_name; host and process id follow, so that a later session knows whose they are."""
+OWNER_WAIT = 1.0  # s in which a living tick owner moves the world
+CLOSE_TIMEOUT = 2.0  # s a call may take while cleaning up
+
+
+class SimulatorGone(UserError):
+    """The simulator stopped answering; the session cannot go on, a new one can be connected."""
+
+
+class Session:
+    """The one owner of a server's tick, in synchronous mode with fixed steps of 0.05 s.
+
+    Made by :meth:`connect`. Use as a context manager or call :meth:`close`; interpreter exit and SIGTERM (where the
+    program has no handler of its own) also lead there.
+    """
+
+    def __init__(self, client: carla.Client, host: str, port: int, timeout: float):
+        self.client = client
+        self.address = f"{host}:{port}"
+        self.timeout = timeout
+        self.gone = False
+        """Whether the simulator stopped answering."""
+        self.frame = 0
+        self._closed = False
+        self._actors: list[carla.Actor] = []
+        self._own_tick()
+        atexit.register(self.close)
+        self._handle_sigterm()
+
+    @classmethod
+    def connect(cls, host: str, port: int, timeout: float = 10.0) -> Session:
+        """Connect to a server and take over its tick.
+
+        Parameters:
+            timeout: seconds for the connection, and later for every call and tick
+
+        Raises UserError when nothing listens there in time, it is no CARLA server, its version is another one, or
+        another client owns the tick.
+        """
+        _wait_for_port(host, port, timeout)
+        client = carla.Client(host, port)
+        client.set_timeout(timeout)
+        try:
+            version = client.get_server_version()
+        except RuntimeError as error:
+            raise UserError(
+                f"{host}:{port} accepts connections but does not answer as a CARLA server ({_text(error)}); "
+                "check the port"
+            ) from None
+        if version != VERSION:
+            raise UserError(
+                f"the server at {host}:{port} is CARLA {version}, this client is {VERSION}; "
+                f"start a CARLA {VERSION} server or the embedded simulator"
+            )
+        try:
+            return cls(client, host, port, timeout)
+        except RuntimeError as error:
+            raise UserError(f"the simulator at {host}:{port} broke off: {_text(error)}; start it again") from None
+
+    def _own_tick(self) -> None:
+        self.world = self.client.get_world()
+        self._found = self.world.get_settings()
+        if self._found.synchronous_mode:
+            self._refuse_if_owned()
+            self._found.synchronous_mode = False  # its owner is dead, or the world would move
+        settings = self.world.get_settings()
+        settings.synchronous_mode = True
+        settings.fixed_delta_seconds = TICK
+        self.world.apply_settings(settings)
+        self.frame = self.world.get_snapshot().frame
+        self.map = self.world.get_map()
+        self.blueprints = self.world.get_blueprint_library()
+        self._remove_leftovers()
+
+    def _refuse_if_owned(self) -> None:
+        """Raise UserError if a living client owns the tick: the world moves, or its actors name a living process."""
+        with contextlib.suppress(RuntimeError):  # the state a new subscriber is sent, or none
+            self.world.wait_for_tick(OWNER_WAIT / 2)
+        before = self.world.get_snapshot().frame
+        with contextlib.suppress(RuntimeError):
+            self.world.wait_for_tick(OWNER_WAIT)
+        after = self.world.get_snapshot().frame
+        owners = [owner for actor in self.world.get_actors() if (owner := _owner(actor)) and owner.alive]
+        if after == before and not owners:
+            return
+        who = str(owners[0]) if owners else "another client"
+        raise UserError(f"{who} owns the tick of {self.address}; stop it, or use another simulator")
+
+    def _remove_leftovers(self) -> None:
+        """Destroy what killed sessions of this program left behind."""
+        ours = [actor for actor in self.world.get_actors() if _owner(actor)]
+        for actor in sorted(ours, key=lambda a: not a.type_id.startswith("sensor.")):
+            actor.destroy()
+
+    # ------------------------------------------------------------------------------------------------- frames
+
+    def tick(self) -> carla.WorldSnapshot:
+        """Advance one frame and return its state.
+
+        Raises SimulatorGone when no answer comes within the time limit, UserError when somebody else ticks too.
+        """
+        try:
+            frame = self.world.tick(self.timeout)
+            snapshot = self.world.get_snapshot()
+        except RuntimeError as error:
+            raise self.lost(_text(error)) from None
+        if self.frame and (frame != self.frame + 1 or snapshot.frame != frame):
+            raise UserError(
+                f"another client also ticks {self.address}: frame {max(frame, snapshot.frame)} came after "
+                f"{self.frame}; only one client may own the tick"
+            )
+        self.frame = frame
+        return snapshot
+
+    def lost(self, reason: str) -> SimulatorGone:
+        """Mark the simulator as gone; the error to raise."""
+        self.gone = True
+        return SimulatorGone(f"the simulator at {self.address} is gone ({reason}); start it again and connect anew")
+
+    # ------------------------------------------------------------------------------------------------- actors
+
+    def blueprint(self, name: str, **attributes: object) -> carla.ActorBlueprint:
+        """A blueprint with our role name and the attributes set; UserError if the server does not have it."""
+        try:
+            blueprint = self.blueprints.find(name)
+        except IndexError:
+            raise UserError(f"the simulator at {self.address} has no blueprint {name!r}") from None
+        if blueprint.has_attribute("role_name"):
+            blueprint.set_attribute("role_name", f"{ROLE} {socket.gethostname()} {os.getpid()}")
+        for attribute, value in attributes.items():
+            blueprint.set_attribute(attribute, str(value))
+        return blueprint
+
+    def spawn(
+        self, blueprint: carla.ActorBlueprint, transform: carla.Transform, parent: carla.Actor | None = None
+    ) -> carla.Actor:
+        """Make an actor that the session destroys when it closes. Raises UserError where the server refuses it."""
+        try:
+            actor = self.world.spawn_actor(blueprint, transform, attach_to=parent)
+        except RuntimeError as error:
+            raise UserError(f"{self.address} does not spawn {blueprint.id}: {_text(error)}") from None
+        self._actors.append(actor)
+        return actor
+
+    def destroy(self, actor: carla.Actor) -> None:
+        """Destroy an actor made by :meth:`spawn`. Raises SimulatorGone."""
+        self._actors.remove(actor)
+        try:
+            if isinstance(actor, carla.Sensor):
+                actor.stop()
+            actor.destroy()
+        except RuntimeError as error:
+            raise self.lost(_text(error)) from None
+
+    # ---------------------------------------------------------------------------------------------------- end
+
+    def close(self) -> None:
+        """Destroy the own actors, last made first, and give the server its settings back. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self._restore_sigterm()
+        if self.gone:
+            return
+        self.client.set_timeout(CLOSE_TIMEOUT)
+        with contextlib.suppress(RuntimeError, SimulatorGone):  # it may vanish right now; nothing is left to do then
+            while self._actors:
+                self.destroy(self._actors[-1])
+            self.world.apply_settings(self._found)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _handle_sigterm(self) -> None:
+        self._sigterm = False
+        if threading.current_thread() is threading.main_thread():
+            self._sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if self._sigterm:
+            signal.signal(signal.SIGTERM, _exit_on_signal)
+
+    def _restore_sigterm(self) -> None:
+        ours = self._sigterm and signal.getsignal(signal.SIGTERM) is _exit_on_signal
+        if ours and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class SensorStream:
+    """The data of one sensor, taken by frame number.
+
+    Parameters:
+        sensor: starts to listen; one message a frame is expected
+    """
+
+    def __init__(self, session: Session, sensor: carla.Sensor):
+        self._session = session
+        self._name = sensor.type_id
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        sensor.listen(self._queue.put)
+
+    def take(self, frame: int) -> Any:
+        """The message of ``frame``; older ones are dropped.
+
+        Raises SimulatorGone when it has not come within the session's time limit, or a later one has: then it will
+        not come.
+        """
+        data = self.poll(frame, self._session.timeout)
+        if data is None:
+            raise self._session.lost(f"{self._name} sent nothing for frame {frame} in {self._session.timeout:g} s")
+        return data
+
+    def poll(self, frame: int, timeout: float) -> Any:
+        """The message of ``frame``, or None if it has not come after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                data = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return None
+            if data.frame == frame:
+                return data
+            if data.frame > frame:
+                raise self._session.lost(f"{self._name} skipped frame {frame}")
+
+
+class _Owner:
+    """Whose an actor with our role name is."""
+
+    def __init__(self, host: str, process: int):
+        self.host, self.process = host, process
+
+    @property
+    def alive(self) -> bool:
+        """Whether that process runs; on another machine, which cannot be looked up, no."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+
+def _owner(actor: carla.Actor) -> _Owner | None:
+    match actor.attributes.get("role_name", "").split():
+        case [word, host, process] if word == ROLE and process.isdigit():
+            return _Owner(host, int(process))
+    return None
+
+
+def _wait_for_port(host: str, port: int, timeout: float) -> None:
+    """Return once something accepts connections there; a server that is just starting gets the whole time limit."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, port), max(0.1, deadline - time.monotonic())).close()
+            return
+        except OverflowError:
+            raise UserError(f"port {port} does not exist; choose one from 1 to 65535") from None
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() + 0.1 >= deadline:
+                raise UserError(
+                    f"no simulator answers on {host}:{port} ({error.strerror or error}); start one with "
+                    f"'carla-digr simulator --port {port}', or a CARLA {VERSION} server"
+                ) from None
+        time.sleep(0.1)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _text(error: Exception) -> str:
+    """First line of an error of the client library."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
