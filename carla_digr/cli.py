@@ -123,7 +123,28 @@ def _stage(args: argparse.Namespace):
     return config, args.out or Path("runs") / config.task
 
 
-JOBS = (add_train_teacher, add_make_dataset, add_distill, add_evaluate)
+# --- the simulator ---
+
+
+def add_simulator(commands: argparse._SubParsersAction) -> None:
+    """`simulator`: the embedded highway as a server."""
+    from carla_digr.simulator import add_server_options
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.simulator.server import run
+
+        run(args.host, args.port, args.parent)
+
+    parser = commands.add_parser(
+        "simulator",
+        help="serve the embedded highway to CARLA clients",
+        description="Serve the embedded highway by CARLA 0.9.16's protocol until Ctrl-C.",
+    )
+    add_server_options(parser)
+    parser.set_defaults(run=run)
+
+
+JOBS = (add_train_teacher, add_make_dataset, add_distill, add_evaluate, add_simulator)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from carla_digr.errors import UserError
-from carla_digr.simulator import wire
+from carla_digr.simulator import add_server_options, wire
 from carla_digr.simulator.episode import METHODS, CallFailed, Episode, answer
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.world import Camera
@@ -355,7 +355,9 @@ def _listen(host: str, port: int) -> socket.socket:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             reason = f"port {port} of {host} is in use; stop the program that has it or choose another with --port"
         else:
-            reason = f"cannot listen on {host}:{port} ({error}); check --host and --port"
+            reason = (
+                f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}); check --host and --port"
+            )
         raise UserError(reason) from None
 
 
@@ -373,17 +375,6 @@ def exit_with(parent: int) -> None:
     signal.signal(signal.SIGUSR1, look)
     ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
     look()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the simulator's command line."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument(
-        "--port", type=int, default=2000, help="port for calls, streams use the next one (default 2000; 0: any free)"
-    )
-    parser.add_argument(
-        "--parent", type=int, help="end with this process, which must be the parent (default: whoever started this)"
-    )
 
 
 def run(host: str, port: int, parent: int | None = None) -> None:
@@ -404,7 +395,7 @@ def run(host: str, port: int, parent: int | None = None) -> None:
 def main() -> None:
     """``python -m carla_digr.simulator.server``."""
     parser = argparse.ArgumentParser(description="Embedded highway that speaks CARLA 0.9.16's protocol.")
-    add_arguments(parser)
+    add_server_options(parser)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     try:
