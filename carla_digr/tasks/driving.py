@@ -22,6 +22,7 @@ in process; over CARLA's protocol the reward is progress and the terminal -1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -34,11 +35,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from carla_digr.config import DrivingConfig
 from carla_digr.driving.control import (
     ACTION_NAMES,
+    BRAKE,
     CAMERA,
     CRUISE_SPEED,
     EGO_BLUEPRINT,
     IMAGE_SIZE,
     TICK,
+    WHEEL_ANGLE,
     Drive,
     DriveFrame,
     VehicleCommand,
@@ -47,9 +50,10 @@ from carla_digr.driving.control import (
     signed_speed,
     start_index,
 )
+from carla_digr.simulator.planner import KEEP, Planner
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
-from carla_digr.simulator.vehicle import KINDS
+from carla_digr.simulator.vehicle import KINDS, MAX_BRAKING
 from carla_digr.simulator.world import Camera, World
 
 OBSERVATION_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
@@ -70,6 +74,27 @@ class Driving:
     def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> DrivingVecEnv:
         """Highways in this process; see Task.make_vec_env."""
         return DrivingVecEnv(environments, seed, self.config, evaluation)
+
+    def reference_policies(self) -> dict[str, Callable[[DrivingVecEnv], NDArray[np.int64]]]:
+        """What learned policies are measured against: wheels held straight, and the full-state planner."""
+        return {"straight": lambda env: np.full(env.num_envs, KEEP), "planner": PlannerPolicy()}
+
+
+class PlannerPolicy:
+    """The full-state planner as a policy of a batch: one planner an environment, forgotten at an episode's end."""
+
+    def __init__(self) -> None:
+        self.planners: dict[int, tuple[int, Planner]] = {}
+
+    def __call__(self, env: DrivingVecEnv) -> NDArray[np.int64]:
+        """One action an environment, (N,)."""
+        actions = np.full(env.num_envs, KEEP)
+        for i, episode in enumerate(env.episodes):
+            started = int(env.started[i])
+            if self.planners.get(i, (0, None))[0] != started:
+                self.planners[i] = started, Planner(WHEEL_ANGLE, CRUISE_SPEED, BRAKE * MAX_BRAKING)
+            actions[i] = self.planners[i][1].observe(episode.drive.world, episode.drive.ego)
+        return actions
 
 
 class InProcessDrive:
