@@ -88,6 +88,7 @@ PROFILE = np.array([(BARRIER_HALF_WIDTH, 0.0), (0.27, 0.10), (0.16, 0.36), (0.11
 
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
+_inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
 
 class VehicleTable(NamedTuple):
@@ -314,21 +315,21 @@ def _atan2(y, x):
     return -a if y < 0.0 else a
 
 
-@_compiled
-def _road_point(world, x, y):
+@_inlined
+def _road_point(pieces, origin, grid, x, y):
     """(piece, along, across, d, cos, sin) of a ground point, the direction being the road's; piece -1 = countryside.
 
     On an arc along and across are the legs of the angle from the piece's middle, on a straight along is the distance
     from it: what ``_arc_length`` needs.
     """
-    column = int((x - world.origin[0]) * (1.0 / CELL))
-    row = int((y - world.origin[1]) * (1.0 / CELL))
-    if x < world.origin[0] or y < world.origin[1] or row >= world.grid.shape[0] or column >= world.grid.shape[1]:
+    column = int((x - origin[0]) * (1.0 / CELL))
+    row = int((y - origin[1]) * (1.0 / CELL))
+    if x < origin[0] or y < origin[1] or row >= grid.shape[0] or column >= grid.shape[1]:
         return -1, 0.0, 0.0, 1e9, 1.0, 0.0
-    index = int(world.grid[row, column])
+    index = int(grid[row, column])
     if index < 0:
         return -1, 0.0, 0.0, 1e9, 1.0, 0.0
-    count = world.pieces.shape[0]
+    count = pieces.shape[0]
     nearest = index
     along = 0.0
     across = 0.0
@@ -337,29 +338,28 @@ def _road_point(world, x, y):
     sn = 0.0
     for _ in range(3):
         nearest = index
-        p = world.pieces[index]
-        if p[SIDE] == 0.0:
-            dx = x - p[MID_X]
-            dy = y - p[MID_Y]
-            c = p[COS]
-            sn = p[SIN]
+        if pieces[index, SIDE] == 0.0:
+            dx = x - pieces[index, MID_X]
+            dy = y - pieces[index, MID_Y]
+            c = pieces[index, COS]
+            sn = pieces[index, SIN]
             along = dx * c + dy * sn
             d = dy * c - dx * sn
-            over = abs(along) - p[HALF]
+            over = abs(along) - pieces[index, HALF]
         else:
-            vx = p[SIDE] * (x - p[CENTER_X])
-            vy = p[SIDE] * (y - p[CENTER_Y])
-            along = vx * p[COS] + vy * p[SIN]
-            across = vx * p[SIN] - vy * p[COS]
+            vx = pieces[index, SIDE] * (x - pieces[index, CENTER_X])
+            vy = pieces[index, SIDE] * (y - pieces[index, CENTER_Y])
+            along = vx * pieces[index, COS] + vy * pieces[index, SIN]
+            across = vx * pieces[index, SIN] - vy * pieces[index, COS]
             rho = math.sqrt(vx * vx + vy * vy)
-            d = p[RADIUS] - p[SIDE] * rho
+            d = pieces[index, RADIUS] - pieces[index, SIDE] * rho
             if rho > 0.0:
                 inverse = 1.0 / rho
                 c = -vy * inverse
                 sn = vx * inverse
             # sin(angle - half angle) times rho; along grows with s because the frame is turned by SIDE.
-            over = abs(along) * p[COS_HALF] - across * p[SIN_HALF]
-            along *= p[SIDE]
+            over = abs(along) * pieces[index, COS_HALF] - across * pieces[index, SIN_HALF]
+            along *= pieces[index, SIDE]
         if over <= 1e-9:
             break
         if along > 0.0:
@@ -369,13 +369,12 @@ def _road_point(world, x, y):
     return nearest, along, across, d, c, sn
 
 
-@_compiled
-def _arc_length(world, piece, along, across):
+@_inlined
+def _arc_length(pieces, piece, along, across):
     """The s that belongs to a result of ``_road_point``."""
-    p = world.pieces[piece]
-    if p[SIDE] == 0.0:
-        return p[MID_S] + along
-    return p[MID_S] + abs(p[RADIUS]) * _atan2(along, across)
+    if pieces[piece, SIDE] == 0.0:
+        return pieces[piece, MID_S] + along
+    return pieces[piece, MID_S] + abs(pieces[piece, RADIUS]) * _atan2(along, across)
 
 
 @_compiled
@@ -403,6 +402,7 @@ def _dash(s, period, footprint):
 def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
     """Ground and sky, a value a pixel."""
     noise, cloud, hills = patterns
+    pieces, origin, grid, dash_period = world.pieces, world.origin, world.grid, world.dash_period
     height, width = ground_ids.shape
     haze_r, haze_g, haze_b = light[pal.HORIZON]
     up = max(light[pal.SUN_DIRECTION, 2], 0.0)
@@ -438,7 +438,7 @@ def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             y = view[0, 1] + t * dy
             haze = _haze(distance, light)
             ident = ID_VEGETATION
-            piece, along, across, d, c, sn = _road_point(world, x, y)
+            piece, along, across, d, c, sn = _road_point(pieces, origin, grid, x, y)
             e = abs(d)
             # The pixel's footprint: how far the ground point moves for a step of one pixel right and one down.
             scale = t * pixel
@@ -494,8 +494,8 @@ def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
                     if border >= 1.0 and border <= LANES - 1.0:
                         line = _stripe(e, MEDIAN_HALF_WIDTH + border * LANE_WIDTH, 0.5 * LINE_WIDTH, wide)
                         if line > 0.0:
-                            s = _arc_length(world, piece, along, across)
-                            line *= _dash(s, world.dash_period, long)
+                            s = _arc_length(pieces, piece, along, across)
+                            line *= _dash(s, dash_period, long)
                     # Tyre tracks: a quarter of a lane to both sides of its centre the asphalt is darker.
                     off = abs(abs(lane - math.floor(lane) - 0.5) - 0.25)
                     tone *= 1.0 - 0.07 * max(0.0, 1.0 - off * 6.0) / (1.0 + wide * wide)
@@ -513,7 +513,7 @@ def _paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             ground_ids[j, i] = ident
 
 
-@_compiled
+@_inlined
 def _sky(dx, dy, dz, focal, cloud, hills, light):
     """Colour of the sky in a direction: gradient, clouds, two ranges of hills."""
     flat = math.sqrt(dx * dx + dy * dy)
@@ -795,7 +795,7 @@ def _paint_model(view, focal, mesh, model, x, y, yaw, red, green, blue, braking,
             r += light[pal.HORIZON, 0] * mirror
             g += light[pal.HORIZON, 1] * mirror
             b += light[pal.HORIZON, 2] * mirror
-        elif material == SIGN or material == SIGN_TEXT:  # retroreflective: hardly ever in shade
+        elif material in (SIGN, SIGN_TEXT):  # retroreflective: hardly ever in shade
             r = max(r, 0.85 * ALBEDO[material, 0])
             g = max(g, 0.85 * ALBEDO[material, 1])
             b = max(b, 0.85 * ALBEDO[material, 2])
