@@ -82,16 +82,17 @@ MAX_SLOPE = 0.12  # of a lane change's path
 MAX_SWING = 0.7  # m, slope times length: keeps the ends of long vehicles inside their lanes
 SIDE_SPEED, SIDE_ACCELERATION = 1.7, 1.5  # m/s and m/s2 of a lane change: about 3.3 s
 SAFE_BRAKING = 1.5  # m/s2 that a lane change may cost anybody (MOBIL's b_safe)
-POLITENESS = 0.2  # MOBIL's p
-CHANGE_THRESHOLD = 0.15  # m/s2, MOBIL's delta a_th
-HOME_BIAS = 0.3  # m/s2 a lane towards the own home lane
+POLITENESS = 0.1  # MOBIL's p
+CHANGE_THRESHOLD = 0.1  # m/s2, MOBIL's delta a_th
+HOME_BIAS = 0.18  # m/s2 a lane towards the own home lane
 FRONT_ROOM, BACK_ROOM = 4.0, 6.0  # m free before and behind a lane change
 CLOSING_TIME = 4.0  # s a faster driver behind needs to adapt to a lane change
 CLIENT_CLOSING_TIME = 6.0  # s the same for a client's vehicle, which may hold its speed
 
-ROW_LENGTH = 28.0  # m; vehicles in every lane within this length are a blockade
-ROW_PATIENCE = 2.0  # s before the last one of a blockade lets off
-ROW_LET_OFF = 0.84  # of the desired speed
+ROW_LENGTH = 32.0  # m; vehicles in every lane within this length are a blockade
+ROW_PATIENCE = 1.0  # s before the last one of a blockade lets off
+ROW_LET_OFF = 0.84  # of the speed of the slowest other one
+ROW_SLOWEST = 8.0  # m/s, nobody lets off below
 
 # Columns of the footprints: lateral body interval, the one swept soon, half length along the road, speed along it.
 _BODY_LOW, _BODY_HIGH, _LOW, _HIGH, _HALF, _ALONG = range(6)
@@ -227,22 +228,25 @@ def _lane_gain(vehicles, feet, order, rank, lane, stretch, ring, dt):
 
 
 @njit(cache=True, nogil=True)
-def _covers_every_lane(vehicles, feet, order, rank, ring):
-    """True when order[rank] is the last of a row of vehicles, hardly faster than it, that covers every lane."""
+def _row_speed(vehicles, feet, order, rank, ring):
+    """Speed of the slowest other one of a row that covers every lane and ends with order[rank]; inf without one."""
     n = order.shape[0]
     v = vehicles[order[rank]]
     covered = 0
+    slowest = math.inf
     for step in range(n):
         j = order[(rank + step) % n]
         if step > 0 and (vehicles[j].s - v.s) % ring > ROW_LENGTH:
             break
-        if feet[j, _ALONG] > v.speed + 2.0:
+        if feet[j, _ALONG] > max(v.speed, v.desired_speed) + 2.0:
             continue
         for lane in range(LANES):
             left = MEDIAN_HALF_WIDTH + lane * LANE_WIDTH + 0.4
             if feet[j, _BODY_HIGH] > left and feet[j, _BODY_LOW] < left + LANE_WIDTH - 0.8:
                 covered |= 1 << lane
-    return covered == (1 << LANES) - 1
+        if step > 0:
+            slowest = min(slowest, feet[j, _ALONG])
+    return slowest if covered == (1 << LANES) - 1 else math.inf
 
 
 @njit(cache=True, nogil=True)
@@ -276,6 +280,7 @@ def step_traffic(vehicles, pieces, heading, dt):
     _footprints(vehicles, heading, feet)
     n = order.shape[0]
     acceleration = np.zeros(vehicles.shape[0])
+    desired = np.zeros(vehicles.shape[0])
 
     # Lane changes one after the other: a lane that one driver has chosen is taken for the next.
     for rank in range(n):
@@ -283,10 +288,11 @@ def step_traffic(vehicles, pieces, heading, dt):
         v = vehicles[i]
         if v.driver != TRAFFIC:
             continue
-        if _covers_every_lane(vehicles, feet, order, rank, ring):
-            v.blocking += dt
-        else:
-            v.blocking = max(0.0, v.blocking - 0.5 * dt)
+        row_speed = _row_speed(vehicles, feet, order, rank, ring)
+        v.blocking = v.blocking + dt if row_speed < math.inf else max(0.0, v.blocking - 0.5 * dt)
+        desired[i] = v.desired_speed
+        if v.blocking > ROW_PATIENCE:
+            desired[i] = min(v.desired_speed, max(ROW_LET_OFF * row_speed, ROW_SLOWEST))
         v.think_in -= dt
         center = MEDIAN_HALF_WIDTH + (v.lane + 0.5) * LANE_WIDTH
         if v.think_in > 0.0 or abs(v.d - center) > 0.2:
@@ -318,7 +324,6 @@ def step_traffic(vehicles, pieces, heading, dt):
         v = vehicles[i]
         if v.driver != TRAFFIC:
             continue
-        desired = v.desired_speed * (ROW_LET_OFF if v.blocking > ROW_PATIENCE else 1.0)
         stretch = 1.0 - curvature_at(pieces, v.s) * v.d
         acceleration[i] = _acceleration(
             vehicles,
@@ -327,7 +332,7 @@ def step_traffic(vehicles, pieces, heading, dt):
             rank,
             feet[i, _LOW] - SIDE_MARGIN,
             feet[i, _HIGH] + SIDE_MARGIN,
-            desired,
+            desired[i],
             stretch,
             ring,
             dt,
@@ -374,7 +379,7 @@ def _move(v, pieces, heading, i, a, ring, dt):
 # Placing the traffic.
 
 _LANE_BORDERS = (0.22, 0.48, 0.75)  # cumulated shares of the lanes, left to right
-_LANE_SPEED = ((17.5, 20.0), (16.5, 18.5), (15.0, 17.0), (14.0, 15.5))  # m/s, desired speeds of cars and vans
+_LANE_SPEED = ((17.0, 20.0), (16.0, 19.0), (14.8, 17.5), (14.0, 16.0))  # m/s, desired speeds of cars and vans
 _HEAVY_SHARE = (0.0, 0.0, 0.2, 0.5)  # of trucks and buses among the vehicles of a lane
 _HEAVY_SPEED = (14.0, 16.0)  # m/s
 _ONCOMING_SPEED = (21.0, 19.0, 17.0, 15.0)  # m/s a lane
@@ -460,7 +465,7 @@ def _free_place(table, ring, draws):
             apart = abs((w.s - s + 0.5 * ring) % ring - 0.5 * ring)
             if w.driver == CLIENT and v.d > 0.0:
                 free &= apart > _CLEAR_AROUND_EGO
-            elif abs(w.d - v.d) < LANE_WIDTH:
+            elif abs(w.d - v.d) < 0.5 * LANE_WIDTH:
                 free &= apart > spacing + 0.5 * (w.length + v.length)
         if free:
             return s
