@@ -144,7 +144,42 @@ def add_simulator(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-JOBS = (add_train_teacher, add_make_dataset, add_distill, add_evaluate, add_simulator)
+# --- the live drive ---
+
+
+def add_live(commands: argparse._SubParsersAction) -> None:
+    """`live`: drive and explain, on the embedded highway or a CARLA server."""
+    from carla_digr.live import composition
+
+    def run(args: argparse.Namespace) -> int:
+        from carla_digr.live.supervisor import run_live
+
+        values = {argument.name: getattr(args, argument.name) for argument in composition.ARGUMENTS}
+        return run_live(values, args.duration, args.json, args.verbose)
+
+    parser = commands.add_parser(
+        "live",
+        help="drive and explain 20 times a second, with a web page",
+        description="Drive and explain 20 times a second until Ctrl-C, or for --duration seconds; then the exit "
+        "status says whether the measured figures held.",
+    )
+    for argument in composition.ARGUMENTS:
+        parser.add_argument(
+            f"--{argument.name.replace('_', '-')}",
+            default=argument.default,
+            choices=argument.choices or None,
+            help=f"{argument.description} (default: {argument.default})",
+        )
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="measure a drive of this length, then end")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measured figures; needs --duration")
+    parser.add_argument(
+        "--headless", dest="viewer", action="store_const", const="false", help="the same as --viewer false"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show all that the processes say")
+    parser.set_defaults(run=run)
+
+
+JOBS = (add_train_teacher, add_make_dataset, add_distill, add_evaluate, add_simulator, add_live)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""Frame in; decision, then saliency map of the same frame out. No ROS, no CARLA."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from carla_digr import checkpoint
+from carla_digr.errors import UserError
+from carla_digr.policy import ActorCritic, to_input
+from carla_digr.saliency.gradient import gradient_of, normalise
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the policy decided for one frame.
+
+    ``probabilities`` is float32 (A,), ``action`` the index of the largest; ``value`` the critic's estimate;
+    ``inference_ms`` the time from the picture to here. Values of a broken policy may be NaN: see ``finite``.
+    """
+
+    action: int
+    probabilities: NDArray[np.float32]
+    value: float
+    inference_ms: float
+    graph: tuple[Tensor, Tensor] = field(repr=False, compare=False)  # state and logits, for the map
+
+    @property
+    def finite(self) -> bool:
+        """Whether the policy's outputs are numbers."""
+        return bool(np.isfinite(self.probabilities).all()) and math.isfinite(self.value)
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """The map of one frame: float32 (H, W) in [0, 1], largest value 1, all 0 if ``flat`` (no gradient)."""
+
+    map: NDArray[np.float32]
+    flat: bool
+    saliency_ms: float
+
+
+class Explainer:
+    """A policy that explains itself, one frame at a time.
+
+    The map is eq. 2 of the DIGR paper, abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels, normalised; it
+    is the backward pass of the graph that the decision's forward pass has left, so nothing is computed twice and the
+    decision is out before the map is begun.
+
+    Args:
+        policy: actor-critic for three channels.
+        card: its checkpoint's card; ``action_names`` and ``weights_sha256`` are used.
+    """
+
+    def __init__(self, policy: ActorCritic, card: dict[str, Any]):
+        self.action_names: tuple[str, ...] = tuple(card["action_names"])
+        self.policy_hash = checkpoint.policy_hash(card)
+        channels, height, width = policy.input_shape
+        self.image_shape = (height, width, channels)
+        self._policy = policy.eval().requires_grad_(False)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], task: str = "driving") -> Explainer:
+        """Load a policy and run it once, so that the first frame is as fast as the others.
+
+        Raises:
+            UserError: weights or card are missing, damaged or of another task.
+        """
+        explainer = cls(*checkpoint.load(path, task))
+        explainer.explain(explainer.decide(np.zeros(explainer.image_shape, np.uint8)))
+        return explainer
+
+    def decide(self, rgb: NDArray[np.uint8]) -> Decision:
+        """The policy's most probable action for a frame.
+
+        Args:
+            rgb: uint8 (H, W, 3) of the policy's size.
+
+        Raises:
+            UserError: the picture has another shape or type.
+        """
+        if rgb.shape != self.image_shape or rgb.dtype != np.uint8:
+            expected = " x ".join(map(str, self.image_shape))
+            got = " x ".join(map(str, rgb.shape))
+            raise UserError(
+                f"The policy needs a uint8 picture of {expected} (height x width x channels) but got {rgb.dtype} "
+                f"{got}: set the camera to the policy's size."
+            )
+        start = time.perf_counter()
+        state = to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy())).requires_grad_(True)
+        logits, value = self._policy(state)
+        probabilities = torch.softmax(logits.detach()[0], dim=0).numpy()
+        return Decision(
+            action=int(probabilities.argmax()),
+            probabilities=probabilities,
+            value=float(value.detach()),
+            inference_ms=(time.perf_counter() - start) * 1000.0,
+            graph=(state, logits),
+        )
+
+    def explain(self, decision: Decision) -> Saliency:
+        """The map of a decision's frame. Once per decision: the graph is used up."""
+        start = time.perf_counter()
+        state, logits = decision.graph
+        maps, flat = normalise(gradient_of(logits, state))
+        return Saliency(
+            map=maps[0].numpy(),
+            flat=bool(flat[0]),
+            saliency_ms=(time.perf_counter() - start) * 1000.0,
+        )

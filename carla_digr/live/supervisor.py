@@ -1,0 +1,304 @@
+"""`carla-digr live`: the processes of a drive, started together and ended together, without a ROS installation.
+
+What `ros2 launch carla_digr_ros live.launch.py` does where ROS 2 is installed, from the same composition. Every
+process runs in a session of its own, so a Ctrl-C in the terminal reaches the supervisor only, and dies with the
+supervisor even when that is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from carla_digr.errors import UserError
+from carla_digr.files import atomic_write
+from carla_digr.live.composition import ARGUMENTS, PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Process, live
+
+SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
+SENTENCES = ("carla-digr: ", "carla_digr: ")  # begin the line in which a process says why it ends
+NODES_END_SECONDS = 5.0  # for each of the two polite requests
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+
+
+def run_live(
+    values: Mapping[str, str],
+    duration: float | None = None,
+    report: Path | None = None,
+    verbose: bool = False,
+) -> int:
+    """Drive until Ctrl-C, or until ``duration`` seconds have been measured.
+
+    Args:
+        values: a text for each of `composition.ARGUMENTS`.
+        duration: seconds to measure; None: no measurement, no end.
+        report: where the figures of the measurement go, as JSON.
+        verbose: show everything the processes say instead of warnings and errors.
+
+    Returns:
+        Exit status: 0, or 1 if the measured figures do not hold or a process has died.
+
+    Raises:
+        UserError: bad input, or a process that ends with a sentence of its own.
+    """
+    processes = live(values)
+    stop = Stop()
+    environment = workspace_environment()
+    with free_domain() as domain, tempfile.TemporaryDirectory(prefix="carla-digr-live-") as directory:
+        environment.setdefault("ROS_DOMAIN_ID", str(domain))
+        supervisor = Supervisor(environment, verbose)
+        figures = Path(directory) / "figures.json"
+        try:
+            for process in processes:
+                supervisor.start(process)
+            if duration is not None:
+                supervisor.start(measurement(duration, figures, supervisor.pids()))
+            finished = supervisor.watch(stop)
+        finally:
+            supervisor.end()
+        if finished:
+            return conclude(figures, report)
+    return 0 if duration is None else 130
+
+
+class Stop:
+    """Counts the SIGINTs and SIGTERMs from now on."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, stack: object) -> None:
+        self.requests += 1
+
+
+class Child:
+    """One running process, what it said last, and its output that is not a whole line yet."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]):
+        self.name = name
+        self.process = process
+        self.lines: deque[str] = deque(maxlen=20)
+        self.partial = b""
+
+    @property
+    def sentence(self) -> str | None:
+        """Why it ended, in its own words."""
+        return next((line.partition(": ")[2] for line in reversed(self.lines) if line.startswith(SENTENCES)), None)
+
+
+class Supervisor:
+    """Starts processes, shows what they say, notices when one dies, and ends them all."""
+
+    def __init__(self, environment: Mapping[str, str], verbose: bool = False):
+        self._environment = environment
+        self._verbose = verbose
+        self._children: list[Child] = []
+        self._output = selectors.DefaultSelector()
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by name."""
+        return {child.name: child.process.pid for child in self._children}
+
+    def start(self, process: Process) -> None:
+        """Start one process; it gets SIGTERM (or SIGKILL, if it has nothing to leave in order) when we die."""
+        supervisor = os.getpid()
+        last_wish = signal.SIGTERM if process.tidies_up else signal.SIGKILL
+
+        def die_with_the_supervisor() -> None:
+            LIBC.prctl(PR_SET_PDEATHSIG, last_wish)
+            if os.getppid() != supervisor:
+                os._exit(1)
+
+        popen = subprocess.Popen(
+            command_line(process, self._environment),
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_the_supervisor,
+        )
+        assert popen.stdout is not None
+        os.set_blocking(popen.stdout.fileno(), False)
+        child = Child(process.name, popen)
+        self._children.append(child)
+        self._output.register(popen.stdout, selectors.EVENT_READ, child)
+
+    def watch(self, stop: Stop) -> bool:
+        """Until a stop is requested (False) or the measurement has ended well (True).
+
+        Raises:
+            UserError: a process has died.
+        """
+        while not stop.requests:
+            self._forward(timeout=0.1)
+            for child in self._children:
+                status = child.process.poll()
+                if status is None:
+                    continue
+                if child.name == "measure" and status == 0:
+                    return True
+                self._forward(timeout=0.0)
+                raise UserError(obituary(child, status))
+        return False
+
+    def end(self) -> None:
+        """End all: the nodes, so that the bridge can tidy up, then the simulator; asked twice, then killed."""
+        nodes = [child for child in self._children if child.name != "simulator"]
+        for group in (nodes, [child for child in self._children if child not in nodes]):
+            # SIGTERM: to a node it means the same as SIGINT, and one that is still importing ends without a traceback.
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+                for child in group:
+                    if child.process.poll() is None:
+                        os.killpg(child.process.pid, number)
+                deadline = time.monotonic() + NODES_END_SECONDS
+                while any(child.process.poll() is None for child in group) and time.monotonic() < deadline:
+                    self._forward(timeout=0.05, show=False)
+        self._output.close()
+        for child in self._children:
+            assert child.process.stdout is not None
+            child.process.stdout.close()
+
+    def _forward(self, timeout: float, show: bool = True) -> None:
+        ready = self._output.select(timeout)
+        if not ready and not self._output.get_map():
+            time.sleep(timeout)
+        for key, _ in ready:
+            child, data = key.data, b""
+            with contextlib.suppress(BlockingIOError):
+                data = os.read(key.fd, 65536)
+                if not data:
+                    self._output.unregister(key.fileobj)
+            *lines, child.partial = (child.partial + data).split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace").rstrip()
+                child.lines.append(text)
+                if show:
+                    self._show(child, text)
+
+    def _show(self, child: Child, text: str) -> None:
+        if PAGE_IS_AT in text:
+            print(f"{text[text.index(PAGE_IS_AT) :]} (Ctrl-C ends the drive)", flush=True)
+        elif self._verbose or text.startswith(("[WARN]", "[ERROR]", "[FATAL]")):
+            print(f"{child.name}: {text}", file=sys.stderr, flush=True)
+
+
+def obituary(child: Child, status: int) -> str:
+    """One sentence about a process that has ended too early."""
+    if child.sentence is not None:
+        return child.sentence
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    last = next((line for line in reversed(child.lines) if line), "")
+    return f"The process {child.name} {how}, so the drive is over." + (f" Its last words: {last}" if last else "")
+
+
+def measurement(duration: float, figures: Path, pids: Mapping[str, int]) -> Process:
+    """The process that measures the others."""
+    processes = [f"{name}={pid}" for name, pid in pids.items()]
+    return Process("measure", parameters={"duration": duration, "json": str(figures), "processes": processes})
+
+
+def conclude(figures: Path, report: Path | None) -> int:
+    """Print the measured figures, hand the file over, and return the exit status."""
+    data = figures.read_bytes()
+    if report is not None:
+        with atomic_write(report) as file:
+            file.write(data)
+    measured = json.loads(data)
+    for row in measured["criteria"]:
+        print(
+            f"{'held    ' if row['held'] else 'NOT HELD'}  {row['figure']}: {row['measured']} (must be {row['must']})"
+        )
+    return 0 if measured["held"] else 1
+
+
+def command_line(process: Process, environment: Mapping[str, str]) -> list[str]:
+    """The arguments to start a process with.
+
+    Raises:
+        UserError: the workspace has no such executable.
+    """
+    if process.module:
+        return [sys.executable, "-m", process.module, *process.arguments]
+    for prefix in environment["AMENT_PREFIX_PATH"].split(os.pathsep):
+        executable = Path(prefix) / "lib" / PACKAGE / process.name
+        if executable.exists():
+            break
+    else:
+        raise UserError(f"The ROS workspace has no executable {process.name}; build it again with `make setup`.")
+    command = [str(executable), *process.arguments, "--ros-args", "--disable-external-lib-logs"]
+    command += ["--params-file", str(Path(prefix) / "share" / PACKAGE / PARAMETERS_FILE)]
+    for name, value in process.parameters.items():
+        command += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML, and quotes what looks like a number
+    return command
+
+
+def workspace_environment() -> dict[str, str]:
+    """The environment with the ROS workspace in it, as after sourcing its setup.bash.
+
+    Raises:
+        UserError: there is no built workspace.
+    """
+    environment = dict(os.environ)
+    prefixes = environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+    if not any((Path(prefix) / "share" / PACKAGE).is_dir() for prefix in prefixes if prefix):
+        if not SETUP.is_file():
+            raise UserError(f"The ROS workspace is not built ({SETUP} is missing); run `make setup` first.")
+        # ROS from the PyPI wheels lies in this Python's prefix, which the workspace's setup file does not know.
+        environment.setdefault("AMENT_PREFIX_PATH", sys.prefix)
+        sourcing = ["bash", "-c", 'source "$0" >/dev/null && env -0', str(SETUP)]
+        sourced = subprocess.run(sourcing, env=environment, stdout=subprocess.PIPE, check=True)
+        environment = dict(entry.split("=", 1) for entry in sourced.stdout.decode().split("\0") if "=" in entry)
+    environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    environment.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")  # nothing stays in /dev/shm after a kill
+    environment.setdefault("RCUTILS_CONSOLE_OUTPUT_FORMAT", "[{severity}] {message}")
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+@contextlib.contextmanager
+def free_domain() -> Iterator[int]:
+    """A ROS domain id, 1 to 101, that nothing on this machine uses, claimed until the context ends.
+
+    A domain's discovery and data use the UDP ports from 7400 + 250 * domain on.
+    """
+    used = {(port - 7400) // 250 for port in _bound_udp_ports()}
+    for domain in range(1, 102):
+        if domain in used:
+            continue
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+            try:
+                claim.bind(f"\0carla_digr-ros-domain-{domain}")  # abstract: gone with this process, no file
+            except OSError:
+                continue
+            yield domain
+            return
+    raise UserError("All ROS domains from 1 to 101 are in use on this machine; set ROS_DOMAIN_ID to share one.")
+
+
+def _bound_udp_ports() -> set[int]:
+    ports = set()
+    for table in ("/proc/net/udp", "/proc/net/udp6"):
+        with contextlib.suppress(OSError):
+            ports |= {int(line.split()[1].rpartition(":")[2], 16) for line in Path(table).read_text().splitlines()[1:]}
+    return ports
+
+
+def options(arguments: Any) -> dict[str, str]:
+    """The values of `composition.ARGUMENTS` out of parsed command-line arguments."""
+    return {argument.name: getattr(arguments, argument.name) for argument in ARGUMENTS}

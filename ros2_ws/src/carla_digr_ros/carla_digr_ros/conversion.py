@@ -1,0 +1,104 @@
+"""Image messages to numpy arrays and back, exact for any row stride and byte order.
+
+Where a ROS 2 installation has cv_bridge, its decoder is used; the wheels on PyPI have none (what is called cv-bridge
+there is the ROS 1 package, which OpenCV 5 and numpy 2 break), and the few lines here give the same arrays.
+"""
+
+from __future__ import annotations
+
+import array
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+try:
+    from cv_bridge import CvBridge
+    from cv_bridge.boost import cv_bridge_boost  # noqa: F401 - only the ROS 2 package has this extension
+except ImportError:
+    CvBridge = None
+
+
+class Encoding(NamedTuple):
+    """Element type and channels of an image encoding."""
+
+    dtype: type[np.generic]
+    channels: int
+
+
+ENCODINGS = {
+    "rgb8": Encoding(np.uint8, 3),
+    "bgr8": Encoding(np.uint8, 3),
+    "rgba8": Encoding(np.uint8, 4),
+    "bgra8": Encoding(np.uint8, 4),
+    "mono8": Encoding(np.uint8, 1),
+    "16UC1": Encoding(np.uint16, 1),
+    "32FC1": Encoding(np.float32, 1),
+}
+RGB_CHANNELS = {"rgb8": [0, 1, 2], "rgba8": [0, 1, 2], "bgr8": [2, 1, 0], "bgra8": [2, 1, 0]}
+
+
+def to_message(image: NDArray, encoding: str, header: Header) -> Image:
+    """An image message without row padding, little-endian.
+
+    Args:
+        image: (H, W, channels), or (H, W) for one channel, of the encoding's element type.
+        encoding: one of ENCODINGS.
+        header: stamp and frame of the picture.
+
+    Raises:
+        ValueError: the array does not fit the encoding.
+    """
+    dtype, channels = ENCODINGS[encoding]
+    if image.dtype != dtype or (image.shape[2:] or (1,)) != (channels,):
+        raise ValueError(f"{encoding} needs {np.dtype(dtype)} (H, W, {channels}), not {image.dtype} {image.shape}")
+    image = image.astype(np.dtype(dtype).newbyteorder("<"), copy=False)
+    height, width = image.shape[:2]
+    return Image(
+        header=header,
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=width * channels * image.itemsize,
+        # array.array is the one type that rclpy takes without a copy element by element.
+        data=array.array("B", image.tobytes()),
+    )
+
+
+def to_array(message: Image) -> NDArray:
+    """The picture as (H, W, channels), or (H, W) for one channel, native byte order, contiguous and writable.
+
+    Raises:
+        ValueError: the encoding is not in ENCODINGS, or step or the amount of data do not fit the size.
+    """
+    if message.encoding not in ENCODINGS:
+        raise ValueError(f"image encoding {message.encoding!r} is not one of {', '.join(ENCODINGS)}")
+    dtype, channels = ENCODINGS[message.encoding]
+    stored = np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<")
+    used = message.width * channels * stored.itemsize
+    if message.step < used or len(message.data) != message.step * message.height:
+        raise ValueError(
+            f"{message.encoding} image of {message.width}x{message.height} with step {message.step} does not fit "
+            f"its {len(message.data)} bytes"
+        )
+    if CvBridge is not None:
+        return np.array(CvBridge().imgmsg_to_cv2(message), order="C")
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    image = np.ascontiguousarray(rows[:, :used]).view(stored).astype(dtype)
+    return image if channels == 1 else image.reshape(message.height, message.width, channels)
+
+
+def to_rgb(message: Image) -> NDArray[np.uint8]:
+    """A colour picture as (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: not a colour encoding of 8 bits, or damaged.
+    """
+    if message.encoding not in RGB_CHANNELS:
+        raise ValueError(f"image encoding {message.encoding!r} is not one of {', '.join(RGB_CHANNELS)}")
+    image = to_array(message)
+    channels = RGB_CHANNELS[message.encoding]
+    return image if image.shape[2] == 3 and channels == [0, 1, 2] else np.ascontiguousarray(image[..., channels])

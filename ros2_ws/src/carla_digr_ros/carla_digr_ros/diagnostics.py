@@ -1,0 +1,74 @@
+"""What a node says about itself on /diagnostics: one status a part, once a second, by the ROS conventions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+from carla_digr_ros.topics import DIAGNOSTICS
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+class Recent:
+    """Rate and latency of the events of the last seconds (wall clock)."""
+
+    def __init__(self, seconds: float = 5.0):
+        self._seconds = seconds
+        self._events: deque[tuple[float, float]] = deque()
+
+    def add(self, latency_ms: float = math.nan) -> None:
+        """One event, now."""
+        now = time.monotonic()
+        self._events.append((now, latency_ms))
+        while now - self._events[0][0] > self._seconds:
+            self._events.popleft()
+
+    def rate(self) -> float:
+        """Events a second, 0 without two of them in the last seconds."""
+        times = [moment for moment, _ in self._events if time.monotonic() - moment <= self._seconds]
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+
+    def latency(self, percentile: float) -> float:
+        """A percentile of the latencies in ms; NaN without any."""
+        values = [latency for _, latency in self._events if not math.isnan(latency)]
+        return float(np.percentile(values, percentile)) if values else math.nan
+
+
+class Reporter:
+    """Publishes what `status` returns, (level, message, values), once a second of wall time.
+
+    By the steady clock: a simulation that stands still must be reported too.
+    """
+
+    def __init__(self, node: Node, part: str, status: Callable[[], tuple[bytes, str, Mapping[str, object]]]):
+        self._node = node
+        self._name = f"{node.get_name()}: {part}"
+        self._status = status
+        self._publisher = DIAGNOSTICS.publisher(node)
+        node.create_timer(1.0 / DIAGNOSTICS.rate, self.report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def report(self) -> None:
+        """Publish now."""
+        level, message, values = self._status()
+        status = DiagnosticStatus(
+            level=level,
+            name=self._name,
+            message=message,
+            hardware_id="carla_digr",
+            values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()],
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(array)
+
+
+def _text(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

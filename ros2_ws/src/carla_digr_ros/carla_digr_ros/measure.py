@@ -1,0 +1,109 @@
+"""Node `measure`: watches every topic of a drive and writes its figures, with what must hold beside them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision
+from nav_msgs.msg import Odometry
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from carla_digr.errors import UserError
+from carla_digr.files import atomic_write
+from carla_digr.live.measurement import RATE, Measurement, ProcessorTime, criteria
+from carla_digr_ros import topics
+from carla_digr_ros.parameters import declare
+from carla_digr_ros.running import Stop, run
+
+LAST_ANSWERS_SECONDS = 0.5  # after the last picture
+
+
+class Measure(Node):
+    """Ends by itself after ``duration`` seconds of frames, or writes what there is when it is asked to stop.
+
+    A latency runs from the time at which the bridge's writer stamped the picture to the callback here, both on this
+    machine's system clock.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("measure")
+        duration = declare(self, "duration", 60.0, "drive to measure, s", (1.0, 86400.0))
+        self._path = declare(self, "json", "", "file for the figures; empty: standard output")
+        processes = declare(self, "processes", [""], "name=pid of the processes whose CPU time is measured")
+        self._pids = {name: int(pid) for name, _, pid in (entry.partition("=") for entry in processes) if pid}
+        self._measurement = Measurement(round(duration * RATE))
+        self._processor_time: ProcessorTime | None = None
+        self._started = 0.0
+        topics.FRAME.subscribe(self, self._on_frame)
+        topics.IMAGE.subscribe(self, self._on_image)
+        topics.ODOMETRY.subscribe(self, self._on_odometry)
+        topics.DECISION.subscribe(self, self._on_decision)
+        topics.SALIENCY.subscribe(self, self._on_saliency)
+        topics.OVERLAY.subscribe(self, self._on_overlay)
+
+    def run(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+        """Measure, then write."""
+        ending = None
+        while not stop.requested and (ending is None or time.monotonic() < ending):
+            executor.spin_once(timeout_sec=0.1)
+            if self._measurement.started and self._processor_time is None:
+                self._processor_time, self._started = ProcessorTime(self._pids), time.monotonic()
+            if self._measurement.full and ending is None:
+                ending = time.monotonic() + LAST_ANSWERS_SECONDS
+        self._write()
+
+    def _write(self) -> None:
+        if self._processor_time is None:
+            raise UserError("No frame with picture, decision, map and overlay came, so there is nothing to measure.")
+        figures = self._measurement.figures()
+        rows = criteria(figures, self._measurement.wanted)
+        report = {
+            "held": all(row["held"] for row in rows),
+            "criteria": rows,
+            "figures": figures,
+            **self._processor_time.report(time.monotonic() - self._started),
+        }
+        text = json.dumps(report, indent=2) + "\n"
+        if self._path:
+            with atomic_write(Path(self._path)) as file:
+                file.write(text.encode())
+        else:
+            print(text, end="", flush=True)
+
+    def _on_frame(self, message: DriveFrame) -> None:
+        collided = bool(message.collision)
+        self._measurement.facts(_stamp(message.header), message.frame, message.episode, collided)
+
+    # A callback with two arguments gets the times of the transport as well.
+    def _on_image(self, message: Image, info: dict) -> None:
+        self._measurement.picture(_stamp(message.header), info["source_timestamp"] * 1e-9)
+
+    def _on_odometry(self, message: Odometry) -> None:
+        self._measurement.motion(_stamp(message.header), message.twist.twist.linear.x)
+
+    def _on_decision(self, message: DrivingDecision) -> None:
+        if message.fallback:
+            self._measurement.fallback(_stamp(message.header))
+        else:
+            self._measurement.answer("decision", _stamp(message.header), time.time())
+
+    def _on_saliency(self, message: Image) -> None:
+        self._measurement.answer("saliency", _stamp(message.header), time.time())
+
+    def _on_overlay(self, message: Image) -> None:
+        self._measurement.answer("overlay", _stamp(message.header), time.time())
+
+
+def _stamp(header: Header) -> int:
+    return header.stamp.sec * 10**9 + header.stamp.nanosec
+
+
+def main() -> None:
+    """Entry point of the executable `measure`."""
+    sys.exit(run(Measure, Measure.run))

@@ -1,0 +1,174 @@
+"""What the tests of the live drive share: the workspace in this process, nodes as processes, a node that watches."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from carla_digr import checkpoint
+from carla_digr.config import PolicyConfig
+from carla_digr.driving.control import ACTION_NAMES
+from carla_digr.live.composition import PACKAGE, Process
+from carla_digr.live.supervisor import command_line, workspace_environment
+from carla_digr.policy import ActorCritic
+
+LIMIT = 60.0  # s until a test gives up waiting for an event
+
+
+@functools.cache
+def workspace() -> dict[str, str]:
+    """The environment of the built workspace, which this process can import from after the first call."""
+    environment = workspace_environment()
+    os.environ.update({k: v for k, v in environment.items() if k.startswith(("AMENT_", "ROS_", "FASTDDS_"))})
+    os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
+    import std_msgs.msg  # noqa: F401 - its libraries first
+
+    # The loader read LD_LIBRARY_PATH when this process began; libraries that are loaded already it finds by name.
+    supports = [f"rosidl_typesupport_{kind}" for kind in ("fastrtps_c", "introspection_c", "c")]
+    for part in ("rosidl_generator_c", *supports, "rosidl_generator_py"):
+        for directory in environment["LD_LIBRARY_PATH"].split(os.pathsep):
+            for library in Path(directory).glob(f"libcarla_digr_msgs__{part}.so"):
+                ctypes.CDLL(str(library))
+    return environment
+
+
+def make_weights(directory: Path) -> Path:
+    """A driving policy with random weights whose probabilities depend on the picture."""
+    torch.manual_seed(3)
+    policy = ActorCritic(PolicyConfig(activation="softplus"), 3, 128, 128, len(ACTION_NAMES))
+    with torch.no_grad():
+        policy.policy_head.weight.mul_(100.0)
+    path = directory / "student.safetensors"
+    checkpoint.save(path, policy, {"task": "driving", "role": "student", "action_names": list(ACTION_NAMES)})
+    return path
+
+
+def free_port() -> int:
+    """A port that is free, and the next one too, as the simulator needs."""
+    for _ in range(100):
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = first.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError), socket.create_server(("127.0.0.1", port + 1)):
+                return port
+    raise AssertionError("no two free ports in a row")
+
+
+def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: time.sleep(0.02)) -> None:
+    """Wait for an event; fails after LIMIT."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, f"{LIMIT:.0f} s are over"
+        step()
+
+
+class Running:
+    """A process of the drive with its output in a file."""
+
+    def __init__(self, process: Process, domain: int, log: Path):
+        self.log = log
+        environment = {**workspace(), "ROS_DOMAIN_ID": str(domain)}
+        with log.open("wb") as file:
+            self.popen = subprocess.Popen(
+                command_line(process, environment), env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self.popen.wait(LIMIT)
+
+    def end(self) -> int:
+        """Ask it to end; its exit status."""
+        self.popen.send_signal(signal.SIGINT)
+        return self.wait()
+
+
+class Observer:
+    """A node in this process that subscribes to topics of the drive and keeps what comes, by topic name."""
+
+    def __init__(self, domain: int, *names: str, qos=None):
+        workspace()
+        import rclpy
+        from carla_digr_ros import topics
+        from rclpy.executors import SingleThreadedExecutor
+
+        self.topics = topics
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node("observer", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.received: dict[str, list] = defaultdict(list)
+        self.order: list[tuple[str, object]] = []  # (topic, message), all topics together
+        for topic in topics.TOPICS:
+            if topic.name in names:
+                self.node.create_subscription(
+                    topic.type, topic.name, functools.partial(self._keep, topic.name), qos or topic.qos
+                )
+
+    def _keep(self, name: str, message) -> None:
+        self.received[name].append(message)
+        self.order.append((name, message))
+
+    def spin(self) -> None:
+        self.executor.spin_once(timeout_sec=0.1)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Take messages until something is so."""
+        until(condition, self.spin)
+
+    def close(self) -> None:
+        self.node.destroy_node()
+        self.executor.shutdown()
+        self.context.try_shutdown()
+
+
+@contextlib.contextmanager
+def stage(domain: int, directory: Path) -> Iterator[Callable[[Process], Running]]:
+    """Starts processes; all are gone when the context ends."""
+    started: list[Running] = []
+
+    def start(process: Process) -> Running:
+        running = Running(process, domain, directory / f"{process.name}-{len(started)}.log")
+        started.append(running)
+        return running
+
+    try:
+        yield start
+    finally:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
+            for running in started:
+                if running.popen.poll() is None:
+                    running.popen.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                for running in started:
+                    running.popen.wait(8.0)
+
+
+def simulator(port: int) -> Process:
+    """The embedded highway."""
+    return Process("simulator", module="carla_digr.simulator.server", arguments=("--port", str(port)))
+
+
+def installed(name: str) -> Path:
+    """A file of the node package's share directory."""
+    from ament_index_python.packages import get_package_share_directory
+
+    workspace()
+    return Path(get_package_share_directory(PACKAGE)) / name
