@@ -78,9 +78,9 @@ log = logging.getLogger(__name__)
 WINDOW = 4  # frames sent but not yet answered by a client; covers a round trip of 200 ms at 20 Hz
 BEAT_SECONDS = 1.0  # silence after which a client is told that the connection still stands
 PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
-JPEG_QUALITY = 92  # 4:4:4, about 6 kB for a 128 x 128 picture
+JPEG_QUALITY = 95  # 4:4:4, about 6 kB for a 128 x 128 picture
 
-COLORMAP = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_TURBO)[:, 0, ::-1]  # (256, 3) RGB
+COLORMAP = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
 
 STATIC = Path(__file__).parent / "static"
 ASSETS = {  # path on the server: (file, content type)
@@ -157,7 +157,7 @@ class _Client:
         while True:
             try:
                 await asyncio.wait_for(self.ready.wait(), BEAT_SECONDS)
-            except asyncio.TimeoutError:  # noqa: UP041 - not the builtin one before Python 3.11
+            except asyncio.TimeoutError:  # not the builtin one before Python 3.11
                 if not self.unanswered:
                     await self.websocket.send_str('{"type":"beat"}')
                 continue
@@ -236,7 +236,7 @@ class ViewerServer:
         Raises:
             UserError: an array has the wrong shape or type.
         """
-        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or not rgb.size:
             raise UserError(f"The viewer needs a uint8 (H, W, 3) picture, not {rgb.dtype} {rgb.shape}: convert it.")
         if saliency is not None:
             if saliency.ndim != 2 or saliency.dtype.kind != "f":
@@ -374,7 +374,7 @@ class ViewerServer:
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get("Origin")  # browsers always send it, and pages cannot forge it
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
             raise web.HTTPForbidden(text="Only this server's own page may open the stream.\n")
         websocket = web.WebSocketResponse(timeout=0.5, heartbeat=PING_SECONDS, compress=False, max_msg_size=1024)
         await websocket.prepare(request)

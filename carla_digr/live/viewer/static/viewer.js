@@ -15,7 +15,7 @@ const HUES = ["#56b4e9", "#3ddc97", "#f0a93b", "#ff6f91", "#b79cff", "#e7d84b", 
 
 const byId = (id) => document.getElementById(id);
 const clock = () => performance.now() / 1000;
-const number = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
+const number = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
 const percent = (value) => (Number.isFinite(value) ? `${Math.round(value * 100)} %` : "–");
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
@@ -52,6 +52,7 @@ function parse(message) {
 function receive(message) {
   const frame = parse(message);
   connection.socket.send(String(frame.sequence));
+  if (newest && frame.published === newest.published) return; // sent again because the connection is new
   frame.time = Math.max(frame.published + connection.clockOffset, newest ? newest.time : -Infinity);
   if (connection.lastSequence !== null) connection.skipped += frame.sequence - connection.lastSequence - 1;
   connection.lastSequence = frame.sequence;
@@ -76,8 +77,9 @@ function notices(frame) {
 
 function recentEvents(frame) {
   const names = new Set(frame.decision.events);
-  for (let i = history.lastIndexOf(frame) - 1; i >= 0 && frame.time - history[i].time < EVENT_SECONDS; i--) {
-    for (const event of history[i].decision.events ?? []) names.add(event);
+  const list = arrivedWhilePaused.includes(frame) ? arrivedWhilePaused : history;
+  for (let i = list.lastIndexOf(frame) - 1; i >= 0 && frame.time - list[i].time < EVENT_SECONDS; i--) {
+    for (const event of list[i].decision.events ?? []) names.add(event);
   }
   return names;
 }
@@ -170,7 +172,8 @@ function refreshState() {
   byId("veil").hidden = !title || (paused && shown);
   setText(byId("veil-title"), title);
   setText(byId("veil-text"), text);
-  byId("stage").classList.toggle("stale", !byId("veil").hidden);
+  document.body.classList.toggle("stale", !byId("veil").hidden);
+  document.body.dataset.state = state;
 
   setText(byId("rate"), state === "stalled" ? "0.0" : number(rate(), 1));
   setText(byId("skipped"), String(connection.skipped));
@@ -189,11 +192,12 @@ const camera = document.createElement("canvas");
 const saliency = document.createElement("canvas");
 const colours = new Uint8Array(768); // the colour map: 256 times red, green, blue
 let view = "overlay";
+let asked = null; // the frame last asked for; it becomes the one shown once its picture is decoded
 let wanted = null; // the frame to draw next
 let drawing = false;
 
 function show(frame) {
-  wanted = frame;
+  asked = wanted = frame;
   if (!drawing && !document.hidden) draw();
 }
 
@@ -203,12 +207,12 @@ async function draw() {
   while (wanted) {
     const frame = wanted;
     wanted = null;
-    const bitmap = await createImageBitmap(new Blob([frame.jpeg], { type: "image/jpeg" }));
+    const bitmap = await createImageBitmap(new Blob([frame.jpeg], { type: "image/jpeg" })).catch(() => null);
+    if (!bitmap) continue;
     camera.width = frame.width;
     camera.height = frame.height;
     camera.getContext("2d").drawImage(bitmap, 0, 0);
     bitmap.close();
-    if (frame.map) paintMap(frame.map, ...frame.saliency);
     shown = frame;
     compose();
     describe(frame);
@@ -216,8 +220,8 @@ async function draw() {
   drawing = false;
 }
 
-// Each pixel's colour and its opacity are the map's value, as in the overlay topic.
-function paintMap(map, height, width) {
+// Over the camera a pixel's colour and its opacity are the map's value, as in the overlay topic.
+function paintMap(map, height, width, opaque) {
   saliency.width = width;
   saliency.height = height;
   const image = new ImageData(width, height);
@@ -226,7 +230,7 @@ function paintMap(map, height, width) {
     image.data[o] = colours[c];
     image.data[o + 1] = colours[c + 1];
     image.data[o + 2] = colours[c + 2];
-    image.data[o + 3] = map[i];
+    image.data[o + 3] = opaque ? 255 : map[i];
   }
   saliency.getContext("2d").putImageData(image, 0, 0);
 }
@@ -247,6 +251,7 @@ function compose() {
     if (view === "both") context.drawImage(camera, width, 0);
   }
   if (shown.map && view !== "camera") {
+    paintMap(shown.map, ...shown.saliency, view === "map");
     context.globalAlpha = view === "map" ? 1 : byId("opacity").value / 100;
     context.drawImage(saliency, view === "both" ? width : 0, 0, width, height);
   }
@@ -274,7 +279,7 @@ function nameActions(names) {
   if (names.join("\n") === actionNames.join("\n")) return;
   actionNames = names;
   byId("actions").replaceChildren(...names.map((name, index) => {
-    const item = document.createElement("li");
+    const item = document.createElement("div");
     item.className = `hue-${index % HUES.length}`;
     item.dataset.name = name;
     for (const [key, value] of Object.entries({ role: "meter", "aria-label": name, "aria-valuemin": 0, "aria-valuemax": 1 })) {
@@ -286,17 +291,19 @@ function nameActions(names) {
     item.append(label, track, figure);
     return item;
   }));
-  makeProbabilityPlot();
+  makePlots();
 }
 
 function describe(frame) {
   const { decision } = frame;
-  nameActions(decision.action_names ?? []);
+  if (decision.action_names?.length) nameActions(decision.action_names); // a frame without decision keeps them
   picture.dataset.frame = frame.frame;
   setText(byId("frame"), String(frame.frame));
   setText(byId("stamp"), number(frame.stamp, 2));
   setText(byId("policy"), decision.policy_hash || "–");
-  setText(byId("action"), sentence(actionNames[decision.action] ?? "–"));
+  setText(byId("action"), sentence((decision.action_names ?? [])[decision.action] ?? "–"));
+  byId("action").classList.toggle("unapplied", Boolean(decision.fallback));
+  byId("unapplied").hidden = !decision.fallback;
   [...byId("actions").children].forEach((item, index) => {
     const probability = decision.probabilities?.[index];
     meter(item, probability, Number.isFinite(probability) ? `${(100 * probability).toFixed(1)} %` : "–");
@@ -331,14 +338,18 @@ function placeScrub(frame) {
   const scrub = byId("scrub");
   const index = history.lastIndexOf(frame);
   const last = history.length - 1;
+  for (const id of ["back", "pause", "forward", "live"]) byId(id).disabled = false;
   scrub.disabled = last < 1;
   if (Number(scrub.max) !== last) scrub.max = last;
   scrub.value = index;
   const behind = history[last].time - frame.time;
   scrub.setAttribute("aria-valuetext", `frame ${frame.frame}, ${number(behind, 1)} s before the last`);
+  setText(byId("latest"), latestWord());
   setText(byId("oldest"), `−${number(history[last].time - history[0].time, 0)} s`);
-  setText(byId("position"), paused ? `frame ${frame.frame}, −${number(behind, 2)} s` : "");
+  setText(byId("position"), paused ? `frame ${frame.frame}, ${number(behind, 2)} s before the pause` : "");
 }
+
+const latestWord = () => (paused ? "pause" : "now");
 
 function setPaused(value) {
   if (paused === value || !newest) return;
@@ -350,7 +361,7 @@ function setPaused(value) {
   byId("pause").setAttribute("aria-pressed", String(paused));
   byId("pause").setAttribute("aria-label", paused ? "Go on live" : "Pause");
   byId("live").dataset.live = String(!paused);
-  show(paused ? wanted ?? shown : newest);
+  show(paused ? asked : newest);
 }
 
 function seek(index) {
@@ -359,13 +370,13 @@ function seek(index) {
 }
 
 function step(frames) {
-  seek(history.lastIndexOf(wanted ?? shown) + frames);
+  seek(history.lastIndexOf(asked) + frames);
 }
 
 // The first frame of the next or previous run of marked frames.
 function seekMark(direction) {
   const starts = history.flatMap((frame, i) => (isMarked(frame) && !(i && isMarked(history[i - 1])) ? [i] : []));
-  const here = history.lastIndexOf(wanted ?? shown);
+  const here = history.lastIndexOf(asked);
   const target = direction > 0 ? starts.find((i) => i > here) : starts.findLast((i) => i < here);
   if (target !== undefined) seek(target);
 }
@@ -383,16 +394,16 @@ function makePlot(element, series, range) {
   const plot = new uPlot({
     width: element.clientWidth || 300,
     height: element.clientHeight || 100,
-    padding: [6, 6, 0, 0],
+    padding: [6, 14, 0, 0],
     legend: { show: false },
     cursor: { y: false, drag: { setScale: false, x: false }, points: { show: false } },
     scales: { x: { time: false }, y: { range } },
     axes: [
-      { ...axis, size: 20, gap: 2, values: (_, ticks) => ticks.map((t) => (t === 0 ? "now" : `${t} s`)) },
+      { ...axis, size: 24, gap: 6, values: (_, ticks) => ticks.map((t) => (t === 0 ? latestWord() : `${number(t, 0)} s`)) },
       { ...axis, size: 34, gap: 4, space: 22 },
     ],
     series: [{}, ...series.map((stroke) => ({ stroke, width: 1.6, points: { show: false } }))],
-    hooks: { drawClear: [shadeFallback], draw: [drawHere] },
+    hooks: { drawClear: [shadeFallback], draw: [drawBudget, drawHere] },
   }, [[], ...series.map(() => [])], element);
   plot.over.addEventListener("click", () => {
     if (!plotted.length) return;
@@ -403,10 +414,11 @@ function makePlot(element, series, range) {
   return plot;
 }
 
-function makeProbabilityPlot() {
+function makePlots() {
   probabilityPlot?.destroy();
   const series = actionNames.map((_, index) => HUES[index % HUES.length]);
   probabilityPlot = makePlot(byId("probability-plot"), series, [0, 1]);
+  latencyPlot ??= makePlot(byId("latency-plot"), Object.values(TIMES), (_, low, high) => [0, Math.max(10, 1.15 * high)]);
 }
 
 const plotEnd = () => history[history.length - 1].time;
@@ -421,8 +433,20 @@ function shadeFallback(plot) {
   plotted.forEach((frame, i) => {
     if (!frame.decision.fallback) return;
     const left = column(plot, frame.time);
-    ctx.fillRect(left, bbox.top, Math.max(1, (i + 1 < plotted.length ? column(plot, plotted[i + 1].time) : left) - left), bbox.height);
+    const right = i + 1 < plotted.length ? column(plot, plotted[i + 1].time) : left + 1;
+    ctx.fillRect(left, bbox.top, right - left, bbox.height);
   });
+}
+
+function drawBudget(plot) {
+  if (plot !== latencyPlot || plot.scales.y.max < LATENCY_BUDGET_MS) return;
+  const { ctx, bbox } = plot;
+  const y = Math.round(plot.valToPos(LATENCY_BUDGET_MS, "y", true));
+  ctx.fillStyle = "#ff8d91";
+  ctx.fillRect(bbox.left, y, bbox.width, devicePixelRatio);
+  ctx.textAlign = "left";
+  ctx.textBaseline = "bottom";
+  ctx.fillText(`${LATENCY_BUDGET_MS} ms, one period`, bbox.left + 4, y - 1);
 }
 
 function drawHere(plot) {
@@ -456,6 +480,7 @@ function drawPlots() {
   const draw = (plot, columns) => plot.batch(() => {
     plot.setData([times, ...columns], false);
     plot.setScale("x", range);
+    plot.redraw(false, true); // the axis says "pause" or "now" for the same numbers
   });
   draw(probabilityPlot, actionNames.map((_, a) => plotted.map((frame) => frame.decision.probabilities?.[a] ?? null)));
   draw(latencyPlot, Object.keys(TIMES).map((key) => plotted.map((frame) => frame.decision[key] ?? null)));
@@ -474,8 +499,9 @@ function drawMarks() {
   history.forEach((frame, i) => {
     const marked = isMarked(frame);
     if (!marked && frame.map) return;
+    const left = Math.round((i - 0.5) * pitch);
     ctx.fillStyle = marked ? "#ff5a5f" : "#ffb547";
-    ctx.fillRect(i * pitch - 1, marked ? 0 : 3, Math.max(2, pitch), marked ? 8 : 5);
+    ctx.fillRect(left, marked ? 0 : 3, Math.max(2, Math.round((i + 0.5) * pitch) - left), marked ? 8 : 5);
   });
 }
 
@@ -566,7 +592,6 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden && !paused && newest) show(newest);
 });
 
-latencyPlot = makePlot(byId("latency-plot"), Object.values(TIMES), (_, low, high) => [0, Math.max(10, 1.15 * high)]);
 new ResizeObserver(resizePlots).observe(byId("latency-plot"));
 setInterval(tick, 250);
 connect();

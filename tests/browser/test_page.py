@@ -1,0 +1,433 @@
+"""The live page in a real browser, fed with a made-up drive (feed.py)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import feed
+import numpy as np
+import pytest
+from chromium import find_chromium
+from playwright.sync_api import BrowserContext, Page, expect
+
+from carla_digr.live.viewer.server import COLORMAP, STATIC, WINDOW, ViewerServer
+
+# Resolves once the page shows the frame. Runs over the debugging protocol: the page's own policy forbids eval.
+WAIT_FOR_FRAME = """async (frame) => {
+    const shown = () => document.getElementById("picture").dataset.frame;
+    for (const start = performance.now(); shown() !== String(frame); ) {
+        if (performance.now() - start > 20000) throw Error(`the page stayed at frame ${shown()} instead of ${frame}`);
+        await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+}"""
+PIXELS = """() => {
+    const canvas = document.getElementById("picture");
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return btoa(Array.from(data, (value) => String.fromCharCode(value)).join(""));
+}"""
+
+
+class Pages:
+    """Opens pages, and keeps what they asked for and what went wrong in them."""
+
+    def __init__(self, context: BrowserContext):
+        self.context = context
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        context.on("request", lambda request: self.requests.append(request.url))
+        context.on("weberror", lambda error: self.errors.append(str(error.error)))
+
+    def open(self, viewer: ViewerServer) -> Page:
+        page = self.context.new_page()
+        page.on("websocket", lambda socket: self.requests.append(socket.url))
+        page.goto(viewer.url)
+        expect(page.locator("#connection")).not_to_have_text("Connecting")
+        return page
+
+
+@pytest.fixture
+def pages(context: BrowserContext):
+    pages = Pages(context)
+    yield pages
+    assert pages.errors == []
+
+
+def wait_for_frame(page: Page, frame: int) -> None:
+    page.evaluate(WAIT_FOR_FRAME, frame)
+
+
+def drive(viewer: ViewerServer, frames: range, **changes: object) -> None:
+    """Publish frames, each when the pages have taken the one before, so that none is skipped."""
+    for frame in frames:
+        feed.publish(viewer, frame, **changes)
+        wait_until(lambda: all(took_all(viewer, client) for client in viewer.status()["clients"]))
+
+
+def took_all(viewer: ViewerServer, client: dict[str, int]) -> bool:
+    return client["sent"] + client["dropped"] == viewer.status()["published"] and client["unanswered"] == 0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+def pixels(page: Page) -> np.ndarray:
+    """The picture on the page, (height, width, 3), as integers that may be subtracted."""
+    values = np.frombuffer(base64.b64decode(page.evaluate(PIXELS)), np.uint8)
+    return values.reshape(feed.SIZE, -1, 4)[..., :3].astype(int)
+
+
+def shown(page: Page) -> tuple[int, int]:
+    """The frame's number by the text of the page, and by the pixels of the picture."""
+    x, y = feed.PATCH_CENTRE
+    return int(page.locator("#frame").inner_text()), feed.frame_of(list(pixels(page)[y, x]))
+
+
+def test_newest_frame_is_shown_with_its_own_number_and_pixels(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    for frame in range(1, 300):  # much faster than the page can draw
+        feed.publish(viewer, frame)
+    wait_for_frame(page, 299)
+    assert shown(page) == (299, 299)
+    page.keyboard.press("2")
+    assert abs(pixels(page) - feed.picture(299)).mean() < 2, "not the camera's picture"
+
+
+def test_page_opened_late_shows_the_last_frame(pages: Pages, viewer: ViewerServer):
+    feed.publish(viewer, 41)
+    page = pages.open(viewer)
+    wait_for_frame(page, 41)
+    assert shown(page) == (41, 41)
+
+
+def test_opacity_mixes_the_coloured_map_into_the_camera(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    feed.publish(viewer, 10)
+    wait_for_frame(page, 10)
+    page.keyboard.press("2")
+    camera = pixels(page)
+    page.keyboard.press("1")
+    saliency = feed.saliency(10)
+    colours = COLORMAP[np.rint(saliency * 255).astype(int)].astype(int)
+    slider = page.get_by_label("Opacity")
+    for opacity in (0, 35, 100):
+        slider.fill(str(opacity))
+        expect(page.locator("#opacity-value")).to_have_text(f"{opacity} %")
+        weight = saliency[..., None] * opacity / 100
+        expected = camera * (1 - weight) + colours * weight
+        assert abs(pixels(page) - expected).max() <= 4, f"at {opacity} %"
+    slider.fill("60")
+    page.keyboard.press("o")
+    assert (pixels(page) == camera).all()
+    page.keyboard.press("o")
+    expect(slider).to_have_value("60")
+
+
+def test_views_show_camera_map_and_both(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    feed.publish(viewer, 10)
+    wait_for_frame(page, 10)
+    overlay = pixels(page)
+    page.locator(".segments").get_by_text("Camera").click()
+    camera = pixels(page)
+    page.locator(".segments").get_by_text("Map").click()
+    assert abs(pixels(page) - COLORMAP[np.rint(feed.saliency(10) * 255).astype(int)]).max() <= 1
+    page.locator(".segments").get_by_text("Both").click()
+    assert (pixels(page) == np.concatenate([camera, overlay], axis=1)).all()
+
+
+def test_probabilities_are_shown_with_the_actions_names(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    feed.publish(viewer, 7, probabilities=[0.125, 0.5, 0.25, float("nan")], action=1)
+    wait_for_frame(page, 7)
+    rows = page.locator("#actions > div")
+    assert rows.all_inner_texts() == ["left\n12.5 %", "keep\n50.0 %", "right\n25.0 %", "brake\n–"]
+    expect(page.locator("#action")).to_have_text("Keep")
+    expect(page.get_by_role("meter", name="right")).to_have_attribute("aria-valuenow", "0.250")
+    lengths = [row.locator("u").bounding_box()["width"] for row in rows.all()]
+    assert lengths == pytest.approx([lengths[1] / 4, lengths[1], lengths[1] / 2, 0], abs=0.5)
+
+    feed.publish(viewer, 8, action_names=["noop", "fire"], probabilities=[0.75, 0.25], action=0)
+    wait_for_frame(page, 8)
+    assert rows.all_inner_texts() == ["noop\n75.0 %", "fire\n25.0 %"]
+
+
+def test_figures_belong_to_the_frame(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    feed.publish(viewer, 7, steer=-0.25, throttle=0.5, brake=0.125, value=3.5, latency_ms=62.5)
+    wait_for_frame(page, 7)
+    for name, text in {
+        "steer": "Steer\n−0.250",
+        "throttle": "Throttle\n50 %",
+        "brake": "Brake\n13 %",
+        "value": "3.50",
+        "latency": "62.5",
+        "stamp": "0.35",
+        "policy": "3fa94c17e2b0",
+        "skipped": "0",
+    }.items():
+        assert page.locator(f"#{name}").inner_text() == text
+    expect(page.locator(".times .over")).to_contain_text("62.5 ms")
+
+
+def test_rate_is_the_feeds(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    feed.drive(viewer, 1, 30)
+    rate = float(page.locator("#rate").inner_text())
+    assert rate == pytest.approx(viewer.status()["rate_hz"], rel=0.2)
+
+
+def test_pause_holds_the_frame_and_scrubbing_shows_older_ones(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    drive(viewer, range(1, 61))
+    wait_for_frame(page, 60)
+    page.keyboard.press("Space")
+    drive(viewer, range(61, 81))
+    assert shown(page) == (60, 60)
+    expect(page.locator("#badge")).to_contain_text("Paused")
+
+    page.get_by_role("button", name="Step one frame back").click()
+    page.keyboard.press("ArrowLeft")
+    wait_for_frame(page, 58)
+    assert shown(page) == (58, 58)
+    page.keyboard.press("Shift+ArrowLeft")
+    wait_for_frame(page, 38)
+    page.get_by_role("button", name="Step one frame forward").click()
+    wait_for_frame(page, 39)
+
+    scrub = page.get_by_label("Frame of the last minute")
+    scrub.fill("10")
+    wait_for_frame(page, 11)
+    assert shown(page) == (11, 11)
+    probability = feed.decision(11)["probabilities"][0]
+    assert page.locator("#actions > div").first.inner_text() == f"left\n{100 * probability:.1f} %"
+    assert scrub.get_attribute("aria-valuetext").startswith("frame 11, ")
+    page.keyboard.press("Home")
+    wait_for_frame(page, 1)
+
+    page.get_by_role("button", name="Live", exact=True).click()
+    wait_for_frame(page, 80)
+    assert shown(page) == (80, 80)
+    for _ in range(5):  # what came during the pause is there
+        page.keyboard.press("ArrowLeft")
+    wait_for_frame(page, 75)
+    page.keyboard.press("End")
+    feed.publish(viewer, 81)
+    wait_for_frame(page, 81)
+
+
+def test_page_keeps_the_last_1200_frames(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    drive(viewer, range(1, 1231))
+    wait_for_frame(page, 1230)
+    assert page.locator("#scrub").get_attribute("max") == "1199"
+    page.keyboard.press("Home")
+    wait_for_frame(page, 31)
+    assert shown(page) == (31, 31)
+
+
+def test_alarms_and_events_are_found_again(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    notices = page.locator("#notices")
+    drive(viewer, range(1, 6))
+    drive(viewer, range(6, 9), fallback=True, status="watchdog braking: no decision in time")
+    wait_for_frame(page, 8)
+    expect(notices).to_have_text("Watchdog braking: no decision in time")
+    expect(page.locator("#unapplied")).to_be_visible()
+    drive(viewer, range(9, 10), fallback=True)
+    wait_for_frame(page, 9)
+    expect(notices).to_have_text("Watchdog braking")
+    drive(viewer, range(10, 12))
+    drive(viewer, range(12, 13), events=["collision"])
+    drive(viewer, range(13, 15))
+    wait_for_frame(page, 14)
+    expect(notices).to_have_text("Collision")  # stays for a while after its frame
+    page.keyboard.press("p")
+    wait_for_frame(page, 12)
+    page.keyboard.press("p")
+    wait_for_frame(page, 6)
+    page.keyboard.press("n")
+    wait_for_frame(page, 12)
+    drive(viewer, range(15, 16), fallback=True)
+    expect(page.locator("#live-alert")).to_have_text("Now: Watchdog braking")  # a pause hides no alarm
+
+
+def test_frame_without_explanation_says_so_and_shows_the_drive(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    notices = page.locator("#notices")
+    feed.publish(viewer, 1)
+    wait_for_frame(page, 1)
+    expect(notices).to_be_empty()
+    feed.publish(viewer, 2, explained=False)
+    wait_for_frame(page, 2)
+    expect(notices).to_have_text("No explanation for this frame")
+    assert shown(page) == (2, 2)
+    assert abs(pixels(page) - feed.picture(2)).mean() < 2, "the camera alone"
+    viewer.publish(0.15, 3, feed.picture(3), np.full((128, 128), np.nan, np.float32), {})
+    wait_for_frame(page, 3)
+    expect(notices).to_have_text("No explanation for this frame")
+    assert page.locator("#actions > div").all_inner_texts() == [f"{name}\n–" for name in feed.ACTION_NAMES]
+    feed.publish(viewer, 4, saliency_flat=True)
+    wait_for_frame(page, 4)
+    expect(notices).to_contain_text("Flat explanation")
+    feed.publish(viewer, 5)
+    wait_for_frame(page, 5)
+    expect(notices).to_be_empty()
+
+
+def test_plots_follow_the_drive_and_lead_to_a_frame(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    feed.drive(viewer, 1, 40)
+    wait_for_frame(page, 40)
+    for name in ("probability", "latency"):
+        page.wait_for_selector(f"#{name}-plot canvas")
+    expect(page.locator("#latency-summary")).to_contain_text("p99")
+    box = page.locator("#probability-plot .u-over").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * (1 - 1 / 20), box["y"] + 20)  # one second before now
+    expect(page.locator("#badge")).to_be_visible()
+    frame = int(page.locator("#frame").inner_text())
+    assert 10 <= frame <= 30
+    assert shown(page) == (frame, frame)
+
+
+def test_a_feed_that_stops_is_told_from_a_lost_connection(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    expect(page.locator("#veil")).to_contain_text("Waiting for the first picture")
+    feed.publish(viewer, 1)
+    wait_for_frame(page, 1)
+    expect(page.locator("#veil")).to_be_hidden()
+    expect(page.locator("#connection")).to_have_text("No new picture")
+    expect(page.locator("#veil")).to_contain_text("Connected, but the drive sends none. The last picture is")
+    feed.publish(viewer, 2)
+    expect(page.locator("#connection")).to_have_text("Connected")
+    expect(page.locator("#veil")).to_be_hidden()
+
+
+def test_lost_connection_is_shown_and_recovers_when_the_server_is_back(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    drive(viewer, range(1, 4))
+    wait_for_frame(page, 3)
+    viewer.close()
+    expect(page.locator("#connection")).to_have_text("Connection lost")
+    expect(page.locator("#veil")).to_be_visible()
+    age = page.evaluate("""async () => {  // waits until the age has grown
+        const age = () => parseFloat(document.getElementById("veil-text").textContent.match(/is ([0-9.]+) s old/)[1]);
+        const first = age();
+        while (age() <= first) await new Promise((resolve) => setTimeout(resolve, 20));
+        return [first, age()];
+    }""")
+    assert 0 <= age[0] < age[1]
+    with ViewerServer(port=viewer.port) as again:
+        expect(page.locator("#connection")).not_to_have_text("Connection lost")
+        feed.publish(again, 500)
+        wait_for_frame(page, 500)
+        assert shown(page) == (500, 500)
+        expect(page.locator("#connection")).to_have_text("Connected")
+        expect(page.locator("#veil")).to_be_hidden()
+        page.keyboard.press("ArrowLeft")  # the history has survived
+        wait_for_frame(page, 3)
+
+
+def test_no_request_leaves_the_machine(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    drive(viewer, range(1, 30))
+    wait_for_frame(page, 29)
+    page.keyboard.press("Space")
+    page.keyboard.press("Home")
+    wait_for_frame(page, 1)
+    assert {urlsplit(url).netloc for url in pages.requests} == {f"127.0.0.1:{viewer.port}"}
+    assert any(url.startswith("ws:") for url in pages.requests)
+    # And none could: the page's policy stops what its scripts might ask for.
+    blocked = page.evaluate("""() => new Promise((resolve) => {
+        document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+        fetch("http://192.0.2.1/").catch(() => {});
+    })""")
+    assert blocked == "connect-src"
+
+
+def test_two_pages_at_once(pages: Pages, viewer: ViewerServer):
+    first, second = pages.open(viewer), pages.open(viewer)
+    drive(viewer, range(1, 11))
+    wait_for_frame(first, 10)
+    wait_for_frame(second, 10)
+    first.keyboard.press("Space")
+    drive(viewer, range(11, 21))
+    wait_for_frame(second, 20)
+    assert shown(first) == (10, 10)
+    assert shown(second) == (20, 20)
+    assert [client["sent"] for client in viewer.status()["clients"]] == [20, 20]
+    second.close()
+    wait_until(lambda: len(viewer.status()["clients"]) == 1)
+
+
+def test_frozen_tab_neither_holds_up_the_others_nor_is_flooded(pages: Pages, viewer: ViewerServer):
+    frozen, lively = pages.open(viewer), pages.open(viewer)
+    drive(viewer, range(1, 4))
+    wait_for_frame(frozen, 3)
+    debugger = pages.context.new_cdp_session(frozen)
+    debugger.send("Debugger.enable")
+    debugger.send("Debugger.pause")  # scripts of the page stop at their next step
+    for frame in range(4, 1004):
+        feed.publish(viewer, frame)
+    wait_for_frame(lively, 1003)
+    sent = [client["sent"] for client in viewer.status()["clients"]]
+    assert sent[0] <= 3 + WINDOW
+    assert sent[1] > sent[0]
+    debugger.send("Debugger.disable")
+    wait_for_frame(frozen, 1003)  # at once the newest, not a thousand old ones
+    assert viewer.status()["clients"][0]["sent"] <= 3 + 2 * WINDOW
+    expect(frozen.locator("#skipped")).not_to_have_text("0")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1920, 1080), (1280, 800), (390, 844)])
+def test_everything_fits_the_screen(context: BrowserContext, viewer: ViewerServer, width: int, height: int):
+    page = Pages(context).open(viewer)
+    page.set_viewport_size({"width": width, "height": height})
+    feed.publish(viewer, 1, fallback=True, explained=False)
+    wait_for_frame(page, 1)
+    sizes = page.evaluate("""() => {
+        const { scrollWidth, scrollHeight } = document.documentElement;
+        const panels = document.querySelector(".panels");
+        const stage = document.getElementById("stage").getBoundingClientRect();
+        return { scrollWidth, scrollHeight, hidden: panels.scrollHeight - panels.clientHeight,
+                 picture: Math.min(stage.width, stage.height) };
+    }""")
+    assert sizes["scrollWidth"] <= width
+    assert sizes["picture"] >= min(360, 0.9 * width)
+    if width > 900:
+        assert sizes["scrollHeight"] <= height
+        assert sizes["hidden"] <= 1
+        assert sizes["picture"] >= 0.7 * height
+
+
+def test_every_control_has_a_name(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, [role=img], [role=meter]")].filter(
+        (element) => !(element.getAttribute("aria-label") || element.textContent.trim() || element.labels?.length),
+    ).map((element) => element.outerHTML)""")
+    assert unnamed == []
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_vendored_plot_library_is_the_pinned_one():
+    vendor = STATIC / "vendor"
+    pinned = json.loads((vendor / "package.json").read_text())["dependencies"]["uplot"]
+    assert f"(v{pinned})" in (vendor / "uPlot.iife.min.js").read_text()[:100]
+    assert json.loads((vendor / "package-lock.json").read_text())["packages"]["node_modules/uplot"]["version"] == pinned
+    assert "MIT License" in (vendor / "uPlot.LICENSE.txt").read_text()
+
+
+def test_missing_chromium_fails_with_the_package_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(pytest.fail.Exception, match="install the Debian package chromium"):
+        find_chromium()
