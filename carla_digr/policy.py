@@ -66,13 +66,31 @@ class ActorCritic(nn.Module):
         Returns:
             logits float (B, A), value float (B,).
         """
-        for convolution in self.convolutions:
-            x = self._activation(convolution(x))
-        features = self._activation(self.trunk(x.flatten(1)))
-        return self.policy_head(features), self.value_head(features).squeeze(-1)
+        logits, value, _ = self.trace(x)
+        return logits, value
 
-    def _activation(self, x: Tensor) -> Tensor:
+    def trace(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """``forward``, and what its derivative needs.
+
+        Returns:
+            logits float (B, A), value float (B,), and the hidden layers' outputs before the activation: those of the
+            convolutions, each (B, channels, rows, columns), then the trunk's, (B, features).
+        """
+        hidden = []
+        for convolution in self.convolutions:
+            hidden.append(convolution(x))
+            x = self.activation(hidden[-1])
+        hidden.append(self.trunk(x.flatten(1)))
+        features = self.activation(hidden[-1])
+        return self.policy_head(features), self.value_head(features).squeeze(-1), hidden
+
+    def activation(self, x: Tensor) -> Tensor:
+        """The hidden layers' activation."""
         return F.relu(x) if self.config.activation == "relu" else F.softplus(x, beta=SOFTPLUS_BETA)
+
+    def activation_derivative(self, x: Tensor) -> Tensor:
+        """Its derivative at the values before it; ReLU's at 0 is 0."""
+        return (x > 0).to(x.dtype) if self.config.activation == "relu" else torch.sigmoid(SOFTPLUS_BETA * x)
 
 
 def to_input(images: Tensor) -> Tensor:

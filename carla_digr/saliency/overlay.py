@@ -1,0 +1,57 @@
+"""A saliency map laid over its picture."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_digr.errors import UserError
+
+COLORMAPS = {
+    "inferno": cv2.COLORMAP_INFERNO,
+    "turbo": cv2.COLORMAP_TURBO,
+    "hot": cv2.COLORMAP_HOT,
+    "viridis": cv2.COLORMAP_VIRIDIS,
+}
+
+
+def overlay(
+    rgb: NDArray[np.uint8], saliency: NDArray[np.float32], opacity: float = 0.8, colormap: str = "inferno"
+) -> NDArray[np.uint8]:
+    """Blend the map's colours into the picture, each pixel by its saliency, so that the rest stays visible.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        saliency: float (H, W) in [0, 1]; values outside are clipped.
+        opacity: of a pixel of saliency 1, in [0, 1].
+        colormap: one of COLORMAPS.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: the shapes do not belong together.
+        UserError: no such colormap.
+    """
+    if rgb.shape[:2] != saliency.shape:
+        raise ValueError(f"picture {rgb.shape} and saliency {saliency.shape} differ in size")
+    keep, add = _tables(round(opacity * 255), colormap)
+    level = np.clip(saliency * np.float32(255), 0, 255).astype(np.uint8)
+    blended = rgb * keep[level][..., None]
+    blended += add[level]
+    blended >>= 8
+    return blended.astype(np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _tables(opacity: int, colormap: str) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Per saliency level 0..255: what the picture keeps (256 = all), uint16 (256,); the colour added times 256."""
+    if colormap not in COLORMAPS:
+        raise UserError(f"There is no colormap '{colormap}'; choose one of {', '.join(COLORMAPS)}.")
+    levels = np.arange(256)
+    colours = cv2.applyColorMap(levels.astype(np.uint8)[:, None], COLORMAPS[colormap])[:, 0, ::-1].astype(np.uint16)
+    alpha = np.rint(levels * min(max(opacity, 0), 255) / 255 / 255 * 256).astype(np.uint16)
+    return 256 - alpha, colours * alpha[:, None]

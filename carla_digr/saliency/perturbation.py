@@ -1,0 +1,128 @@
+"""Perturbation saliency: the paper's eq. 3 with Gaussian blur (Greydanus et al. 2018).
+
+The saliency of pixel i is KL(pi(s) || pi(m(s, i))). m(s, i) = s * (1 - K_i) + blur(s) * K_i blends in a blurred copy
+around i; K_i is a Gaussian bump of height 1 and standard deviation ``radius`` centred on i, equal for all channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carla_digr.policy import ActorCritic
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Settings of eq. 3.
+
+    Attributes:
+        radius: standard deviation of the bump, pixels.
+        blur_sigma: standard deviation of the blurred copy, pixels.
+        stride: pixels between perturbed centres; 1 perturbs at every pixel, as the definition says. With more the
+            perturbed logits in between are interpolated (cubic), which is far smoother than their KL.
+        batch: perturbed states in one forward pass.
+    """
+
+    radius: float
+    blur_sigma: float = 3.0
+    stride: int = 2
+    batch: int = 256
+
+
+def perturbation_maps(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
+    """Raw saliency by eq. 3.
+
+    Args:
+        policy: the policy to explain.
+        states: float (B, C, H, W) in [0, 1].
+
+    Returns:
+        float (B, H, W), not negative, not normalised.
+    """
+    with torch.no_grad():
+        logits, _ = policy(states)
+        perturbed = perturbed_logits(policy, states, settings)
+        return kl_divergence(logits[:, None, None, :], perturbed)
+
+
+def perturbed_logits(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
+    """Logits of m(s, i) for every pixel i: float (B, H, W, A)."""
+    height, width = states.shape[2:]
+    rows, columns = (_centres(n, settings.stride) for n in (height, width))
+    bumps_y, bumps_x = (
+        _bumps(centres, n, settings.radius).to(states) for centres, n in ((rows, height), (columns, width))
+    )
+    to_rows, to_columns = (_interpolation(centres, n).to(states) for centres, n in ((rows, height), (columns, width)))
+    blurred = gaussian_blur(states, settings.blur_sigma)
+    result = []
+    for state, difference in zip(states, blurred - states, strict=True):
+        grid = []
+        for first in range(0, len(rows) * len(columns), settings.batch):
+            index = torch.arange(first, min(first + settings.batch, len(rows) * len(columns)))
+            bump = bumps_y[index // len(columns), :, None] * bumps_x[index % len(columns), None, :]
+            grid.append(policy(torch.addcmul(state[None], bump[:, None], difference[None]))[0])
+        logits = torch.cat(grid).view(len(rows), len(columns), -1)
+        result.append(torch.einsum("yr,rca,xc->yxa", to_rows, logits, to_columns))
+    return torch.stack(result)
+
+
+def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """KL(p || q) of categorical distributions given as logits (..., A): (...), not negative."""
+    log_p, log_q = logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
+
+
+def gaussian_blur(states: Tensor, sigma: float) -> Tensor:
+    """Blur with the borders mirrored at the picture's edge, float (B, C, H, W)."""
+    height, width = states.shape[2:]
+    blur_y, blur_x = (torch.from_numpy(_blur_matrix(n, sigma)).to(states) for n in (height, width))
+    return torch.einsum("yi,bcij,xj->bcyx", blur_y, states, blur_x)
+
+
+def _centres(n: int, stride: int) -> np.ndarray:
+    """Perturbed centres along an axis of n pixels, as even as the stride allows, pixels."""
+    count = max(1, round(n / stride)) if stride > 1 else n
+    return (np.arange(count) + 0.5) * n / count - 0.5
+
+
+def _bumps(centres: np.ndarray, n: int, radius: float) -> Tensor:
+    """exp(-(x - centre)^2 / (2 radius^2)): float64 (centres, n)."""
+    offsets = np.arange(n)[None, :] - centres[:, None]
+    return torch.from_numpy(np.exp(-(offsets**2) / (2 * radius**2)))
+
+
+def _interpolation(centres: np.ndarray, n: int) -> Tensor:
+    """Matrix (n, centres) from values at evenly spaced centres to all n pixels: Catmull-Rom, linear beyond the ends."""
+    count = len(centres)
+    if count == n or count == 1:
+        return torch.eye(n, dtype=torch.float64) if count == n else torch.ones(n, 1, dtype=torch.float64)
+    position = (np.arange(n) - centres[0]) / (centres[1] - centres[0])
+    left = np.clip(np.floor(position).astype(int), 0, count - 2)
+    t = position - left
+    outside = (t < 0) | (t > 1)
+    cubic = np.stack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], axis=1) / 2
+    linear = np.stack([0 * t, 1 - t, t, 0 * t], axis=1)
+    kernel = np.where(outside[:, None], linear, cubic)
+    matrix = np.zeros((n, count + 2))  # one ghost point before and after, extrapolated linearly
+    for k in range(4):
+        matrix[np.arange(n), left + k] += kernel[:, k]
+    matrix[:, 1] += 2 * matrix[:, 0]
+    matrix[:, 2] -= matrix[:, 0]
+    matrix[:, -2] += 2 * matrix[:, -1]
+    matrix[:, -3] -= matrix[:, -1]
+    return torch.from_numpy(matrix[:, 1:-1])
+
+
+def _blur_matrix(n: int, sigma: float) -> np.ndarray:
+    """Gaussian blur of n pixels with mirrored borders as a matrix (n, n); the kernel ends at 4 sigma."""
+    reach = int(4 * sigma + 0.5)
+    kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    matrix = np.zeros((n, n))
+    for offset, value in zip(range(-reach, reach + 1), kernel / kernel.sum(), strict=True):
+        source = (np.arange(n) + offset) % (2 * n)  # ... 1 0 | 0 1 ... n-1 | n-1 ...
+        np.add.at(matrix, (np.arange(n), np.minimum(source, 2 * n - 1 - source)), value)
+    return matrix
