@@ -16,7 +16,7 @@ from torch import Tensor
 from carla_digr import checkpoint
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
-from carla_digr.saliency.gradient import gradient_of, normalise
+from carla_digr.saliency.gradient import normalise, saliency_from_trace
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Decision:
     probabilities: NDArray[np.float32]
     value: float
     inference_ms: float
-    graph: tuple[Tensor, Tensor] = field(repr=False, compare=False)  # state and logits, for the map
+    trace: tuple[Tensor, list[Tensor]] = field(repr=False, compare=False)  # logits and hidden layers, for the map
 
     @property
     def finite(self) -> bool:
@@ -51,9 +51,9 @@ class Saliency:
 class Explainer:
     """A policy that explains itself, one frame at a time.
 
-    The map is eq. 2 of the DIGR paper, abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels, normalised; it
-    is the backward pass of the graph that the decision's forward pass has left, so nothing is computed twice and the
-    decision is out before the map is begun.
+    The map is eq. 2 of the DIGR paper, abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels, normalised. It is
+    computed from what the decision's forward pass has left, so nothing is computed twice, and the decision is out
+    before the map is begun.
 
     Args:
         policy: actor-critic for three channels.
@@ -65,7 +65,7 @@ class Explainer:
         self.policy_hash = checkpoint.policy_hash(card)
         channels, height, width = policy.input_shape
         self.image_shape = (height, width, channels)
-        self._policy = policy.eval().requires_grad_(False)
+        self._policy = policy.eval()
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], task: str = "driving") -> Explainer:
@@ -95,22 +95,23 @@ class Explainer:
                 f"{got}: set the camera to the policy's size."
             )
         start = time.perf_counter()
-        state = to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy())).requires_grad_(True)
-        logits, value = self._policy(state)
-        probabilities = torch.softmax(logits.detach()[0], dim=0).numpy()
+        with torch.no_grad():
+            state = to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy()))
+            logits, value, hidden = self._policy.trace(state)
+            probabilities = logits.softmax(dim=1)[0].numpy()
         return Decision(
             action=int(probabilities.argmax()),
             probabilities=probabilities,
-            value=float(value.detach()),
+            value=float(value),
             inference_ms=(time.perf_counter() - start) * 1000.0,
-            graph=(state, logits),
+            trace=(logits, hidden),
         )
 
     def explain(self, decision: Decision) -> Saliency:
-        """The map of a decision's frame. Once per decision: the graph is used up."""
+        """The map of a decision's frame."""
         start = time.perf_counter()
-        state, logits = decision.graph
-        maps, flat = normalise(gradient_of(logits, state))
+        with torch.no_grad():
+            maps, flat = normalise(saliency_from_trace(self._policy, *decision.trace))
         return Saliency(
             map=maps[0].numpy(),
             flat=bool(flat[0]),

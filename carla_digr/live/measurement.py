@@ -29,6 +29,7 @@ class _Frame:
     number: int | None = None
     episode: int = 0
     collision: bool = False
+    over: bool = False
     fallback: bool = False
     speed: float = 0.0
     answers: dict[str, float] = field(default_factory=dict)  # kind -> time of arrival
@@ -72,10 +73,10 @@ class Measurement:
         """The bridge braked on this frame."""
         self._at(stamp).fallback = True
 
-    def facts(self, stamp: int, number: int, episode: int, collision: bool) -> None:
-        """What the bridge says about a frame."""
+    def facts(self, stamp: int, number: int, episode: int, collision: bool, over: bool) -> None:
+        """What the bridge says about a frame: ``over`` from the frame on that ends the episode."""
         frame = self._at(stamp)
-        frame.number, frame.episode, frame.collision = number, episode, collision
+        frame.number, frame.episode, frame.collision, frame.over = number, episode, collision, over
 
     def motion(self, stamp: int, speed: float) -> None:
         """The ego's speed in m/s at a frame."""
@@ -99,6 +100,7 @@ class Measurement:
             window = window[: window.index(pictures[-1]) + 1]
         published = np.array([frame.published for frame in pictures], float)
         seconds = float(published[-1] - published[0]) if len(published) > 1 else 0.0
+        endings = [after for before, after in itertools.pairwise(pictures) if after.over and not before.over]
         return {
             "frames": len(pictures),
             "first_frame": pictures[0].number if pictures else None,
@@ -110,7 +112,8 @@ class Measurement:
             "frame_to_decision_ms": _percentiles(_latencies(pictures, "decision")),
             "frame_to_overlay_ms": _percentiles(_latencies(pictures, "overlay")),
             "fallbacks": sum(frame.fallback for frame in pictures),
-            "collisions": _rises([frame.collision for frame in pictures]),
+            "collisions": sum(frame.collision for frame in endings),
+            "road_departures": sum(not frame.collision for frame in endings),
             "distance_m": sum(abs(frame.speed) for frame in pictures) / RATE,
         }
 
@@ -137,10 +140,6 @@ def _percentiles(seconds: Any) -> dict[str, float | None]:
         return {"p50": None, "p99": None, "max": None}
     p50, p99, largest = np.percentile(seconds, [50, 99, 100]) * 1000.0
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "max": round(float(largest), 3)}
-
-
-def _rises(flags: list[bool]) -> int:
-    return sum(now and not before for before, now in zip([False, *flags], flags, strict=False))
 
 
 def criteria(figures: Mapping[str, Any], frames: int) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from carla_digr.saliency.overlay import overlay
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
 from numpy.typing import NDArray
 from rclpy.node import Node
@@ -21,6 +20,7 @@ from carla_digr.driving.control import command
 from carla_digr.errors import UserError
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.explainer import Decision, Explainer, Saliency
+from carla_digr.saliency.overlay import COLORMAPS, overlay
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
@@ -39,8 +39,10 @@ class ExplainerNode(Node):
         self._wrong_size = declare(
             self, "wrong_size", "refuse", "a picture of another size than the policy's", choices=("refuse", "resize")
         )
-        self._opacity = declare(self, "opacity", 0.6, "opacity of the map in the overlay", (0.0, 1.0))
-        self._colormap = declare(self, "colormap", "turbo", "colours of the map in the overlay")
+        self._opacity = declare(self, "opacity", 0.8, "opacity of the map in the overlay", (0.0, 1.0))
+        self._colormap = declare(
+            self, "colormap", "inferno", "colours of the map in the overlay", choices=tuple(COLORMAPS)
+        )
         self._explainer = Explainer.from_checkpoint(weights)
 
         self._decisions = topics.DECISION.publisher(self)

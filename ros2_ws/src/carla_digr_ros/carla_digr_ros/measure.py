@@ -77,8 +77,9 @@ class Measure(Node):
             print(text, end="", flush=True)
 
     def _on_frame(self, message: DriveFrame) -> None:
-        collided = bool(message.collision)
-        self._measurement.facts(_stamp(message.header), message.frame, message.episode, collided)
+        self._measurement.facts(
+            _stamp(message.header), message.frame, message.episode, bool(message.collision), message.over
+        )
 
     # A callback with two arguments gets the times of the transport as well.
     def _on_image(self, message: Image, info: dict) -> None:
