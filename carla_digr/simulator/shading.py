@@ -1,0 +1,48 @@
+"""What both layers of a picture share: instance ids, light, haze and how functions are compiled.
+
+``light`` is :meth:`carla_digr.simulator.palette.Palette.pack`'s array everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from carla_digr.simulator.palette import AIR, AMBIENT, HORIZON, SUN
+
+# Instance ids of what is not a vehicle; vehicles have their positive actor id.
+ID_SKY, ID_ROAD, ID_LINE, ID_BARRIER, ID_RAIL, ID_VEGETATION, ID_BUILDING, ID_SIGN = 0, -1, -2, -3, -4, -5, -6, -7
+
+compiled = njit(cache=True, nogil=True, error_model="numpy")
+inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")
+"""For functions called once a pixel: handing arrays to a real call costs more than these compute."""
+
+
+@compiled
+def haze_share(distance, light):
+    """Share of haze at a distance, 0 to 1."""
+    return 1.0 - math.exp(-distance / light[AIR, 1])
+
+
+@compiled
+def pack(red, green, blue):
+    """Colour as one 32-bit word, clipped to 0..255."""
+    r = min(max(int(red + 0.5), 0), 255)
+    g = min(max(int(green + 0.5), 0), 255)
+    b = min(max(int(blue + 0.5), 0), 255)
+    return np.uint32((r << 16) | (g << 8) | b)
+
+
+@compiled
+def lit(albedo, facing, open_sky, haze, light):
+    """Packed colour of a surface in sun and sky light, behind haze."""
+    r = albedo[0] * (light[AMBIENT, 0] * open_sky + light[SUN, 0] * facing)
+    g = albedo[1] * (light[AMBIENT, 1] * open_sky + light[SUN, 1] * facing)
+    b = albedo[2] * (light[AMBIENT, 2] * open_sky + light[SUN, 2] * facing)
+    return pack(
+        r + (light[HORIZON, 0] - r) * haze,
+        g + (light[HORIZON, 1] - g) * haze,
+        b + (light[HORIZON, 2] - b) * haze,
+    )
