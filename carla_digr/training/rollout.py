@@ -1,0 +1,93 @@
+"""Driving environments with a policy: whole episodes to measure it, states to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from carla_digr.policy import ActorCritic, to_input
+
+Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
+
+
+def greedy(policy: ActorCritic) -> Act:
+    """The most probable action."""
+
+    def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return policy_logits(policy, observations).argmax(dim=1).numpy()
+
+    return act
+
+
+def sampled(policy: ActorCritic, rng: np.random.Generator) -> Act:
+    """An action drawn from the policy's distribution."""
+
+    def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
+        cumulative = policy_logits(policy, observations).double().softmax(dim=1).cumsum(dim=1).numpy()
+        draws = rng.random((len(observations), 1))
+        return np.minimum((cumulative < draws).sum(axis=1), policy.actions - 1)
+
+    return act
+
+
+def policy_logits(policy: ActorCritic, observations: NDArray[np.uint8]) -> torch.Tensor:
+    """Logits float (N, A) of uint8 observations (N, C, H, W), without gradients."""
+    with torch.no_grad():
+        return policy(to_input(torch.from_numpy(observations)))[0]
+
+
+def run_episodes(env: VecEnv, act: Act, episodes: int, label: str = "") -> list[dict[str, float]]:
+    """Run fresh environments for ``episodes`` whole episodes.
+
+    The episodes are the first ones of each environment, so that every policy meets the same, and none is favoured for
+    being short.
+
+    Returns:
+        Per episode the task's metrics and its "return".
+    """
+    quota = np.full(env.num_envs, episodes // env.num_envs)
+    quota[: episodes % env.num_envs] += 1
+    finished: list[dict[str, float]] = []
+    returns = np.zeros(env.num_envs)
+    observations = np.asarray(env.reset())
+    with tqdm(total=episodes, unit="episode", desc=label, mininterval=1) as progress:
+        while quota.any():
+            observations, rewards, dones, infos = env.step(act(observations))  # type: ignore[assignment]
+            returns += rewards
+            for i in np.flatnonzero(dones):
+                if quota[i]:
+                    quota[i] -= 1
+                    finished.append({**infos[i]["metrics"], "return": float(returns[i])})
+                    progress.update()
+                returns[i] = 0
+    return finished
+
+
+def collect_states(
+    env: VecEnv, act: Act, count: int, interval: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
+    """States of running episodes, every ``interval`` steps of each environment.
+
+    Returns:
+        uint8 (count, C, H, W), and where the environment knows what matters, its importance, int8 (count, H, W).
+    """
+    importance = getattr(env, "importance", None)
+    states: list[NDArray[np.uint8]] = []
+    labels: list[NDArray[np.int8]] = []
+    observations = np.asarray(env.reset())
+    steps = 0
+    with tqdm(total=count, unit="state", desc="states", mininterval=1) as progress:
+        while len(states) * env.num_envs < count:
+            observations = np.asarray(env.step(act(observations))[0])
+            steps += 1
+            if steps % interval == 0:
+                states.append(observations.copy())
+                if importance is not None:
+                    labels.append(importance())
+                progress.update(min(env.num_envs, count - progress.n))
+    return np.concatenate(states)[:count], np.concatenate(labels)[:count] if labels else None

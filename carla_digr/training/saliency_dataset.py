@@ -1,0 +1,238 @@
+"""Stage 2: the offline saliency dataset, the teacher's perturbation maps (eq. 3) over states of its own episodes.
+
+On disk, under ``OUT/dataset``: ``manifest.json`` lists ``states.safetensors`` and the map shards with their SHA-256.
+A shard follows from its states and the teacher alone, so a damaged or missing one is computed again, equal to the last
+bit, and a killed job goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from carla_digr import checkpoint
+from carla_digr.config import Config
+from carla_digr.errors import UserError
+from carla_digr.files import atomic_write, sha256_of
+from carla_digr.policy import ActorCritic, to_input
+from carla_digr.saliency.gradient import FLAT
+from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
+from carla_digr.tasks import make_task
+from carla_digr.training import prepare_process
+from carla_digr.training.rollout import collect_states, sampled
+from carla_digr.training.state import check_same_job
+
+STATES = "states.safetensors"
+
+
+@dataclass(frozen=True)
+class SaliencyDataset:
+    """The dataset in memory, in the order of collection.
+
+    Attributes:
+        states: uint8 (N, C, H, W).
+        maps: float16 (N, H, W), normalised to [0, 1].
+        largest: float32 (N,), each raw map's maximum, the KL that normalising divided by; 0 for a map without saliency.
+        importance: int8 (N, H, W) where the task knows what matters, else None; see ``metrics.score``.
+    """
+
+    states: Tensor
+    maps: Tensor
+    largest: Tensor
+    importance: Tensor | None
+
+
+def make_dataset(config: Config, out: Path, teacher_path: Path) -> None:
+    """Compute the dataset, or what is missing or damaged of it.
+
+    Raises:
+        UserError: the teacher is missing or of another task, or the directory holds another dataset.
+    """
+    policy, card = checkpoint.load(teacher_path, config.task)
+    directory = out / "dataset"
+    settings = config.saliency_dataset
+    manifest = _open_manifest(directory, config, card)
+    _ensure_states(directory, manifest, config, policy)
+    todo = [k for k in range(_shard_count(config)) if not _intact(directory, manifest["shards"].get(str(k)))]
+    done = settings.maps - sum(len(_rows(config, k)) for k in todo)
+    progress = tqdm(total=settings.maps, initial=done, unit="map", desc="maps", mininterval=1)
+    with progress, closing(_computed(config, directory, teacher_path, todo)) as shards:
+        for k, entry in shards:
+            manifest["shards"][str(k)] = entry
+            _write_manifest(directory, manifest)
+            progress.update(len(_rows(config, k)))
+    print(f"{directory}: {settings.maps} maps in {_shard_count(config)} shards")
+
+
+def load_dataset(directory: Path, teacher_sha256: str | None = None) -> SaliencyDataset:
+    """Read and verify a whole dataset.
+
+    Args:
+        directory: ``OUT/dataset``.
+        teacher_sha256: weights that the maps must be of.
+
+    Raises:
+        UserError: something is missing, damaged, or of another teacher.
+    """
+    remedy = "run make-dataset again"
+    manifest = _read_manifest(directory)
+    if manifest is None:
+        raise UserError(f"There is no saliency dataset in {directory}; {remedy}.")
+    if teacher_sha256 is not None and manifest["teacher_sha256"] != teacher_sha256:
+        raise UserError(
+            f"The saliency dataset in {directory} is of another teacher; {remedy} in a new --out directory."
+        )
+    settings = manifest["config"]["saliency_dataset"]
+    count = -(-settings["maps"] // settings["shard_size"])
+    for entry in [manifest["states"], *(manifest["shards"].get(str(k)) for k in range(count))]:
+        if entry is None:
+            raise UserError(f"The saliency dataset in {directory} is not complete; {remedy} to finish it.")
+        if not _intact(directory, entry):
+            raise UserError(f"{directory / entry['file']} is damaged or missing; {remedy} to restore it.")
+    states = safetensors.torch.load_file(directory / STATES)
+    shards = [safetensors.torch.load_file(directory / _shard_name(k)) for k in range(count)]
+    return SaliencyDataset(
+        states=states["states"],
+        maps=torch.cat([shard["maps"] for shard in shards]),
+        largest=torch.cat([shard["largest"] for shard in shards]),
+        importance=states.get("importance"),
+    )
+
+
+def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, policy: ActorCritic) -> None:
+    """Collect the states unless they are there; the seed makes them the same each time."""
+    if _intact(directory, manifest["states"]):
+        return
+    settings = config.saliency_dataset
+    env = make_task(config).make_vec_env(settings.environments, _states_seed(config))
+    try:
+        act = sampled(policy, np.random.default_rng((_states_seed(config), 1)))
+        states, importance = collect_states(env, act, settings.maps, settings.state_interval)
+    finally:
+        env.close()
+    tensors = {"states": torch.from_numpy(states)}
+    if importance is not None:
+        tensors["importance"] = torch.from_numpy(importance)
+    with atomic_write(directory / STATES) as file:
+        file.write(safetensors.torch.save(tensors))
+    entry = {"file": STATES, "sha256": sha256_of(directory / STATES)}
+    if manifest["states"] not in (None, entry):
+        manifest["shards"] = {}  # other states, as another machine's arithmetic may give: other maps
+    manifest["states"] = entry
+    _write_manifest(directory, manifest)
+
+
+def _states_seed(config: Config) -> int:
+    """Seeds of the stages differ, so that no stage sees another's episodes."""
+    return config.seed + 1_000_003
+
+
+def _computed(
+    config: Config, directory: Path, teacher_path: Path, todo: list[int]
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """Number and manifest entry of each missing shard as it is finished."""
+    workers = min(config.saliency_dataset.workers, len(todo))
+    if workers <= 1:
+        for k in todo:
+            yield k, _make_shard(config, directory, teacher_path, k)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    try:
+        futures = {pool.submit(_make_shard, config, directory, teacher_path, k): k for k in todo}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    prepare_process()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _make_shard(config: Config, directory: Path, teacher_path: Path, k: int) -> dict[str, Any]:
+    settings = config.saliency_dataset
+    policy, _ = checkpoint.load(teacher_path, config.task)
+    states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)]
+    perturbation = Perturbation(settings.radius, settings.blur_sigma, settings.stride)
+    raw = torch.cat([perturbation_maps(policy, to_input(state[None]), perturbation) for state in states])
+    largest = raw.amax(dim=(1, 2))
+    largest = torch.where(largest > FLAT, largest, torch.zeros_like(largest))
+    maps = raw / torch.where(largest > 0, largest, torch.full_like(largest, torch.inf))[:, None, None]
+    path = directory / _shard_name(k)
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save({"maps": maps.half(), "largest": largest}))
+    return {"file": path.name, "sha256": sha256_of(path)}
+
+
+def _rows(config: Config, k: int) -> range:
+    size = config.saliency_dataset.shard_size
+    return range(k * size, min((k + 1) * size, config.saliency_dataset.maps))
+
+
+def _shard_count(config: Config) -> int:
+    return -(-config.saliency_dataset.maps // config.saliency_dataset.shard_size)
+
+
+def _shard_name(k: int) -> str:
+    return f"maps-{k:05d}.safetensors"
+
+
+def _intact(directory: Path, entry: dict[str, Any] | None) -> bool:
+    if entry is None or not (directory / entry["file"]).is_file():
+        return False
+    return sha256_of(directory / entry["file"]) == entry["sha256"]
+
+
+def _open_manifest(directory: Path, config: Config, card: dict[str, Any]) -> dict[str, Any]:
+    values = config.to_dict()
+    sections = {key: values[key] for key in ("task", "seed", "environment", "saliency_dataset")}
+    sections["saliency_dataset"].pop("workers")
+    manifest = _read_manifest(directory)
+    if manifest is None:
+        return {"teacher_sha256": card["weights_sha256"], "config": sections, "states": None, "shards": {}}
+    path = directory / "manifest.json"
+    check_same_job(path, manifest["config"], sections)
+    if manifest["teacher_sha256"] != card["weights_sha256"]:
+        raise UserError(f"{path} is of another teacher; use another --out directory or delete {directory}.")
+    return manifest
+
+
+def _read_manifest(directory: Path) -> dict[str, Any] | None:
+    path = directory / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        if {"teacher_sha256", "config", "states", "shards"} <= manifest.keys():
+            return manifest
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise UserError(f"{path} is damaged; delete {directory} and run make-dataset again.")
+
+
+def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    with atomic_write(directory / "manifest.json") as file:
+        file.write((json.dumps(manifest, indent=1) + "\n").encode())
