@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import cv2
 import feed
 import numpy as np
 import pytest
 from chromium import find_chromium
 from playwright.sync_api import BrowserContext, Page, expect
 
-from carla_digr.live.viewer.server import COLORMAP, STATIC, WINDOW, ViewerServer
+from carla_digr.live.viewer.server import STATIC, WINDOW, ViewerServer
+from carla_digr.saliency.overlay import overlay
 
 # Resolves once the page shows the frame. Runs over the debugging protocol: the page's own policy forbids eval.
 WAIT_FOR_FRAME = """async (frame) => {
@@ -114,15 +116,12 @@ def test_opacity_mixes_the_coloured_map_into_the_camera(pages: Pages, viewer: Vi
     page.keyboard.press("2")
     camera = pixels(page)
     page.keyboard.press("1")
-    saliency = feed.saliency(10)
-    colours = COLORMAP[np.rint(saliency * 255).astype(int)].astype(int)
     slider = page.get_by_label("Opacity")
     for opacity in (0, 35, 100):
         slider.fill(str(opacity))
         expect(page.locator("#opacity-value")).to_have_text(f"{opacity} %")
-        weight = saliency[..., None] * opacity / 100
-        expected = camera * (1 - weight) + colours * weight
-        assert abs(pixels(page) - expected).max() <= 4, f"at {opacity} %"
+        expected = overlay(camera.astype(np.uint8), feed.saliency(10), opacity / 100, "turbo").astype(int)
+        assert abs(pixels(page) - expected).max() <= 4, f"not the overlay topic's picture at {opacity} %"
     slider.fill("60")
     page.keyboard.press("o")
     assert (pixels(page) == camera).all()
@@ -138,7 +137,8 @@ def test_views_show_camera_map_and_both(pages: Pages, viewer: ViewerServer):
     page.locator(".segments").get_by_text("Camera").click()
     camera = pixels(page)
     page.locator(".segments").get_by_text("Map").click()
-    assert abs(pixels(page) - COLORMAP[np.rint(feed.saliency(10) * 255).astype(int)]).max() <= 1
+    levels = np.rint(feed.saliency(10) * 255).astype(np.uint8)
+    assert abs(pixels(page) - cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[..., ::-1]).max() <= 1
     page.locator(".segments").get_by_text("Both").click()
     assert (pixels(page) == np.concatenate([camera, overlay], axis=1)).all()
 

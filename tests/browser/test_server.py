@@ -286,6 +286,11 @@ def test_address_that_cannot_be_had_is_one_sentence(viewer: ViewerServer):
         assert threading.active_count() == threads
 
 
+def test_unknown_colormap_is_one_sentence():
+    with pytest.raises(UserError, match=r"no colormap 'jet'; choose one of .*turbo"):
+        ViewerServer(port=0, colormap="jet")
+
+
 @pytest.mark.parametrize(
     ("rgb", "saliency"),
     [

@@ -72,6 +72,7 @@ from aiohttp import WSMsgType, web
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
+from carla_digr.saliency.overlay import COLORMAPS
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,6 @@ WINDOW = 4  # frames sent but not yet answered by a client; covers a round trip 
 BEAT_SECONDS = 1.0  # silence after which a client is told that the connection still stands
 PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
 JPEG_QUALITY = 95  # 4:4:4, about 6 kB for a 128 x 128 picture
-
-COLORMAP = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
 
 STATIC = Path(__file__).parent / "static"
 ASSETS = {  # path on the server: (file, content type)
@@ -176,14 +175,24 @@ class ViewerServer:
     Args:
         host: address to bind. Loopback by default: the page has no login, so bind others only in a trusted network.
         port: TCP port, 0 for any free one.
+        colormap: colours of the map, one of `carla_digr.saliency.overlay.COLORMAPS`; the page mixes them into the
+            picture as `overlay` does.
         allowed_hosts: names under which browsers may reach the page besides ``localhost``, IP addresses, ``host`` and
             this machine's own name. Other names are refused, so that no web site can reach the page by DNS rebinding.
 
     Raises:
-        UserError: the address cannot be bound.
+        UserError: the address cannot be bound, or there is no such colour map.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8765, *, allowed_hosts: Iterable[str] = ()):
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8765,
+        *,
+        colormap: str = "turbo",
+        allowed_hosts: Iterable[str] = (),
+    ):
+        self._colours = _colours(colormap)
         self._socket = _bind(host, port)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
@@ -379,7 +388,7 @@ class ViewerServer:
         websocket = web.WebSocketResponse(timeout=0.5, heartbeat=PING_SECONDS, compress=False, max_msg_size=1024)
         await websocket.prepare(request)
         await websocket.send_json(
-            {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": COLORMAP.ravel().tolist()}
+            {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": self._colours}
         )
         with self._lock:
             newest, published = self._newest, self._sequence
@@ -418,6 +427,14 @@ def _bind(host: str, port: int) -> socket.socket:
         raise UserError(problem) from None
     except OverflowError:
         raise UserError(f"Port {port} does not exist: choose one from 0 to 65535 for the web page.") from None
+
+
+def _colours(colormap: str) -> list[int]:
+    """Red, green and blue of the 256 levels of a map, one after another."""
+    if colormap not in COLORMAPS:
+        raise UserError(f"There is no colormap '{colormap}'; choose one of {', '.join(COLORMAPS)}.")
+    levels = np.arange(256, dtype=np.uint8)[:, None]
+    return [int(value) for value in cv2.applyColorMap(levels, COLORMAPS[colormap])[:, 0, ::-1].ravel()]
 
 
 def _asset(path: Path, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
