@@ -26,6 +26,7 @@ _FIRST_CHANGE = (0.0, 1.0, 2.0, 3.5)  # s until the first lane change
 _SECOND_CHANGE = (2.5, 4.5)  # s from the first to the second
 _BRAKE_FIRST = (0.0, 1.0, 2.5)  # s of braking before all else
 _SIDE_SPEED, _SIDE_ACCELERATION = 2.0, 1.0  # m/s and m/s2 of the ego's lane changes
+_SLOWING_TIME = 2.0  # s that a vehicle that brakes is expected to go on braking
 _FRONT_MARGIN, _SIDE_MARGIN = 2.0, 0.4  # m kept free where possible
 _CRASH = 1000.0  # costs; a second at standstill costs 22
 _NEAR = 20.0  # a second inside the margins
@@ -33,8 +34,8 @@ _CHANGE = 1.0  # a lane change
 _SWITCH = 1.5  # another lane than the tick before wanted
 _BLOCKED = 6.0  # ending right behind a slower vehicle
 
-# Columns of the obstacle table: distance ahead, offset, speed along the road, offset it heads for, half measures.
-_AHEAD, _OFFSET, _SPEED, _GOAL, _HALF_LENGTH, _HALF_WIDTH = range(6)
+# Columns of the obstacle table: distance ahead, offset, speed, offset it heads for, half measures, deceleration.
+_AHEAD, _OFFSET, _SPEED, _GOAL, _HALF_LENGTH, _HALF_WIDTH, _SLOWING = range(7)
 
 
 @njit(cache=True, nogil=True)
@@ -46,6 +47,16 @@ def _wanted_curvature(d, angle, speed, goal, curvature, tightest):
     wanted = side / max(speed, 5.0)
     wanted = curvature / (1.0 - curvature * d) + (wanted - angle) / (0.25 * max(speed, 5.0))
     return min(max(wanted, -tightest), tightest)
+
+
+@njit(cache=True, nogil=True)
+def _braking_left(curvature, tightest, speed, cruise, braking):
+    """Mean deceleration of a driver that brakes while it follows the road, m/s2, at least a tenth of ``braking``.
+
+    Braking steers straight, so a curve leaves only part of the time for it; in the rest the cruise control pulls.
+    """
+    part = max(1.0 - abs(curvature) / tightest, 0.0)
+    return max(part * braking - (1.0 - part) * min(max(cruise - speed, 0.0), 4.0), 0.1 * braking)
 
 
 @njit(cache=True, nogil=True)
@@ -61,7 +72,7 @@ def _must_brake(obstacles, ahead, d, speed, goal, half_length, half_width, braki
             o[_OFFSET] + o[_HALF_WIDTH] < d - half_width or o[_OFFSET] - o[_HALF_WIDTH] > d + half_width
         ):
             continue
-        closing = speed - o[_SPEED]
+        closing = speed - o[_SPEED] + 0.5 * o[_SLOWING]
         if closing > -0.3 and gap < 3.0 + 0.5 * closing + closing * abs(closing) / (2.0 * braking):
             return True
     return False
@@ -88,8 +99,7 @@ def _rollout(pieces, start, obstacles, plan, size, limits):
         lane = plan[0] if t < plan[2] else (plan[1] if t < plan[4] else plan[3])
         goal = MEDIAN_HALF_WIDTH + (lane + 0.5) * LANE_WIDTH
         curvature = curvature_at(pieces, (s + ahead) % ring)
-        # Braking steers straight, so in a curve only part of the time is left for it.
-        effective = max(braking * (1.0 - abs(curvature) / tightest), 0.2 * braking)
+        effective = _braking_left(curvature, tightest, speed, cruise, braking)
         turn = _wanted_curvature(d, angle, speed, goal, curvature, tightest)
         if t < plan[5] or _must_brake(others, ahead, d, speed, goal, half_length, half_width, effective):
             speed = max(speed - effective * _STEP, 0.0)
@@ -103,6 +113,8 @@ def _rollout(pieces, start, obstacles, plan, size, limits):
         half = half_width + half_length * abs(math.sin(angle))
         for k in range(others.shape[0]):
             o = others[k]
+            if t < _SLOWING_TIME:
+                o[_SPEED] = max(o[_SPEED] - o[_SLOWING] * _STEP, 0.0)
             o[_AHEAD] += o[_SPEED] / (1.0 - curvature * o[_OFFSET]) * _STEP
             o[_OFFSET] += min(max(o[_GOAL] - o[_OFFSET], -1.3 * _STEP), 1.3 * _STEP)
             front = abs(o[_AHEAD] - ahead) - half_length - o[_HALF_LENGTH]
@@ -189,7 +201,7 @@ class Planner:
 
         curvature = curvature_at(pieces, ego.s)
         goal = lane_center(self.lane)
-        effective = max(self.braking * (1.0 - abs(curvature) / tightest), 0.2 * self.braking)
+        effective = _braking_left(curvature, tightest, ego.speed, self.cruise_speed, self.braking)
         brake = brake or _must_brake(obstacles, 0.0, ego.d, ego.speed, goal, *size, effective)
         turn = _wanted_curvature(ego.d, angle, ego.speed, goal, curvature, tightest)
         if brake and abs(turn) < 0.75 * tightest:
@@ -200,11 +212,12 @@ class Planner:
 
 
 def _obstacles(world: World, ego: np.record) -> NDArray[np.float64]:
-    """The vehicles of the own carriageway around the ego, (M, 6), columns as above."""
+    """The vehicles of the own carriageway around the ego, (M, 7), columns as above."""
     v = world.vehicles
     ring = world.road.length
     ahead = (v["s"] - ego.s + 0.5 * ring) % ring - 0.5 * ring
     v = v[(v["driver"] != ONCOMING) & (v["id"] != ego.id) & (ahead < _LOOK_AHEAD) & (ahead > -_LOOK_BEHIND)]
     ahead = (v["s"] - ego.s + 0.5 * ring) % ring - 0.5 * ring
     goal = np.where(v["driver"] == TRAFFIC, MEDIAN_HALF_WIDTH + (v["lane"] + 0.5) * LANE_WIDTH, v["d"])
-    return np.stack([ahead, v["d"], v["speed"], goal, 0.5 * v["length"], 0.5 * v["width"]], axis=1)
+    slowing = np.maximum(-(v["ax"] * np.cos(v["yaw"]) + v["ay"] * np.sin(v["yaw"])), 0.0)
+    return np.stack([ahead, v["d"], v["speed"], goal, 0.5 * v["length"], 0.5 * v["width"], slowing], axis=1)

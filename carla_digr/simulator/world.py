@@ -31,6 +31,9 @@ STATIC = 0
 RAIL_HALF_WIDTH = 0.1  # m
 SNAP_DISTANCE, SNAP_ANGLE = 0.01, 1e-3  # m and rad within which a pose means a spawn point of the road
 LONGEST_PART = 0.05  # s that vehicles move between two looks around
+TOUCHING = 1e-6  # m of overlap that is no contact: the rounding left when a contact was resolved
+TOP_SPEED = 100.0  # m/s, the most a vehicle can be given
+_LARGEST = 1e9  # of controls, metres and m/s that make sense
 _CONTACTS = 256  # contacts reported a step at most
 
 
@@ -174,7 +177,7 @@ def _collide(vehicles, pieces, contacts):
             _box(v, a)
             _box(w, b)
             depth, nx, ny = box_overlap(a, b)
-            if depth <= 0.0 or count == contacts.shape[0]:
+            if depth <= TOUCHING or count == contacts.shape[0]:
                 continue
             closing = v.speed * (math.cos(v.yaw) * nx + math.sin(v.yaw) * ny)
             closing -= w.speed * (math.cos(w.yaw) * nx + math.sin(w.yaw) * ny)
@@ -187,7 +190,7 @@ def _collide(vehicles, pieces, contacts):
             count += 1
         if v.driver == CLIENT:
             depth, direction, which = _static_overlap(v, pieces)
-            if depth > 0.0 and count < contacts.shape[0]:
+            if depth > TOUCHING and count < contacts.shape[0]:
                 _, _, heading = project_to(pieces, v.x, v.y)
                 nx, ny = -math.sin(heading) * direction, math.cos(heading) * direction
                 closing = v.speed * (math.cos(v.yaw) * nx + math.sin(v.yaw) * ny)
@@ -241,6 +244,9 @@ def _step(vehicles, pieces, contacts, dt):
 
 
 def _f32(value: float) -> float:
+    """The nearest float32 number; raises ValueError where there is none."""
+    if not abs(value) < _LARGEST:
+        raise ValueError(f"{value} is not a number that a vehicle can be given")
     return float(np.float32(value))
 
 
@@ -305,7 +311,8 @@ class World:
             x, y, yaw: metres and radians; within 1 cm and 1 mrad of a spawn point of the road it is that point.
             color: RGB, by default the kind's first one.
 
-        Raises SpawnCollision where it would overlap a vehicle, the barrier or a guard rail.
+        Raises SpawnCollision where it would overlap a vehicle, the barrier or a guard rail, ValueError for a pose that
+        is not finite.
         """
         row = np.zeros(1, VEHICLE)
         fill_kind(row[0], kind, color if color is not None else KINDS[kind].colors[0])
@@ -357,19 +364,23 @@ class World:
     ) -> None:
         """Controls of a vehicle until the next call, as CARLA has them: throttle and brake in [0, 1], steer in [-1, 1].
 
-        Values beyond are clipped; on vehicles of the traffic they have no effect.
+        Values beyond are clipped; on vehicles of the traffic they have no effect. Raises KeyError for an unknown id,
+        ValueError for what is no finite number.
         """
         row = self.vehicle(vehicle_id)
-        row["throttle"] = _f32(min(max(throttle, 0.0), 1.0))
-        row["steer"] = _f32(min(max(steer, -1.0), 1.0))
-        row["brake"] = _f32(min(max(brake, 0.0), 1.0))
+        row["throttle"] = min(max(_f32(throttle), 0.0), 1.0)
+        row["steer"] = min(max(_f32(steer), -1.0), 1.0)
+        row["brake"] = min(max(_f32(brake), 0.0), 1.0)
         row["hand_brake"], row["reverse"] = hand_brake, reverse
 
     def set_target_velocity(self, vehicle_id: int, vx: float, vy: float) -> None:
-        """Set the speed at once to the part of (vx, vy), in m/s, along the heading; vehicles do not slide sideways."""
+        """Set the speed at once to the part of (vx, vy), in m/s, along the heading; vehicles do not slide sideways.
+
+        At most TOP_SPEED is taken. Raises KeyError for an unknown id, ValueError for what is no finite number.
+        """
         row = self.vehicle(vehicle_id)
         c, sn = math.cos(row["yaw"]), math.sin(row["yaw"])
-        speed = _f32(vx) * c + _f32(vy) * sn
+        speed = min(max(_f32(vx) * c + _f32(vy) * sn, -TOP_SPEED), TOP_SPEED)
         row["speed"], row["vx"], row["vy"] = speed, speed * c, speed * sn
 
     def step(self, dt: float = 0.05) -> None:
@@ -435,7 +446,10 @@ class World:
     # Inside.
 
     def _pose(self, row: np.void, x: float, y: float, yaw: float) -> None:
-        x, y, yaw = _f32(x), _f32(y), (yaw + math.pi) % (2.0 * math.pi) - math.pi
+        x, y = _f32(x), _f32(y)
+        if not math.isfinite(yaw):
+            raise ValueError(f"a yaw of {yaw} is not an angle")
+        yaw = (yaw + math.pi) % (2.0 * math.pi) - math.pi
         points = self.road.spawn_points
         nearest = points[np.argmin((points[:, 0] - x) ** 2 + (points[:, 1] - y) ** 2)]
         turned = abs((yaw - nearest[2] + math.pi) % (2.0 * math.pi) - math.pi)
