@@ -21,7 +21,7 @@ from carla_digr.driving.control import (
     signed_speed,
     start_index,
 )
-from carla_digr.driving.session import SensorStream, Session, SimulatorGone
+from carla_digr.driving.session import SensorStream, Session, SimulatorGone, describe
 from carla_digr.errors import UserError
 
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
@@ -96,7 +96,7 @@ class Scenario:
             self._ego.set_target_velocity(carla.Vector3D(CRUISE_SPEED * math.cos(yaw), CRUISE_SPEED * math.sin(yaw)))
             self._traffic.fill(seed, self._ego, point.location)
         except RuntimeError as error:
-            raise self._session.lost(str(error)) from None
+            raise self._session.lost(describe(error)) from None
         self._first_frame = self._session.frame + 1
         return self._tick()
 

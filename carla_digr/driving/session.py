@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -72,7 +73,7 @@ class Session:
             version = client.get_server_version()
         except RuntimeError as error:
             raise UserError(
-                f"{host}:{port} accepts connections but does not answer as a CARLA server ({_text(error)}); "
+                f"{host}:{port} accepts connections but does not answer as a CARLA server ({describe(error)}); "
                 "check the port"
             ) from None
         if version != VERSION:
@@ -83,7 +84,7 @@ class Session:
         try:
             return cls(client, host, port, timeout)
         except RuntimeError as error:
-            raise UserError(f"the simulator at {host}:{port} broke off: {_text(error)}; start it again") from None
+            raise UserError(f"the simulator at {host}:{port} broke off: {describe(error)}; start it again") from None
 
     def _own_tick(self) -> None:
         self.world = self.client.get_world()
@@ -131,7 +132,7 @@ class Session:
             frame = self.world.tick(self.timeout)
             snapshot = self.world.get_snapshot()
         except RuntimeError as error:
-            raise self.lost(_text(error)) from None
+            raise self.lost(describe(error)) from None
         if self.frame and (frame != self.frame + 1 or snapshot.frame != frame):
             raise UserError(
                 f"another client also ticks {self.address}: frame {max(frame, snapshot.frame)} came after "
@@ -166,19 +167,21 @@ class Session:
         try:
             actor = self.world.spawn_actor(blueprint, transform, attach_to=parent)
         except RuntimeError as error:
-            raise UserError(f"{self.address} does not spawn {blueprint.id}: {_text(error)}") from None
+            raise UserError(f"{self.address} does not spawn {blueprint.id}: {describe(error)}") from None
         self._actors.append(actor)
         return actor
 
     def destroy(self, actor: carla.Actor) -> None:
-        """Destroy an actor made by :meth:`spawn`. Raises SimulatorGone."""
+        """Destroy an actor made by :meth:`spawn`, if nobody else has. Raises SimulatorGone."""
         self._actors.remove(actor)
+        if not actor.is_alive:
+            return
         try:
             if isinstance(actor, carla.Sensor):
                 actor.stop()
             actor.destroy()
         except RuntimeError as error:
-            raise self.lost(_text(error)) from None
+            raise self.lost(describe(error)) from None
 
     # ---------------------------------------------------------------------------------------------------- end
 
@@ -288,13 +291,13 @@ def _owner(actor: carla.Actor) -> _Owner | None:
 
 def _wait_for_port(host: str, port: int, timeout: float) -> None:
     """Return once something accepts connections there; a server that is just starting gets the whole time limit."""
+    if not 0 < port < 65536:
+        raise UserError(f"port {port} does not exist; choose one from 1 to 65535")
     deadline = time.monotonic() + timeout
     while True:
         try:
             socket.create_connection((host, port), max(0.1, deadline - time.monotonic())).close()
             return
-        except OverflowError:
-            raise UserError(f"port {port} does not exist; choose one from 1 to 65535") from None
         except OSError as error:
             if isinstance(error, socket.gaierror) or time.monotonic() + 0.1 >= deadline:
                 raise UserError(
@@ -308,6 +311,8 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _text(error: Exception) -> str:
-    """First line of an error of the client library."""
+def describe(error: Exception) -> str:
+    """What an error of the client library says, in a few words."""
+    if found := re.match(r"time-out of (\d+)ms", str(error)):
+        return f"no answer in {int(found[1]) / 1000:g} s"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

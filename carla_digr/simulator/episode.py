@@ -579,21 +579,21 @@ class Episode:
         try:
             match command:
                 case [[0, payload]]:
-                    return wire.value(self._spawn_command(_SPAWN(payload), depth))[0]
+                    return wire.value(self._spawn_command(_SPAWN(payload), depth))
                 case [[16 | 17, [int(actor_id), bool()]]]:  # autopilot and its display are the client's business
-                    return wire.value(self._entry(actor_id).id)[0]
+                    return wire.value(self._entry(actor_id).id)
                 case [[18, [int(actor_id), int(flags)]]]:
                     self.set_vehicle_light_state(actor_id, (flags,))
-                    return wire.value(actor_id)[0]
+                    return wire.value(actor_id)
                 case [[int(kind), [int(actor_id), *arguments]]] if kind in _COMMANDS:
                     self._entry(actor_id)
                     call(self, _COMMANDS[kind], [actor_id, *arguments])
-                    return wire.value(actor_id)[0]
+                    return wire.value(actor_id)
                 case [[int(kind), _]]:
                     raise CallFailed(f"batch command {kind} is not implemented by this simulator")
             raise CallFailed(f"not a batch command: {command!r:.60}")
         except (CallFailed, wire.ProtocolError) as error:
-            return wire.value_error(str(error))[0]
+            return wire.value_error(str(error))
 
     def _spawn_command(self, command: wire.SpawnCommand, depth: int) -> int:
         if depth == NESTED_BATCHES:

@@ -16,6 +16,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import sys
 import time
 from collections import deque
@@ -35,6 +36,7 @@ PARENT_CHECK = 0.25  # s
 UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before its connection is dropped
 MAX_CONNECTIONS = 500
 CHUNK = 1 << 16
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER value with which closing forgets what the kernel still holds
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +212,7 @@ class Server:
         try:
             return self._episode.apply_batch(arguments[0] if arguments else None)
         except CallFailed as error:
-            return [wire.value_error(str(error))[0]]
+            return [wire.value_error(str(error))]
 
     def _announce(self, connection: RpcConnection, arguments: list[Any]) -> list[Any]:
         match arguments:
@@ -320,6 +322,7 @@ class Server:
         if connection.outgoing:
             if len(connection.outgoing) > UNREAD_LIMIT:
                 log.warning("a client that does not read was disconnected")
+                connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self._close(connection)
                 return
             connection.outgoing += data

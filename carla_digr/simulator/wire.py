@@ -423,12 +423,6 @@ def token(stream: int, port: int) -> bytes:
     return _TOKEN.pack(stream, port, 1, 0, bytes(16))
 
 
-def token_fields(data: bytes) -> tuple[int, int]:
-    """Stream id and port of a token."""
-    stream, port, *_ = _TOKEN.unpack(data)
-    return stream, port
-
-
 def _message(kind: int, frame: int, stamp: float, place: Transform, *payload: bytes) -> bytes:
     size = _SENSOR_HEADER.size + sum(map(len, payload))
     header = _SENSOR_HEADER.pack(kind, frame, stamp, *place.location, *place.rotation)

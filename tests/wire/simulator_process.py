@@ -1,0 +1,46 @@
+"""The simulator as tests meet it: always its own process, for the client holds Python's lock while it waits."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+READY = re.compile(r"ready: .* on 127\.0\.0\.1:(\d+), streams on (\d+)")
+
+
+class Simulator:
+    """A running simulator process on ports of its own."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "carla_digr.simulator.server", "--port", "0", "--parent", str(os.getpid())]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = READY.search(line)
+        assert found, (line, self.process.communicate(timeout=10))
+        self.port, self.streaming_port = map(int, found.groups())
+
+    def stop(self) -> str:
+        """End it; what it wrote to standard error."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        return self.process.communicate(timeout=10)[1]
+
+    def memory(self) -> int:
+        """Resident memory in bytes."""
+        with open(f"/proc/{self.process.pid}/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def eventually(condition: Callable[[], bool], limit: float = 20.0) -> None:
+    """Return once the condition holds; fail if it does not within the limit in seconds."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.01)

@@ -1,0 +1,265 @@
+"""Sessions and scenarios with the simulator: whose the tick is, what is left behind, and what goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+
+import carla
+import msgpack
+import numpy as np
+import pytest
+from simulator_process import Simulator, eventually
+
+from carla_digr.driving.control import VehicleCommand, command
+from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.session import Session, SimulatorGone
+from carla_digr.errors import UserError
+
+CRUISE = VehicleCommand(steer=0.0, target_speed=22.0)
+
+
+def look(port: int) -> tuple[bool, list[str]]:
+    """Whether the world is synchronous, and its actors, as a client that changes nothing sees them."""
+    client = carla.Client("127.0.0.1", port)
+    client.set_timeout(20.0)
+    world = client.get_world()
+    if not world.get_settings().synchronous_mode:
+        world.wait_for_tick(20.0)
+    eventually(lambda: world.get_snapshot().frame > 0)
+    return world.get_settings().synchronous_mode, sorted(a.type_id for a in world.get_actors())
+
+
+def run_client(program: str, simulator: Simulator) -> subprocess.Popen:
+    """A process with a session of its own; the program says "here" when it has got there."""
+    text = textwrap.dedent(program).replace("PORT", str(simulator.port))
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# ---------------------------------------------------------------------------------------------------- connecting
+
+
+def test_an_absent_simulator_is_named_with_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(
+        UserError, match=f"no simulator answers on 127.0.0.1:{port}.*carla-digr simulator --port {port}"
+    ):
+        Session.connect("127.0.0.1", port, 0.3)
+    with pytest.raises(UserError, match=r"no simulator answers on no\.such\.host\.invalid"):
+        Session.connect("no.such.host.invalid", 2000, 0.3)
+    with pytest.raises(UserError, match="port 70000 does not exist"):
+        Session.connect("127.0.0.1", 70000, 0.3)
+
+
+def test_something_else_on_the_port_is_noticed():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(UserError, match="does not answer as a CARLA server"):
+            Session.connect("127.0.0.1", port, 0.3)
+
+
+def test_another_version_is_refused_with_both_named():
+    def answer() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            unpacker = msgpack.Unpacker()
+            while data := client.recv(4096):
+                unpacker.feed(data)
+                for _, call_id, _method, _params in unpacker:
+                    client.sendall(msgpack.packb([1, call_id, None, [[1, "0.9.15"]]]))
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    stand_in = threading.Thread(target=answer, daemon=True)
+    stand_in.start()
+    with pytest.raises(UserError, match=r"is CARLA 0\.9\.15, this client is 0\.9\.16"):
+        Session.connect("127.0.0.1", listener.getsockname()[1], 10.0)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    stand_in.join(timeout=20)
+
+
+# ------------------------------------------------------------------------------------------------- the one owner
+
+
+def test_a_second_owner_is_refused_and_told_who_the_first_is(simulator):
+    with Scenario.connect("embedded", "127.0.0.1", simulator.port, vehicles=5) as drive:
+        drive.reset(1)
+        second = run_client(
+            """
+            from carla_digr.driving.session import Session
+            from carla_digr.errors import UserError
+            try:
+                Session.connect("127.0.0.1", PORT)
+            except UserError as error:
+                print(error)
+            """,
+            simulator,
+        )
+        said, _ = second.communicate(timeout=60)
+        assert "owns the tick" in said
+        assert "process" in said
+        drive.step(CRUISE)
+    with Session.connect("127.0.0.1", simulator.port) as session:
+        session.tick()
+
+
+def test_somebody_elses_ticks_are_noticed(session, shared_simulator):
+    other = carla.Client("127.0.0.1", shared_simulator.port)
+    other.set_timeout(10.0)
+    session.tick()
+    other.get_world().tick(10.0)
+    with pytest.raises(UserError, match="another client also ticks"):
+        session.tick()
+
+
+# ------------------------------------------------------------------------------------------------ leaving again
+
+
+def test_only_own_actors_go_and_the_settings_come_back(simulator):
+    other = carla.Client("127.0.0.1", simulator.port)
+    other.set_timeout(10.0)
+    world = other.get_world()
+    settings = world.get_settings()
+    settings.max_substeps = 9
+    settings.fixed_delta_seconds = 0.1
+    world.apply_settings(settings)
+    foreign = world.spawn_actor(
+        world.get_blueprint_library().find("vehicle.audi.a2"), world.get_map().get_spawn_points()[9]
+    )
+    with (
+        pytest.raises(ZeroDivisionError),
+        Scenario.connect("embedded", "127.0.0.1", simulator.port, vehicles=5) as drive,
+    ):
+        drive.reset(1)
+        raise ZeroDivisionError
+    synchronous, actors = look(simulator.port)
+    assert not synchronous
+    assert actors == ["spectator", "vehicle.audi.a2"]
+    assert foreign.is_alive
+    assert (world.get_settings().max_substeps, world.get_settings().fixed_delta_seconds) == (9, 0.1)
+
+
+DRIVE = """
+    from carla_digr.driving.scenario import Scenario
+    from carla_digr.driving.control import command
+    with Scenario.connect("embedded", "127.0.0.1", PORT, vehicles=5) as drive:
+        drive.reset(1)
+        print("here", flush=True)
+        while True:
+            drive.step(command(1))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_world_as_it_was(simulator, number):
+    client = run_client(DRIVE, simulator)
+    assert client.stdout.readline() == "here\n"
+    client.send_signal(number)
+    client.communicate(timeout=60)
+    assert client.returncode != 0
+    assert look(simulator.port) == (False, ["spectator"])
+
+
+def test_an_interpreter_that_ends_without_closing_leaves_the_world_as_it_was(simulator):
+    program = """
+        from carla_digr.driving.scenario import Scenario
+        drive = Scenario.connect("embedded", "127.0.0.1", PORT, vehicles=5)
+        drive.reset(1)
+    """
+    _, errors = run_client(program, simulator).communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert look(simulator.port) == (False, ["spectator"])
+
+
+def test_what_a_killed_session_left_is_removed_by_the_next_one(simulator):
+    client = run_client(DRIVE, simulator)
+    assert client.stdout.readline() == "here\n"
+    client.kill()
+    client.communicate()
+    synchronous, actors = look(simulator.port)
+    assert synchronous
+    assert "sensor.camera.rgb" in actors
+    with Session.connect("127.0.0.1", simulator.port) as session:
+        session.tick()
+        assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
+    assert look(simulator.port) == (False, ["spectator"])
+
+
+# ----------------------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_simulator_that_goes_mid_drive_is_named(simulator, number):
+    drive = Scenario.connect("embedded", "127.0.0.1", simulator.port, timeout=2.0, vehicles=5)
+    drive.reset(1)
+    drive.step(CRUISE)
+    simulator.process.send_signal(number)
+    with pytest.raises(SimulatorGone, match=f"the simulator at 127.0.0.1:{simulator.port} is gone .*start it again"):
+        for _ in range(3):
+            drive.step(CRUISE)
+    drive.close()
+    drive.close()
+
+
+def test_frames_follow_each_other_and_pictures_are_their_own(shared_simulator):
+    with Scenario.connect("embedded", "127.0.0.1", shared_simulator.port, vehicles=20) as drive:
+        frames = [drive.reset(3), *(drive.step(CRUISE) for _ in range(20))]
+        again = [drive.reset(3), *(drive.step(CRUISE) for _ in range(20))]
+    assert [f.frame - frames[0].frame for f in frames] == list(range(21))
+    assert np.diff([f.stamp for f in frames]) == pytest.approx(0.05)
+    assert frames[0].image.shape == (128, 128, 3)
+    assert frames[0].image.dtype == np.uint8
+    assert all((a.image == b.image).all() for a, b in zip(frames, again, strict=True))
+    assert all((a.image != b.image).any() for a, b in itertools.pairwise(frames))
+    assert frames[-1].speed == pytest.approx(22.0, abs=0.5)
+
+
+def test_a_crash_is_reported_once_and_not_carried_into_the_next_episode(shared_simulator):
+    with Scenario.connect("embedded", "127.0.0.1", shared_simulator.port, vehicles=0) as drive:
+        first = drive.reset(2)
+        assert first.collision is None
+        assert not first.off_road
+        frame = first
+        for _ in range(200):
+            frame = drive.step(command(0))
+            if frame.collision:
+                break
+        assert frame.collision == "static.barrier"
+        assert frame.off_road
+        again = drive.reset(2)
+        assert (again.collision, again.off_road) == (None, False)
+        assert (again.x, again.y, again.speed) == (first.x, first.y, first.speed)
+        assert drive.step(CRUISE).collision is None
+
+
+def test_the_traffic_manager_drives_where_the_simulator_does_not(simulator):
+    program = """
+        from carla_digr.driving.scenario import Scenario
+        from carla_digr.driving.control import command
+        with Scenario.connect("carla", "127.0.0.1", PORT, vehicles=12) as drive:
+            for seed in (1, 2):
+                drive.reset(seed)
+                for _ in range(60):
+                    drive.step(command(1))
+                world = drive._session.world
+                vehicles = world.get_actors().filter("vehicle.*")
+                print(len(vehicles), sum(v.get_velocity().length() > 3.0 for v in vehicles), flush=True)
+    """
+    client = run_client(program, simulator)
+    said, errors = client.communicate(timeout=120)
+    assert client.returncode == 0, errors
+    for line in said.splitlines():
+        vehicles, moving = map(int, line.split())
+        assert vehicles == 13
+        assert moving >= 10
+    assert len(said.splitlines()) == 2
+    assert look(simulator.port) == (False, ["spectator"])
