@@ -30,7 +30,7 @@ from carla_digr.simulator.scenery import (
     SIN,
     SIN_HALF,
 )
-from carla_digr.simulator.shading import ID_LINE, ID_ROAD, ID_SKY, ID_VEGETATION, compiled, haze_share, inlined
+from carla_digr.simulator.shading import ID_LINE, ID_ROAD, ID_SKY, ID_VEGETATION, compiled, haze_share, inlined, outside
 
 ASPHALT = (104.0, 105.0, 108.0)
 SHOULDER = (118.0, 117.0, 116.0)
@@ -38,6 +38,7 @@ GRASS = (92.0, 124.0, 58.0)
 FIELD = (150.0, 146.0, 84.0)
 WHITE = (240.0, 240.0, 236.0)
 YELLOW = (232.0, 178.0, 40.0)
+SHADOW_DISTANCE = 250.0  # m, farther shadows are not seen
 
 
 @compiled
@@ -311,8 +312,8 @@ def paint_shadow(view, focal, x, y, yaw, half_length, half_width, height, light,
     ry = py - view[0, 1]
     rz = -view[0, 2]
     depth = rx * view[1, 0] + ry * view[1, 1] + rz * view[1, 2]
-    reach = math.sqrt(half_length * half_length + half_width * half_width) + 1.0
-    if depth < -reach or depth > 250.0 or view[0, 2] <= 0.0:
+    reach = math.sqrt(half_length * half_length + half_width * half_width) + 1.0 + abs(depth) / focal
+    if depth > SHADOW_DISTANCE or view[0, 2] <= 0.0 or outside(view, focal, rows, columns, rx, ry, rz, reach):
         return
     c = math.cos(yaw)
     sn = math.sin(yaw)
@@ -355,9 +356,9 @@ def paint_shadow(view, focal, x, y, yaw, half_length, half_width, height, light,
             gy = t * (view[1, 1] + a * view[2, 1] + b * view[3, 1]) - ry
             along = abs(gx * c + gy * sn) - half_length + 0.15
             across = abs(gy * c - gx * sn) - half_width + 0.15
-            outside = math.sqrt(max(along, 0.0) ** 2 + max(across, 0.0) ** 2)
+            gap = math.sqrt(max(along, 0.0) ** 2 + max(across, 0.0) ** 2)
             soft = 0.55 + t / focal
-            dark = 1.0 - outside / soft
+            dark = 1.0 - gap / soft
             if dark > 0.0:
                 keep = 1.0 - strength * dark * dark * (3.0 - 2.0 * dark)
                 ground[j, i, 0] *= keep

@@ -14,10 +14,9 @@ from carla_digr.simulator import palette as pal
 from carla_digr.simulator.bodies import ALBEDO, BRAKE, GLASS, HEADLAMP, PAINT, SIGN, SIGN_TEXT
 from carla_digr.simulator.road import BARRIER_HALF_WIDTH, BARRIER_HEIGHT, RAIL_HEIGHT, RAIL_OFFSET
 from carla_digr.simulator.scenery import BLOCK, COURSE_STEP
-from carla_digr.simulator.shading import ID_BARRIER, ID_RAIL, ID_VEGETATION, compiled, haze_share, lit, pack
+from carla_digr.simulator.shading import ID_BARRIER, ID_RAIL, ID_VEGETATION, compiled, haze_share, lit, outside, pack
 
 NEAR = 0.1  # m, nearest visible depth
-FAR = 480.0  # m, farthest drawn object
 CONCRETE = (212.0, 208.0, 198.0)
 STEEL = (170.0, 174.0, 178.0)
 LEAVES = (74.0, 108.0, 46.0)
@@ -26,22 +25,6 @@ BARK = (84.0, 66.0, 50.0)
 # d, z of the barrier's cross-section from foot to top (New Jersey shape).
 PROFILE = np.array([(BARRIER_HALF_WIDTH, 0.0), (0.27, 0.10), (0.16, 0.36), (0.11, BARRIER_HEIGHT)])
 BLOCK_RADIUS = math.hypot(0.5 * BLOCK * COURSE_STEP * 1.1, RAIL_OFFSET + 1.0)  # m, about a block of the course
-
-
-@compiled
-def _outside(view, focal, rows, columns, rx, ry, rz, radius):
-    """Whether a sphere, its centre relative to the camera, surely lies outside the picture."""
-    forward = rx * view[1, 0] + ry * view[1, 1] + rz * view[1, 2]
-    if forward < -radius or forward > FAR:
-        return True
-    across = abs(rx * view[2, 0] + ry * view[2, 1] + rz * view[2, 2])
-    upward = abs(rx * view[3, 0] + ry * view[3, 1] + rz * view[3, 2])
-    # Distances from the planes through the camera and the picture's borders.
-    half = 0.5 * columns
-    if across * focal - forward * half > radius * math.sqrt(focal * focal + half * half):
-        return True
-    half = 0.5 * rows
-    return upward * focal - forward * half > radius * math.sqrt(focal * focal + half * half)
 
 
 @compiled
@@ -159,7 +142,7 @@ def paint_model(view, focal, mesh, model, x, y, yaw, red, green, blue, braking, 
     ry = y - view[0, 1]
     rz = 0.5 * mesh.height[model] - view[0, 2]
     radius = mesh.radius[model]
-    if _outside(view, focal, rows, columns, rx, ry, rz, radius):
+    if outside(view, focal, rows, columns, rx, ry, rz, radius):
         return
     distance = math.sqrt(rx * rx + ry * ry + rz * rz)
     c = math.cos(yaw)
@@ -254,7 +237,7 @@ def paint_course(view, focal, course, light, target):
         ry = middle[1] - view[0, 1]
         rz = -view[0, 2]
         distance = math.sqrt(rx * rx + ry * ry + rz * rz)
-        if _outside(view, focal, rows, columns, rx, ry, rz, BLOCK_RADIUS):
+        if outside(view, focal, rows, columns, rx, ry, rz, BLOCK_RADIUS):
             continue
         step = 1 if distance < 80.0 else (2 if distance < 170.0 else 4)
         for k in range(start, start + BLOCK, step):
@@ -344,7 +327,7 @@ def paint_tree(view, focal, tree, noise, light, target):
     ry = y - view[0, 1]
     rz = 0.5 * height - view[0, 2]
     rows, columns = target[0].shape
-    if _outside(view, focal, rows, columns, rx, ry, rz, 0.6 * height):
+    if outside(view, focal, rows, columns, rx, ry, rz, 0.6 * height):
         return
     haze = haze_share(math.sqrt(rx * rx + ry * ry + rz * rz), light)
     flat = math.sqrt(rx * rx + ry * ry) + 1e-9

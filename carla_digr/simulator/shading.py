@@ -15,6 +15,8 @@ from carla_digr.simulator.palette import AIR, AMBIENT, HORIZON, SUN
 # Instance ids of what is not a vehicle; vehicles have their positive actor id.
 ID_SKY, ID_ROAD, ID_LINE, ID_BARRIER, ID_RAIL, ID_VEGETATION, ID_BUILDING, ID_SIGN = 0, -1, -2, -3, -4, -5, -6, -7
 
+FAR = 480.0  # m, farthest drawn object
+
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")
 """For functions called once a pixel: handing arrays to a real call costs more than these compute."""
@@ -46,3 +48,19 @@ def lit(albedo, facing, open_sky, haze, light):
         g + (light[HORIZON, 1] - g) * haze,
         b + (light[HORIZON, 2] - b) * haze,
     )
+
+
+@compiled
+def outside(view, focal, rows, columns, rx, ry, rz, radius):
+    """Whether a sphere, its centre relative to the camera, surely lies outside the picture."""
+    forward = rx * view[1, 0] + ry * view[1, 1] + rz * view[1, 2]
+    if forward < -radius or forward > FAR:
+        return True
+    across = abs(rx * view[2, 0] + ry * view[2, 1] + rz * view[2, 2])
+    upward = abs(rx * view[3, 0] + ry * view[3, 1] + rz * view[3, 2])
+    # Distances from the planes through the camera and the picture's borders.
+    half = 0.5 * columns
+    if across * focal - forward * half > radius * math.sqrt(focal * focal + half * half):
+        return True
+    half = 0.5 * rows
+    return upward * focal - forward * half > radius * math.sqrt(focal * focal + half * half)
