@@ -1,0 +1,407 @@
+"""Stage 3: the student, by distillation with selective input-gradient regularisation (DIGR, eq. 5).
+
+The student drives; the states that it meets fill an online buffer, on which it is pulled towards the teacher's action
+distribution. On the offline dataset its input gradient is penalised wherever the teacher's perturbation map M_p is at
+or below the threshold. The checkpoint is the one that does best on held-out maps.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from carla_digr import checkpoint
+from carla_digr.config import Config, DistillConfig
+from carla_digr.errors import UserError
+from carla_digr.files import atomic_write
+from carla_digr.policy import ActorCritic, to_input
+from carla_digr.saliency.gradient import (
+    eq2_weights,
+    input_gradient,
+    log_probability_weights,
+    normalise,
+    vanilla_gradient,
+)
+from carla_digr.saliency.perturbation import kl_divergence
+from carla_digr.tasks import make_task
+from carla_digr.training.gradient_surgery import project_conflicting
+from carla_digr.training.rollout import sampled
+from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
+from carla_digr.training.state import (
+    check_same_job,
+    load_state,
+    pack_optimiser,
+    save_state,
+    unpack_optimiser,
+)
+
+
+def distill(config: Config, out: Path, teacher_path: Path) -> None:
+    """Train the student, or go on training it, and write ``student.safetensors`` and ``.json``.
+
+    ``OUT/distill`` holds the saved state, the online buffer and ``curve.csv``.
+
+    Raises:
+        UserError: teacher or dataset are missing, damaged or do not belong together, or the saved state is of another
+            configuration.
+    """
+    teacher, card = checkpoint.load(teacher_path, config.task)
+    dataset = load_dataset(out / "dataset", card["weights_sha256"])
+    job = _Distillation(config, out, teacher, card, dataset)
+    try:
+        job.run()
+    finally:
+        job.env.close()
+    print(f"{out / 'student.safetensors'}: {job.best}")
+
+
+class _Distillation:
+    """The job's state and its loop."""
+
+    def __init__(self, config: Config, out: Path, teacher: ActorCritic, card: dict[str, Any], dataset: SaliencyDataset):
+        self.config, self.settings, self.out = config, config.distill, out
+        self.teacher = teacher.requires_grad_(False)
+        self.teacher_sha256 = card["weights_sha256"]
+        self.train_set, self.held_out = split(dataset, config.distill.held_out)
+        self.threshold = config.saliency_dataset.threshold
+        self.student = make_student(config, teacher)
+        self.average = copy.deepcopy(self.student).requires_grad_(False)
+        self.best_model = copy.deepcopy(self.average)
+        self.best: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.recent_returns: list[float] = []
+        self.iteration = 0
+        self.optimiser = make_optimiser(self.settings, self.student)
+        seed = config.seed + 2_000_003  # the stages see different episodes
+        self.rng = np.random.default_rng(seed)
+        self.act = sampled(self.student, self.rng)
+        settings = self.settings
+        self.env = make_task(config).make_vec_env(settings.environments, seed)
+        slack = settings.environments * settings.environment_steps * (settings.checkpoint_interval + 1)
+        directory = out / "distill"
+        self.state_path = directory / "state.safetensors"
+        resuming = self.state_path.exists()
+        self.buffer = StateRing(
+            directory / "buffer.bin", self.student.input_shape, settings.buffer_states, slack, resuming
+        )
+        if resuming:
+            self._restore()
+        else:
+            self.observations = np.asarray(self.env.reset())
+            while self.buffer.written < min(10 * settings.buffer_batch, settings.buffer_states):
+                self._drive(1)
+
+    def run(self) -> None:
+        """Iterate to the end, validate, and write the best student."""
+        settings = self.settings
+        progress = tqdm(total=settings.iterations, initial=self.iteration, unit="it", desc="distill", mininterval=1)
+        with progress:
+            if not self.history:
+                self._validate()
+            while self.iteration < settings.iterations:
+                losses = self._iterate()
+                self.iteration += 1
+                last = self.iteration == settings.iterations
+                if self.iteration % settings.validation_interval == 0 or last:
+                    self._validate(losses)
+                    progress.set_postfix({k: f"{v:.4g}" for k, v in self.best.items()}, refresh=False)
+                if self.iteration % settings.checkpoint_interval == 0 or last:
+                    self._save()
+                progress.update()
+        card = {
+            "task": self.config.task,
+            "role": "student",
+            "action_names": list(make_task(self.config).action_names),
+            "seed": self.config.seed,
+            "steps": int(self.best["iteration"]),
+            "metrics": {f"held_out_{name}": self.best[name] for name in ("share", "penalised", "kl")},
+            "teacher_sha256": self.teacher_sha256,
+            "config": self.config.to_dict(),
+        }
+        checkpoint.save(self.out / "student.safetensors", self.best_model, card)
+
+    def _iterate(self) -> dict[str, float]:
+        """One step of the optimiser on both objectives."""
+        settings = self.settings
+        self._drive(settings.environment_steps)
+        done = max(0, self.iteration - settings.warm_up) / max(1, settings.iterations - settings.warm_up)
+        ramp = {name: ramped(getattr(settings, name), done) for name in _RAMPED}
+        rows = self.rng.integers(len(self.train_set.states), size=settings.saliency_batch)
+        n = len(rows)
+        images = torch.cat(
+            [self.train_set.states[rows], torch.from_numpy(self.buffer.sample(self.rng, settings.buffer_batch))]
+        )
+        states = to_input(images)
+        with torch.no_grad():
+            teacher_logits, teacher_values = self.teacher(states)
+        logits, _, hidden = self.student.trace(states)
+        kl = kl_divergence(teacher_logits, logits).mean()
+        # The critic is for display: it learns the teacher's value from the student's features without changing them.
+        values = self.student.value_head(self.student.activation(hidden[-1].detach())).squeeze(-1)
+        distillation = ramp["distillation_weight"] * kl + (values - teacher_values).square().mean()
+        losses = {"loss_kl": float(kl)}
+
+        regularisation = torch.zeros(())
+        hidden_n, logits_n = [item[:n] for item in hidden], logits[:n]
+        if self.iteration >= settings.warm_up:
+            if settings.loss != "none":
+                g = input_gradient(self.student, hidden_n, eq2_weights(logits_n)).abs()
+                saliency = saliency_loss(settings.loss, g, self.train_set.maps[rows] <= self.threshold, ramp["floor"])
+                regularisation = regularisation + ramp["regularisation_weight"] * saliency
+                losses["loss_saliency"] = float(saliency)
+            if settings.l1_weight[1] > 0:
+                gradient = input_gradient(self.student, hidden_n, log_probability_weights(logits_n))
+                l1 = gradient.abs().sum(dim=(1, 2, 3)).mean()
+                regularisation = regularisation + ramp["l1_weight"] * l1
+                losses["loss_l1"] = float(l1)
+        self._step(regularisation, distillation)
+        return losses
+
+    def _step(self, regularisation: Tensor, distillation: Tensor) -> None:
+        settings, optimiser = self.settings, self.optimiser
+        optimiser.zero_grad()
+        if settings.pcgrad and regularisation.requires_grad:
+            parameters = list(self.student.parameters())
+            first = torch.autograd.grad(regularisation, parameters, retain_graph=True, materialize_grads=True)
+            second = torch.autograd.grad(distillation, parameters, materialize_grads=True)
+            for parameter, g in zip(parameters, project_conflicting(list(first), list(second)), strict=True):
+                parameter.grad = g
+        else:
+            (regularisation + distillation).backward()
+        torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], settings.max_gradient_norm)
+        rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * self.iteration / settings.iterations))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        with torch.no_grad():
+            for average, parameter in zip(self.average.parameters(), self.student.parameters(), strict=True):
+                average.lerp_(parameter, 1 - settings.average_decay)
+
+    def _drive(self, steps: int) -> None:
+        """The student is the control policy; the buffer gets the states that it meets."""
+        for _ in range(steps):
+            self.buffer.add(self.observations)
+            observations, _, dones, infos = self.env.step(self.act(self.observations))
+            self.observations = np.asarray(observations)
+            for i in np.flatnonzero(dones):
+                self.recent_returns = [*self.recent_returns[-99:], float(infos[i]["is_success"])]
+
+    def _validate(self, losses: dict[str, float] | None = None) -> None:
+        """Measure the averaged student on the held-out maps; keep it if it is the best so far."""
+        figures = held_out_figures(self.average, self.teacher, self.held_out, self.threshold)
+        if not math.isfinite(figures["score"]):
+            raise UserError(
+                f"The student diverged at iteration {self.iteration} of distill; lower distill.learning_rate or the "
+                f"weights, and delete {self.state_path.parent}."
+            )
+        row = {"iteration": float(self.iteration), **figures}
+        if not self.best or row["score"] < self.best["score"]:
+            self.best = row
+            self.best_model.load_state_dict(self.average.state_dict())
+        success = float(np.mean(self.recent_returns)) if self.recent_returns else math.nan
+        self.history.append({**row, "success": success, **(losses or {})})
+
+    def _save(self) -> None:
+        optimiser, groups = pack_optimiser(self.optimiser)
+        tensors = {
+            **{f"{name}.{key}": value for name in _MODELS for key, value in getattr(self, name).state_dict().items()},
+            **optimiser,
+            "observations": torch.from_numpy(self.observations),
+        }
+        get_state = getattr(self.env, "get_state", None)
+        if get_state is not None:
+            tensors |= {f"env.{name}": torch.from_numpy(value) for name, value in get_state().items()}
+        values = {
+            "config": self._sections(),
+            "optimiser_groups": groups,
+            "random": self.rng.bit_generator.state,
+            "buffer_written": self.buffer.written,
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+        self.buffer.flush()
+        save_state(self.state_path, tensors, values)
+        _write_curve(self.state_path.with_name("curve.csv"), self.history)
+
+    def _restore(self) -> None:
+        tensors, values = load_state(self.state_path)
+        check_same_job(self.state_path, values["config"], self._sections())
+        for name in _MODELS:
+            getattr(self, name).load_state_dict(_without_prefix(tensors, f"{name}."))
+        unpack_optimiser(self.optimiser, tensors, values["optimiser_groups"])
+        for name in _PLAIN:
+            setattr(self, name, values[name])
+        self.rng.bit_generator.state = values["random"]
+        self.buffer.written = values["buffer_written"]
+        self.observations = np.asarray(self.env.reset())
+        env_state = {name: value.numpy() for name, value in _without_prefix(tensors, "env.").items()}
+        if env_state:
+            self.env.set_state(env_state)  # type: ignore[attr-defined]
+            self.observations = tensors["observations"].numpy()
+
+    def _sections(self) -> dict[str, Any]:
+        values = self.config.to_dict()
+        kept = {key: values[key] for key in ("task", "seed", "environment", "distill")}
+        return {**kept, "threshold": self.threshold, "teacher_sha256": self.teacher_sha256}
+
+
+_MODELS = ("student", "average", "best_model")
+_PLAIN = ("iteration", "best", "history", "recent_returns")
+_RAMPED = ("regularisation_weight", "l1_weight", "distillation_weight", "floor")
+
+
+def make_student(config: Config, teacher: ActorCritic) -> ActorCritic:
+    """A student of the teacher's layers: its weights, or orthogonal random ones of the configuration's seed."""
+    student_config = replace(teacher.config, activation=config.distill.activation)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        student = ActorCritic(student_config, *teacher.input_shape, actions=teacher.actions)
+    if config.distill.start == "teacher":
+        student.load_state_dict(teacher.state_dict())
+    return student
+
+
+def make_optimiser(settings: DistillConfig, student: ActorCritic) -> torch.optim.Optimizer:
+    """Two groups: what acts, whose gradient is clipped, and the critic."""
+    critic = list(student.value_head.parameters())
+    actor = [p for p in student.parameters() if all(p is not c for c in critic)]
+    groups = [{"params": actor}, {"params": critic}]
+    kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.RMSprop
+    return kind(groups, lr=settings.learning_rate)
+
+
+def split(dataset: SaliencyDataset, held_out: float) -> tuple[SaliencyDataset, SaliencyDataset]:
+    """Training and held-out part, by time of collection; states without saliency are left out of both."""
+    usable = torch.nonzero(dataset.largest > 0).squeeze(1)
+    count = round(len(usable) * (1 - held_out))
+    if not 0 < count < len(usable):
+        raise UserError(
+            f"The saliency dataset has {len(usable)} maps with saliency, too few to hold {held_out:.0%} out; "
+            f"raise saliency_dataset.maps."
+        )
+
+    def part(rows: Tensor) -> SaliencyDataset:
+        importance = None if dataset.importance is None else dataset.importance[rows]
+        return SaliencyDataset(dataset.states[rows], dataset.maps[rows], dataset.largest[rows], importance)
+
+    return part(usable[:count]), part(usable[count:])
+
+
+def saliency_loss(kind: str, g: Tensor, penalised: Tensor, floor: float) -> Tensor:
+    """The regularisation of the input gradient, mean over states.
+
+    "paper" is eq. 4. The others replace its division by the maximum, which one spike satisfies, by a comparison of the
+    gradient mass inside and outside of the kept pixels:
+
+    share      sum_J m / sum m
+    log_ratio  log(sum_J m + fl sum_U m) - log(sum_U m)
+    coverage   log(sum_J m / n + fl mu) - mean_U log(m + 0.02 mu), which keeps small objects alive
+
+    with m the maximum over channels of g, J the penalised pixels, U the n others, mu the mean of m over U; the terms
+    with fl and 0.02 are constants in the differentiation.
+
+    Args:
+        kind: one of the four names.
+        g: float (B, C, H, W), abs of eq. 2's sum, not normalised.
+        penalised: bool (B, H, W), J.
+        floor: fl.
+    """
+    pixels = (1, 2)
+    if kind == "paper":
+        largest = g.amax(dim=(1, 2, 3), keepdim=True)
+        return (g / largest.clamp(min=1e-30) * penalised[:, None]).mean()
+    m = g.amax(dim=1)
+    outside = (m * penalised).sum(dim=pixels)
+    inside = (m * ~penalised).sum(dim=pixels)
+    if kind == "share":
+        return (outside / (outside + inside).clamp(min=1e-30)).mean()
+    if kind == "log_ratio":
+        return (torch.log(outside + floor * inside.detach() + 1e-30) - torch.log(inside + 1e-30)).mean()
+    n = (~penalised).sum(dim=pixels)
+    mu = (inside / n).detach()
+    logs = torch.log(m + 0.02 * mu[:, None, None] + 1e-30)
+    kept = (logs * ~penalised).sum(dim=pixels) / n
+    return (torch.log(outside / n + floor * mu + 1e-30) - kept).mean()
+
+
+def held_out_figures(
+    student: ActorCritic, teacher: ActorCritic, dataset: SaliencyDataset, threshold: float
+) -> dict[str, float]:
+    """What chooses the checkpoint, means over the dataset's states.
+
+    share: of the gradient mass on penalised pixels; penalised: eq. 4 on the map that is shown; kl: to the teacher;
+    score: their sum.
+    """
+    share, penalised, kl = [], [], []
+    for rows in torch.arange(len(dataset.states)).split(64):
+        states = to_input(dataset.states[rows])
+        outside = dataset.maps[rows] <= threshold
+        raw = vanilla_gradient(student, states)
+        share.append((raw * outside).sum(dim=(1, 2)) / raw.sum(dim=(1, 2)).clamp(min=1e-30))
+        penalised.append((normalise(raw)[0] * outside).mean(dim=(1, 2)))
+        with torch.no_grad():
+            kl.append(kl_divergence(teacher(states)[0], student(states)[0]))
+    figures = {
+        name: float(torch.cat(parts).mean()) for name, parts in (("share", share), ("penalised", penalised), ("kl", kl))
+    }
+    return {**figures, "score": sum(figures.values())}
+
+
+def ramped(ends: tuple[float, float], done: float) -> float:
+    """Geometric from the first to the second; linear if one is 0."""
+    first, last = ends
+    if first > 0 and last > 0:
+        return first * (last / first) ** done
+    return first + (last - first) * done
+
+
+class StateRing:
+    """The online buffer: the last ``size`` states, uint8, in a file mapped into memory.
+
+    The file has room for ``slack`` more states. A killed job resumes with the count of its last saved state; what was
+    written after it lies in the slack, so no state that the resumed job may draw has been overwritten.
+
+    Raises:
+        UserError: the file of a job that resumes has another size.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], size: int, slack: int, resuming: bool):
+        self.size, self.slots, self.written = size, size + slack, 0
+        expected = self.slots * math.prod(shape)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resuming and (not path.exists() or path.stat().st_size != expected):
+            raise UserError(f"The online buffer {path} is damaged; delete {path.parent} to start this job again.")
+        self._states: Any = np.memmap(path, "uint8", "r+" if resuming else "w+", shape=(self.slots, *shape))
+
+    def add(self, states: NDArray[np.uint8]) -> None:
+        """Append states (N, C, H, W)."""
+        self._states[(self.written + np.arange(len(states))) % self.slots] = states
+        self.written += len(states)
+
+    def sample(self, rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
+        """Draw ``count`` of the kept states, with replacement: uint8 (count, C, H, W)."""
+        kept = min(self.written, self.size)
+        return self._states[(self.written - 1 - rng.integers(kept, size=count)) % self.slots]
+
+    def flush(self) -> None:
+        """Write to disk."""
+        self._states.flush()
+
+
+def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _write_curve(path: Path, history: list[dict[str, float]]) -> None:
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    lines = [columns, *([f"{row[c]:.6g}" if c in row else "" for c in columns] for row in history)]
+    with atomic_write(path) as file:
+        file.write("".join(",".join(line) + "\n" for line in lines).encode())
