@@ -26,6 +26,10 @@ class Task(Protocol):
     def action_names(self) -> tuple[str, ...]:
         """One name per action, in the order of the policy's logits."""
 
+    @property
+    def idle_action(self) -> int | None:
+        """The action that does nothing, if there is one: a baseline of evaluation."""
+
     def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> VecEnv:
         """Environments that step together and reset themselves.
 

@@ -67,6 +67,7 @@ class Driving:
     name = "driving"
     observation_shape = OBSERVATION_SHAPE
     action_names = ACTION_NAMES
+    idle_action = ACTION_NAMES.index("keep")
 
     def __init__(self, config: DrivingConfig):
         self.config = config

@@ -44,6 +44,7 @@ class RedFetchGreen:
     name = "red_fetch_green"
     observation_shape = OBSERVATION_SHAPE
     action_names = ACTION_NAMES
+    idle_action = None
 
     def __init__(self, config: RedFetchGreenConfig):
         self.config = config
