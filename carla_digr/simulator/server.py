@@ -78,9 +78,9 @@ class Server:
 
     def __init__(self, host: str, port: int):
         self._selector = selectors.DefaultSelector()
-        self._rpc = _listen(host, port)
+        self._rpc = _bind(host, port)
         self.port: int = self._rpc.getsockname()[1]
-        self._streaming = _listen(host, port + 1 if port else 0)
+        self._streaming = _bind(host, port + 1 if port else 0)
         self.streaming_port: int = self._streaming.getsockname()[1]
         self._selector.register(self._rpc, selectors.EVENT_READ, RpcConnection)
         self._selector.register(self._streaming, selectors.EVENT_READ, StreamConnection)
@@ -95,6 +95,9 @@ class Server:
         self._next_step = time.monotonic()
         self._episode = Episode(1, 0, wire.EpisodeSettings(), self.streaming_port)
         self._warm_up()
+        # Only now: a client that got through would time out while the numba code is being compiled.
+        for listener in (self._rpc, self._streaming):
+            _listen(listener)
 
     def serve(self, parent: int) -> None:
         """Serve until the process ``parent`` is no longer the parent of this one."""
@@ -351,17 +354,31 @@ class Server:
             self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that owns the port but refuses connections until :func:`_listen`."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), backlog=128)
+        listener.bind((host, port))
     except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            reason = f"port {port} of {host} is in use; stop the program that has it or choose another with --port"
-        else:
-            reason = (
-                f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}); check --host and --port"
-            )
-        raise UserError(reason) from None
+        listener.close()
+        raise _no_port(host, port, error) from None
+    return listener
+
+
+def _listen(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    try:
+        listener.listen(128)
+    except OSError as error:  # somebody else who had bound it too was faster
+        raise _no_port(host, port, error) from None
+
+
+def _no_port(host: str, port: int, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return UserError(f"port {port} of {host} is in use; stop the program that has it or choose another with --port")
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"cannot listen on {host}:{port} ({reason}); check --host and --port")
 
 
 def exit_with(parent: int) -> None:
@@ -404,7 +421,7 @@ def main() -> None:
     try:
         run(arguments.host, arguments.port, arguments.parent)
     except UserError as error:
-        print(f"carla_digr: {error}", file=sys.stderr)
+        print(f"carla-digr: {error}", file=sys.stderr)
         sys.exit(2)
 
 
