@@ -76,7 +76,7 @@ from carla_digr.saliency.overlay import COLORMAPS
 
 log = logging.getLogger(__name__)
 
-WINDOW = 4  # frames sent but not yet answered by a client; covers a round trip of 200 ms at 20 Hz
+WINDOW = 8  # frames sent but not yet answered by a client; covers a stutter of 0.4 s at 20 Hz
 BEAT_SECONDS = 1.0  # silence after which a client is told that the connection still stands
 PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
 JPEG_QUALITY = 95  # 4:4:4, about 6 kB for a 128 x 128 picture
@@ -85,6 +85,8 @@ STATIC = Path(__file__).parent / "static"
 ASSETS = {  # path on the server: (file, content type)
     "/": ("index.html", "text/html"),
     "/viewer.js": ("viewer.js", "text/javascript"),
+    "/plots.js": ("plots.js", "text/javascript"),
+    "/page.js": ("page.js", "text/javascript"),
     "/viewer.css": ("viewer.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/vendor/uPlot.iife.min.js": ("vendor/uPlot.iife.min.js", "text/javascript"),

@@ -1,27 +1,15 @@
 // The live page: receives frames over one WebSocket (wire format: docstring of server.py), keeps the last minute,
 // and shows one frame at a time with everything that belongs to it. Picture and figures change in one step.
 
-/* global uPlot */
+import { byId, clock, number, percent, sentence, setText } from "./page.js";
+import { HUES, LATENCY_BUDGET_MS, drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
 
 const HISTORY_FRAMES = 1200; // a minute at 20 Hz
-const PLOT_SECONDS = 20;
 const EVENT_SECONDS = 3; // an event stays on the page this long after its frame
 const STALLED_SECONDS = 1; // connected, but the newest picture is older than this
 const SILENCE_SECONDS = 5; // the server beats once a second: longer silence is a lost connection
 const RETRY_SECONDS = [0.25, 0.5, 1, 2]; // pauses between attempts to connect; the last one repeats
-const LATENCY_BUDGET_MS = 50; // one period at 20 Hz
-const TIMES = { latency_ms: "#56b4e9", inference_ms: "#3ddc97", saliency_ms: "#f0a93b" };
-const HUES = ["#56b4e9", "#3ddc97", "#f0a93b", "#ff6f91", "#b79cff", "#e7d84b", "#8fa3bb", "#48d7d7"]; // = .hue-n
-
-const byId = (id) => document.getElementById(id);
-const clock = () => performance.now() / 1000;
-const number = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
-const percent = (value) => (Number.isFinite(value) ? `${Math.round(value * 100)} %` : "–");
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
+const GAP_PIXELS = 2; // between two pictures side by side
 
 // ---------------------------------------------------------------- frames
 
@@ -83,8 +71,6 @@ function recentEvents(frame) {
   }
   return names;
 }
-
-const isMarked = (frame) => frame.decision.fallback || Boolean(frame.decision.events?.length);
 
 // ---------------------------------------------------------------- connection
 
@@ -160,6 +146,7 @@ function refreshState() {
   pill.dataset.state = waiting ? "stalled" : state;
   const words = { connecting: "Connecting", live: "Connected", stalled: "No new picture", lost: "Connection lost" };
   setText(pill.querySelector("span"), waiting ? "No picture yet" : words[state]);
+  document.title = state === "live" ? "carla_digr live" : `${words[state]} · carla_digr`;
 
   const old = age === null ? "No picture was received yet." : `The last picture is ${number(age, 1)} s old.`;
   const [title, text] = {
@@ -238,22 +225,20 @@ function paintMap(map, height, width, opaque) {
 function compose() {
   if (!shown) return;
   const { width, height } = camera;
-  const total = view === "both" ? 2 * width : width;
+  const second = width + GAP_PIXELS; // where the right one of two pictures starts
+  const total = view === "both" ? second + width : width;
   if (picture.width !== total || picture.height !== height) {
     picture.width = total;
     picture.height = height;
   }
   context.globalAlpha = 1;
-  if (view === "map") {
-    context.fillRect(0, 0, width, height);
-  } else {
-    context.drawImage(camera, 0, 0);
-    if (view === "both") context.drawImage(camera, width, 0);
-  }
+  context.fillRect(0, 0, total, height);
+  if (view !== "map") context.drawImage(camera, 0, 0);
+  if (view === "both") context.drawImage(camera, second, 0);
   if (shown.map && view !== "camera") {
     paintMap(shown.map, ...shown.saliency, view === "map");
     context.globalAlpha = view === "map" ? 1 : byId("opacity").value / 100;
-    context.drawImage(saliency, view === "both" ? width : 0, 0, width, height);
+    context.drawImage(saliency, view === "both" ? second : 0, 0, width, height);
   }
 }
 
@@ -291,7 +276,7 @@ function nameActions(names) {
     item.append(label, track, figure);
     return item;
   }));
-  makePlots();
+  makePlots(names.length, (frame) => seek(history.lastIndexOf(frame)));
 }
 
 function describe(frame) {
@@ -383,80 +368,8 @@ function seekMark(direction) {
 
 // ---------------------------------------------------------------- plots
 
-let probabilityPlot = null;
-let latencyPlot = null;
 let plotsPlanned = false;
-let plotsDrawn = 0;
-let plotted = []; // frames of the plots' window
-
-function makePlot(element, series, range) {
-  const axis = { stroke: "#9aa8ba", grid: { stroke: "#212b39", width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
-  const plot = new uPlot({
-    width: element.clientWidth || 300,
-    height: element.clientHeight || 100,
-    padding: [6, 14, 0, 0],
-    legend: { show: false },
-    cursor: { y: false, drag: { setScale: false, x: false }, points: { show: false } },
-    scales: { x: { time: false }, y: { range } },
-    axes: [
-      { ...axis, size: 24, gap: 6, values: (_, ticks) => ticks.map((t) => (t === 0 ? latestWord() : `${number(t, 0)} s`)) },
-      { ...axis, size: 34, gap: 4, space: 22 },
-    ],
-    series: [{}, ...series.map((stroke) => ({ stroke, width: 1.6, points: { show: false } }))],
-    hooks: { drawClear: [shadeFallback], draw: [drawBudget, drawHere] },
-  }, [[], ...series.map(() => [])], element);
-  plot.over.addEventListener("click", () => {
-    if (!plotted.length) return;
-    const time = plotEnd() + plot.posToVal(plot.cursor.left, "x");
-    const nearest = plotted.reduce((a, b) => (Math.abs(b.time - time) < Math.abs(a.time - time) ? b : a));
-    seek(history.lastIndexOf(nearest));
-  });
-  return plot;
-}
-
-function makePlots() {
-  probabilityPlot?.destroy();
-  const series = actionNames.map((_, index) => HUES[index % HUES.length]);
-  probabilityPlot = makePlot(byId("probability-plot"), series, [0, 1]);
-  latencyPlot ??= makePlot(byId("latency-plot"), Object.values(TIMES), (_, low, high) => [0, Math.max(10, 1.15 * high)]);
-}
-
-const plotEnd = () => history[history.length - 1].time;
-
-function column(plot, time) {
-  return Math.round(plot.valToPos(time - plotEnd(), "x", true));
-}
-
-function shadeFallback(plot) {
-  const { ctx, bbox } = plot;
-  ctx.fillStyle = "#ff5a5f44";
-  plotted.forEach((frame, i) => {
-    if (!frame.decision.fallback) return;
-    const left = column(plot, frame.time);
-    const right = i + 1 < plotted.length ? column(plot, plotted[i + 1].time) : left + 1;
-    ctx.fillRect(left, bbox.top, right - left, bbox.height);
-  });
-}
-
-function drawBudget(plot) {
-  if (plot !== latencyPlot || plot.scales.y.max < LATENCY_BUDGET_MS) return;
-  const { ctx, bbox } = plot;
-  const y = Math.round(plot.valToPos(LATENCY_BUDGET_MS, "y", true));
-  ctx.fillStyle = "#ff8d91";
-  ctx.fillRect(bbox.left, y, bbox.width, devicePixelRatio);
-  ctx.textAlign = "left";
-  ctx.textBaseline = "bottom";
-  ctx.fillText(`${LATENCY_BUDGET_MS} ms, one period`, bbox.left + 4, y - 1);
-}
-
-function drawHere(plot) {
-  const { ctx, bbox } = plot;
-  if (!paused || !shown) return;
-  const left = column(plot, shown.time);
-  if (left < bbox.left || left > bbox.left + bbox.width) return;
-  ctx.fillStyle = "#e8eef6";
-  ctx.fillRect(left, bbox.top, devicePixelRatio, bbox.height);
-}
+let plotsDrawn = 0; // s on this page's clock
 
 // Plots move slowly: five times a second is enough while live; a step or a scrub shows at once.
 function planPlots() {
@@ -465,52 +378,8 @@ function planPlots() {
   requestAnimationFrame(() => {
     plotsPlanned = false;
     plotsDrawn = clock();
-    drawPlots();
-    drawMarks();
+    drawPlots(history, paused ? shown : null);
   });
-}
-
-function drawPlots() {
-  if (!history.length || !probabilityPlot) return;
-  // Live, the window ends now; a frame further back than the window moves it there.
-  const end = shown && plotEnd() - shown.time > PLOT_SECONDS ? shown.time + PLOT_SECONDS / 2 : plotEnd();
-  plotted = history.filter((frame) => frame.time >= end - PLOT_SECONDS && frame.time <= end);
-  const times = plotted.map((frame) => frame.time - plotEnd());
-  const range = { min: end - PLOT_SECONDS - plotEnd(), max: end - plotEnd() };
-  const draw = (plot, columns) => plot.batch(() => {
-    plot.setData([times, ...columns], false);
-    plot.setScale("x", range);
-    plot.redraw(false, true); // the axis says "pause" or "now" for the same numbers
-  });
-  draw(probabilityPlot, actionNames.map((_, a) => plotted.map((frame) => frame.decision.probabilities?.[a] ?? null)));
-  draw(latencyPlot, Object.keys(TIMES).map((key) => plotted.map((frame) => frame.decision[key] ?? null)));
-  const sorted = plotted.map((frame) => frame.decision.latency_ms).filter(Number.isFinite).sort((a, b) => a - b);
-  const quantile = (q) => number(sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))], 1);
-  setText(byId("latency-summary"), `last ${PLOT_SECONDS} s: p50 ${quantile(0.5)}, p99 ${quantile(0.99)} ms`);
-}
-
-// Red where the policy did not drive or something happened, amber where the explanation is missing.
-function drawMarks() {
-  const marks = byId("marks");
-  if (marks.width !== marks.clientWidth) marks.width = marks.clientWidth;
-  const ctx = marks.getContext("2d");
-  ctx.clearRect(0, 0, marks.width, marks.height);
-  const pitch = marks.width / Math.max(1, history.length - 1);
-  history.forEach((frame, i) => {
-    const marked = isMarked(frame);
-    if (!marked && frame.map) return;
-    const left = Math.round((i - 0.5) * pitch);
-    ctx.fillStyle = marked ? "#ff5a5f" : "#ffb547";
-    ctx.fillRect(left, marked ? 0 : 3, Math.max(2, Math.round((i + 0.5) * pitch) - left), marked ? 8 : 5);
-  });
-}
-
-function resizePlots() {
-  for (const plot of [probabilityPlot, latencyPlot]) {
-    const box = plot?.root.parentElement;
-    if (box) plot.setSize({ width: box.clientWidth, height: box.clientHeight });
-  }
-  drawMarks();
 }
 
 // ---------------------------------------------------------------- controls
