@@ -3,7 +3,7 @@ traffic can be passed.
 
 Model predictive control over a short list of manoeuvres: every plan (which lane now, which later, braking first or not)
 is rolled out with the ego's own bicycle model, in road coordinates, against traffic that keeps its speed and finishes
-its lane changes; the cheapest plan's first step is taken, and all is planned anew at the next tick.
+its lane changes; the cheapest plan's first step is taken, and all is planned anew every few ticks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from carla_digr.simulator.world import World
 LEFT, KEEP, RIGHT, BRAKE = range(4)
 
 _STEP, _STEPS = 0.125, 64  # s and number of steps of a rollout: 8 s
+_REPLAN = 3  # ticks from plan to plan; in between it steers towards the chosen lane and brakes if it must
 _LOOK_AHEAD, _LOOK_BEHIND = 200.0, 60.0  # m
 _FIRST_CHANGE = (0.0, 1.0, 2.0, 3.5)  # s until the first lane change
 _SECOND_CHANGE = (2.5, 4.5)  # s from the first to the second
@@ -177,10 +178,12 @@ class Planner:
         self.braking = braking
         self.lane: int | None = None
         """The lane it drives in or heads for; None before the first observation of an episode."""
+        self._brake = False
+        self._plan_in = 0
 
     def reset(self) -> None:
         """Forget the episode before."""
-        self.lane = None
+        self.lane, self._brake, self._plan_in = None, False, 0
 
     def observe(self, world: World, ego_id: int) -> int:
         """The action for the next tick: 0 left, 1 keep, 2 right, 3 brake. Raises KeyError without that vehicle."""
@@ -197,12 +200,15 @@ class Planner:
         size = (0.5 * float(ego.length), 0.5 * float(ego.width))
         limits = (tightest, self.cruise_speed, self.braking)
         obstacles = _obstacles(world, ego)
-        self.lane, brake = _best_plan(pieces, start, obstacles, self.lane, size, limits)
+        if self._plan_in == 0:
+            self.lane, self._brake = _best_plan(pieces, start, obstacles, self.lane, size, limits)
+            self._plan_in = _REPLAN
+        self._plan_in -= 1
 
         curvature = curvature_at(pieces, ego.s)
         goal = lane_center(self.lane)
         effective = _braking_left(curvature, tightest, ego.speed, self.cruise_speed, self.braking)
-        brake = brake or _must_brake(obstacles, 0.0, ego.d, ego.speed, goal, *size, effective)
+        brake = self._brake or _must_brake(obstacles, 0.0, ego.d, ego.speed, goal, *size, effective)
         turn = _wanted_curvature(ego.d, angle, ego.speed, goal, curvature, tightest)
         if brake and abs(turn) < 0.75 * tightest:
             return BRAKE

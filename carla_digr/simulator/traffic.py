@@ -108,6 +108,29 @@ def curvature_at(pieces, s):
 
 
 @njit(cache=True, nogil=True)
+def advance(pieces, s, d, distance):
+    """The s in [0, ring) that a vehicle at the offset d reaches from s after ``distance`` m (negative: backwards).
+
+    Off the reference line a metre of path is 1 / (1 - curvature * d) metres of s, which changes where a piece ends.
+    """
+    last = pieces.shape[0] - 1
+    ring = pieces[last, 0] + pieces[last, 4]
+    sign = 1.0 if distance >= 0.0 else -1.0
+    left = abs(distance)
+    i = last
+    while i > 0 and (s < pieces[i, 0] or (sign < 0.0 and s == pieces[i, 0])):
+        i -= 1
+    while True:
+        rate = 1.0 / (1.0 - pieces[i, 5] * d)
+        to_end = pieces[i, 0] + pieces[i, 4] - s if sign > 0.0 else s - pieces[i, 0]
+        if left * rate <= to_end:
+            return (s + sign * left * rate) % ring
+        left -= to_end / rate
+        i = (i + int(sign)) % (last + 1)
+        s = pieces[i, 0] if sign > 0.0 else pieces[i, 0] + pieces[i, 4]
+
+
+@njit(cache=True, nogil=True)
 def free_acceleration(speed, desired, vigour):
     """IDM's acceleration on a free road, never below the comfortable deceleration."""
     return max(vigour * (1.0 - (speed / desired) ** 4), -COMFORTABLE_BRAKING)
@@ -341,15 +364,15 @@ def step_traffic(vehicles, pieces, heading, dt):
     for i in range(vehicles.shape[0]):
         v = vehicles[i]
         if v.driver == TRAFFIC:
-            _move(v, pieces, heading, i, acceleration[i], ring, dt)
+            _move(v, pieces, heading, i, acceleration[i], dt)
         elif v.driver == ONCOMING:
-            v.s = (v.s - v.speed * dt / (1.0 - curvature_at(pieces, v.s) * v.d)) % ring
+            v.s = advance(pieces, v.s, v.d, -v.speed * dt)
             v.x, v.y, heading[i] = pose_at(pieces, v.s, v.d)
             v.yaw = heading[i] + math.pi
 
 
 @njit(cache=True, nogil=True)
-def _move(v, pieces, heading, i, a, ring, dt):
+def _move(v, pieces, heading, i, a, dt):
     """Advance one driver along its lane, or on the way to it, with acceleration a."""
     before = v.speed
     v.speed = max(0.0, before + a * dt)
@@ -364,7 +387,7 @@ def _move(v, pieces, heading, i, a, ring, dt):
     v.slope = min(max(slope, v.slope - turn), v.slope + turn)
 
     angle = math.atan(v.slope)
-    v.s = (v.s + mean * math.cos(angle) * dt / (1.0 - curvature_at(pieces, v.s) * v.d)) % ring
+    v.s = advance(pieces, v.s, v.d, mean * math.cos(angle) * dt)
     v.d += mean * math.sin(angle) * dt
     v.x, v.y, heading[i] = pose_at(pieces, v.s, v.d)
     yaw = heading[i] + angle
