@@ -25,7 +25,8 @@ from typing import Any
 
 from carla_digr.errors import UserError
 from carla_digr.simulator import add_server_options, wire
-from carla_digr.simulator.episode import METHODS, CallFailed, Episode, answer
+from carla_digr.simulator.calls import METHODS, answer, apply_batch
+from carla_digr.simulator.episode import CallFailed, Episode
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.world import Camera
 
@@ -213,7 +214,7 @@ class Server:
 
     def _apply_batch(self, arguments: list[Any]) -> list[Any]:
         try:
-            return self._episode.apply_batch(arguments[0] if arguments else None)
+            return apply_batch(self._episode, arguments[0] if arguments else None)
         except CallFailed as error:
             return [wire.value_error(str(error))]
 

@@ -19,7 +19,7 @@ from simulator_process import Simulator, eventually
 from carla_digr.driving.control import VehicleCommand
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SensorStream, Session
-from carla_digr.simulator.episode import METHODS
+from carla_digr.simulator.calls import METHODS
 
 SERVER = [sys.executable, "-m", "carla_digr.simulator.server"]
 

@@ -1,0 +1,406 @@
+"""The calls of CARLA's RPC protocol on an Episode, and the batch commands.
+
+One function a call; its name is the call's, its annotations say how arguments are checked and whether a value is
+returned. What is not here, the simulator does not offer.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from carla_digr.simulator import blueprints, wire
+from carla_digr.simulator.episode import CallFailed, Entry, Episode, check_place
+from carla_digr.simulator.palette import PALETTES
+from carla_digr.simulator.road import MAP_NAME
+from carla_digr.simulator.vehicle import KINDS
+from carla_digr.simulator.wire import Rotation, Transform, Vector3D
+
+MAX_DELTA = 1.0  # s
+MAX_SPEED = 150.0  # m/s; faster velocities are refused
+SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it
+BRAKE_LIGHT = 8  # bit of VehicleLightState
+NESTED_BATCHES = 4  # deepest chain of commands to run after a spawn
+
+
+class Method(NamedTuple):
+    """One RPC: the function, how its arguments are checked, and whether it returns a value."""
+
+    function: Callable[..., Any]
+    arguments: tuple[wire.Decoder, ...]
+    returns: bool
+
+
+METHODS: dict[str, Method] = {}
+"""Every call an Episode answers; filled by the decorator below."""
+
+
+def rpc(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Offer a function to clients under its own name."""
+    hints = typing.get_type_hints(function)
+    returns = hints.pop("return") is not type(None)
+    _, *arguments = hints.values()
+    METHODS[function.__name__] = Method(function, tuple(map(wire.decoder, arguments)), returns)
+    return function
+
+
+@rpc
+def spawn_actor(episode: Episode, description: wire.ActorDescription, transform: Transform) -> wire.Actor:
+    """Make a vehicle, a free camera or the traffic."""
+    return episode.actor(episode.spawn(description, transform, 0))
+
+
+@rpc
+def spawn_actor_with_parent(
+    episode: Episode,
+    description: wire.ActorDescription,
+    transform: Transform,
+    parent: int,
+    attachment: int,
+    socket: str,
+) -> wire.Actor:
+    """Make a sensor on a vehicle; every attachment is rigid here."""
+    return episode.actor(episode.spawn(description, transform, parent))
+
+
+@rpc
+def destroy_actor(episode: Episode, actor_id: int) -> bool:
+    """Remove an actor, the sensors it carries and, of a traffic controller, its vehicles."""
+    entry = episode.entry(actor_id)
+    if entry is episode.spectator:
+        raise CallFailed("the spectator cannot be destroyed")
+    episode.remove(entry)
+    return True
+
+
+@rpc
+def get_actors_by_id(episode: Episode, ids: list[int]) -> list[wire.Actor]:
+    """The known ones among ``ids``."""
+    return [episode.actor(episode.actors[i]) for i in ids if i in episode.actors]
+
+
+@rpc
+def get_spectator(episode: Episode) -> wire.Actor:
+    """The free camera of CARLA's own window; here only a pose to set and get."""
+    return episode.actor(episode.spectator)
+
+
+@rpc
+def set_actor_transform(episode: Episode, actor_id: int, transform: Transform) -> None:
+    """Put an actor somewhere; a sensor with a parent moves relative to it."""
+    entry = episode.entry(actor_id)
+    check_place(transform)
+    if entry.kind >= 0:
+        (x, y, _), (_, yaw, _) = transform
+        episode.world.place(actor_id, x, y, math.radians(yaw))
+        return
+    entry.transform = transform
+    if entry.camera is not None:
+        episode.aim(entry)
+
+
+@rpc
+def set_actor_location(episode: Episode, actor_id: int, location: Vector3D) -> None:
+    """Put an actor somewhere without turning it."""
+    entry = episode.entry(actor_id)
+    rotation = episode.place(entry).rotation if entry.kind >= 0 else entry.transform.rotation
+    set_actor_transform(episode, actor_id, Transform(location, rotation))
+
+
+@rpc
+def set_actor_target_velocity(episode: Episode, actor_id: int, velocity: Vector3D) -> None:
+    """Give a vehicle a speed at once: the component along its heading."""
+    episode.vehicle(actor_id)
+    _check_speed(velocity)
+    episode.world.set_target_velocity(actor_id, velocity.x, velocity.y)
+
+
+@rpc
+def enable_actor_constant_velocity(episode: Episode, actor_id: int, velocity: Vector3D) -> None:
+    """Hold a velocity given in the vehicle's frame."""
+    _check_speed(velocity)
+    episode.vehicle(actor_id).constant_velocity = velocity
+
+
+@rpc
+def disable_actor_constant_velocity(episode: Episode, actor_id: int) -> None:
+    """Leave the vehicle to its controls again."""
+    episode.vehicle(actor_id).constant_velocity = None
+
+
+@rpc
+def set_actor_simulate_physics(episode: Episode, actor_id: int, enabled: bool) -> None:
+    """Accepted without effect, for gone actors too: the Traffic Manager's thread dies of an error here."""
+
+
+@rpc
+def set_actor_enable_gravity(episode: Episode, actor_id: int, enabled: bool) -> None:
+    """Accepted without effect: the ground is flat and vehicles stay on it."""
+
+
+@rpc
+def get_actor_bounding_box(episode: Episode, actor_id: int) -> wire.BoundingBox:
+    """A vehicle's box, an empty one for what has none or is gone (the Traffic Manager must get an answer)."""
+    entry = episode.actors.get(actor_id)
+    return wire.BoundingBox(actor_id=actor_id) if entry is None else episode.actor(entry).box
+
+
+@rpc
+def apply_control_to_vehicle(episode: Episode, actor_id: int, control: wire.VehicleControl) -> None:
+    """Set pedals and wheels until the next call; values beyond their range are cut."""
+    episode.vehicle(actor_id)
+    throttle, steer, brake, hand_brake, reverse, *_ = control
+    episode.world.set_control(actor_id, throttle, steer, brake, hand_brake, reverse)
+
+
+@rpc
+def get_physics_control(episode: Episode, actor_id: int) -> wire.VehiclePhysics:
+    """What was applied last, else the kind's own values."""
+    entry = episode.vehicle(actor_id)
+    if entry.physics is not None:
+        return entry.physics
+    return blueprints.physics(KINDS[entry.kind], *episode.pose(actor_id))
+
+
+@rpc
+def apply_physics_control(episode: Episode, actor_id: int, control: wire.VehiclePhysics) -> None:
+    """Kept for get_physics_control; the bicycle model has no parameters to take from it."""
+    episode.vehicle(actor_id).physics = control
+
+
+@rpc
+def get_vehicle_light_state(episode: Episode, actor_id: int) -> tuple[int]:
+    """Light flags: those a client set, and the brake light while the vehicle brakes."""
+    return (_lights(episode, episode.vehicle(actor_id)),)
+
+
+@rpc
+def set_vehicle_light_state(episode: Episode, actor_id: int, state: tuple[int]) -> None:
+    """Keep light flags."""
+    episode.vehicle(actor_id).lights = state[0]
+
+
+@rpc
+def get_vehicle_light_states(episode: Episode) -> list[tuple[int, int]]:
+    """Ids and light flags of all vehicles."""
+    return [(e.id, _lights(episode, e)) for e in episode.actors.values() if e.kind >= 0]
+
+
+def _lights(episode: Episode, entry: Entry) -> int:
+    return entry.lights | (BRAKE_LIGHT if episode.world.vehicle(entry.id)["brake_light"] else 0)
+
+
+@rpc
+def version(episode: Episode) -> str:
+    """The protocol's version, which is the only one the client must have."""
+    return wire.VERSION
+
+
+@rpc
+def get_episode_info(episode: Episode) -> tuple[int, tuple[bytes]]:
+    """Episode id and the token of the world state's stream."""
+    return episode.number, (wire.token(wire.WORLD_STREAM, episode.streaming_port),)
+
+
+@rpc
+def get_episode_settings(episode: Episode) -> tuple[Any, ...]:
+    """The settings in wire form."""
+    return wire.settings_to_wire(episode.settings)
+
+
+@rpc
+def set_episode_settings(episode: Episode, settings: wire.EpisodeSettings) -> int:
+    """Take the settings; returns the present frame, whose state is out already."""
+    delta = settings.fixed_delta
+    if delta is not None and not 0.0 <= delta <= MAX_DELTA:
+        raise CallFailed(f"fixed_delta_seconds must be between 0 and {MAX_DELTA}, not {delta}")
+    episode.settings = settings
+    return episode.world.frame
+
+
+@rpc
+def get_available_maps(episode: Episode) -> list[str]:
+    """The one map there is."""
+    return [f"/Game/Carla/Maps/{MAP_NAME}"]
+
+
+@rpc
+def get_map_info(episode: Episode) -> tuple[str, list[Transform]]:
+    """Name of the map and its spawn points."""
+    points = episode.world.road.spawn_points
+    return f"Carla/Maps/{MAP_NAME}", [
+        Transform(Vector3D(x, y, SPAWN_HEIGHT), Rotation(0.0, math.degrees(yaw), 0.0)) for x, y, yaw in points.tolist()
+    ]
+
+
+@rpc
+def get_map_data(episode: Episode) -> str:
+    """The map as OpenDRIVE text."""
+    return episode.world.road.opendrive()
+
+
+@rpc
+def get_required_files(episode: Episode, folder: str) -> list[str]:
+    """None: there is nothing to download."""
+    return []
+
+
+@rpc
+def get_navigation_mesh(episode: Episode) -> bytes:
+    """None: there are no pedestrians."""
+    return b""
+
+
+@rpc
+def get_actor_definitions(episode: Episode) -> tuple[wire.ActorDefinition, ...]:
+    """The blueprint library."""
+    return blueprints.DEFINITIONS
+
+
+@rpc
+def get_weather_parameters(episode: Episode) -> wire.Weather:
+    """The weather last set."""
+    return episode.weather
+
+
+@rpc
+def set_weather_parameters(episode: Episode, weather: wire.Weather) -> None:
+    """Keep the weather and paint with the palette nearest to it."""
+    episode.weather = weather
+    episode.world.palette = [p.name for p in PALETTES].index(palette_of(weather))
+
+
+@rpc
+def query_lights_state(episode: Episode, client: str) -> list[Any]:
+    """No street lamps."""
+    return []
+
+
+@rpc
+def draw_debug_shape(episode: Episode, shape: Any) -> None:
+    """Accepted and not drawn: cameras show the world only."""
+
+
+@rpc
+def reset_all_traffic_lights(episode: Episode) -> None:
+    """There are none."""
+
+
+@rpc
+def is_traffic_manager_running(episode: Episode, port: int) -> bool:
+    """Whether a client registered a Traffic Manager for this port."""
+    return port in episode.traffic_managers
+
+
+@rpc
+def get_traffic_manager_running(episode: Episode, port: int) -> tuple[str, int]:
+    """Address of the Traffic Manager registered for this port, ("", 0) without one."""
+    return episode.traffic_managers.get(port, ("", 0))
+
+
+@rpc
+def add_traffic_manager_running(episode: Episode, address: tuple[str, int]) -> bool:
+    """Register a Traffic Manager; a later one takes the place of one whose client has died."""
+    episode.traffic_managers[address[1]] = address
+    return True
+
+
+@rpc
+def destroy_traffic_manager(episode: Episode, port: int) -> bool:
+    """Forget a Traffic Manager."""
+    return episode.traffic_managers.pop(port, None) is not None
+
+
+def apply_batch(episode: Episode, commands: Any, depth: int = 0) -> list[Any]:
+    """Run batch commands; a list of envelopes, one a command: the actor's id, or why it failed."""
+    if type(commands) is not list:
+        raise CallFailed("apply_batch: expected an array of commands")
+    return [_command(episode, command, depth) for command in commands]
+
+
+def _command(episode: Episode, command: Any, depth: int) -> Any:
+    try:
+        match command:
+            case [[0, payload]]:
+                return wire.value(_spawn_command(episode, _SPAWN(payload), depth))
+            case [[16 | 17, [int(actor_id), bool()]]]:  # autopilot and its display are the client's business
+                return wire.value(episode.entry(actor_id).id)
+            case [[18, [int(actor_id), int(flags)]]]:
+                set_vehicle_light_state(episode, actor_id, (flags,))
+                return wire.value(actor_id)
+            case [[int(kind), [int(actor_id), *arguments]]] if kind in _COMMANDS:
+                episode.entry(actor_id)
+                call(episode, _COMMANDS[kind], [actor_id, *arguments])
+                return wire.value(actor_id)
+            case [[int(kind), _]]:
+                raise CallFailed(f"batch command {kind} is not implemented by this simulator")
+        raise CallFailed(f"not a batch command: {command!r:.60}")
+    except (CallFailed, wire.ProtocolError) as error:
+        return wire.value_error(str(error))
+
+
+def _spawn_command(episode: Episode, command: wire.SpawnCommand, depth: int) -> int:
+    if depth == NESTED_BATCHES:
+        raise CallFailed(f"batch commands are nested more than {NESTED_BATCHES} deep")
+    actor_id = episode.spawn(command.description, command.transform, command.parent or 0).id
+    following = []
+    for later in command.then:
+        match later:
+            case [[int(kind), [0, *rest]]] if kind != 0:
+                later = [[kind, [actor_id, *rest]]]
+        following.append(later)
+    apply_batch(episode, following, depth + 1)
+    return actor_id
+
+
+_SPAWN = wire.decoder(wire.SpawnCommand)
+_COMMANDS = {
+    1: "destroy_actor",
+    2: "apply_control_to_vehicle",
+    5: "apply_physics_control",
+    6: "set_actor_transform",
+    8: "set_actor_target_velocity",
+    14: "set_actor_simulate_physics",
+    15: "set_actor_enable_gravity",
+    19: "set_actor_location",
+}
+"""Batch commands whose payload is the arguments of an RPC."""
+
+
+def call(episode: Episode, name: str, arguments: list[Any]) -> Any:
+    """Check the arguments of an RPC and run it; raises CallFailed or ProtocolError."""
+    method = METHODS[name]
+    if len(arguments) != len(method.arguments):
+        raise CallFailed(f"{name} takes {len(method.arguments)} arguments, not {len(arguments)}")
+    return method.function(episode, *(d(a) for d, a in zip(method.arguments, arguments, strict=True)))
+
+
+def answer(episode: Episode, name: str, arguments: list[Any]) -> Any:
+    """The envelope with the result or the failure of an RPC in METHODS."""
+    returns = METHODS[name].returns
+    try:
+        result = call(episode, name, arguments)
+        return wire.value(result) if returns else wire.done()
+    except (CallFailed, wire.ProtocolError) as error:
+        message = f"{name}: {error}" if isinstance(error, wire.ProtocolError) else str(error)
+    return wire.value_error(message) if returns else wire.void_error(message)
+
+
+def palette_of(weather: wire.Weather) -> str:
+    """Name of the renderer's palette that is nearest to a weather; CARLA's "as the map has it" (-1) is noon."""
+    if weather.sun_altitude_angle < -5.0:
+        return "dusk"
+    if weather.fog_density >= 40.0 or weather.dust_storm >= 50.0:
+        return "fog"
+    if weather.precipitation >= 30.0:
+        return "overcast"
+    if 0.0 <= weather.sun_altitude_angle < 25.0:
+        return "sunset"
+    return "overcast" if weather.cloudiness >= 60.0 else "noon"
+
+
+def _check_speed(velocity: Vector3D) -> None:
+    if max(map(abs, velocity)) > MAX_SPEED:
+        raise CallFailed(f"velocities must be within {MAX_SPEED:.0f} m/s, not {velocity}")
