@@ -127,12 +127,12 @@ def _arc_length(pieces, piece, along, across):
 
 
 @compiled
-def _stripe(d, center, half, footprint):
-    """Share of the interval of length ``footprint`` around d that the stripe covers."""
+def _stripe(d, center, half, footprint, inverse):
+    """Share of the interval of length ``footprint`` (and its inverse) around d that the stripe covers."""
     d -= center
     low = max(d - 0.5 * footprint, -half)
     high = min(d + 0.5 * footprint, half)
-    return max(high - low, 0.0) / footprint
+    return max(high - low, 0.0) * inverse
 
 
 @compiled
@@ -239,9 +239,10 @@ def paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             wide = math.sqrt((right_y * c - right_x * sn) ** 2 + (down_y * c - down_x * sn) ** 2)
             long = math.sqrt((right_x * c + right_y * sn) ** 2 + (down_x * c + down_y * sn) ** 2)
             grain = 1.0 / (1.0 + wide + long)
+            sharp = 1.0 / max(wide, 1e-9)
             paved = 0.0
             if e < PAVED_EDGE + wide:
-                paved = min(max((PAVED_EDGE - e) / wide + 0.5, 0.0), 1.0)
+                paved = min(max((PAVED_EDGE - e) * sharp + 0.5, 0.0), 1.0)
             r = 0.0
             g = 0.0
             bl = 0.0
@@ -263,24 +264,24 @@ def paint_ground(view, focal, world, patterns, light, ground, ground_ids):
                 line = 0.0
                 line_r, line_g, line_b = WHITE
                 if e > ROAD_EDGE - 1.0:
-                    edge = min(max((e - ROAD_EDGE) / wide + 0.5, 0.0), 1.0)
+                    edge = min(max((e - ROAD_EDGE) * sharp + 0.5, 0.0), 1.0)
                     road_r += (SHOULDER[0] - road_r) * edge
                     road_g += (SHOULDER[1] - road_g) * edge
                     road_b += (SHOULDER[2] - road_b) * edge
-                    line = _stripe(e, ROAD_EDGE, 0.5 * LINE_WIDTH, wide)
+                    line = _stripe(e, ROAD_EDGE, 0.5 * LINE_WIDTH, wide, sharp)
                 elif e < MEDIAN_HALF_WIDTH + 1.0:
-                    line = _stripe(e, MEDIAN_HALF_WIDTH, 0.5 * LINE_WIDTH, wide)
+                    line = _stripe(e, MEDIAN_HALF_WIDTH, 0.5 * LINE_WIDTH, wide, sharp)
                     line_r, line_g, line_b = YELLOW
-                    inner = min(max((MEDIAN_HALF_WIDTH - e) / wide + 0.5, 0.0), 1.0)
+                    inner = min(max((MEDIAN_HALF_WIDTH - e) * sharp + 0.5, 0.0), 1.0)
                     road_r += (SHOULDER[0] - road_r) * inner
                     road_g += (SHOULDER[1] - road_g) * inner
                     road_b += (SHOULDER[2] - road_b) * inner
                     tone *= 1.0 - 0.4 * max(0.0, 1.0 - abs(e - BARRIER_HALF_WIDTH) / (0.5 + wide))
                 if e > MEDIAN_HALF_WIDTH and e < ROAD_EDGE:
-                    lane = (e - MEDIAN_HALF_WIDTH) / LANE_WIDTH
+                    lane = (e - MEDIAN_HALF_WIDTH) * (1.0 / LANE_WIDTH)
                     border = math.floor(lane + 0.5)
                     if border >= 1.0 and border <= LANES - 1.0:
-                        line = _stripe(e, MEDIAN_HALF_WIDTH + border * LANE_WIDTH, 0.5 * LINE_WIDTH, wide)
+                        line = _stripe(e, MEDIAN_HALF_WIDTH + border * LANE_WIDTH, 0.5 * LINE_WIDTH, wide, sharp)
                         if line > 0.0:
                             s = _arc_length(pieces, piece, along, across)
                             line *= _dash(s, dash_period, long)

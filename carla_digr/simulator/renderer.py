@@ -219,6 +219,8 @@ def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
     height, width = ground_ids.shape
     share = np.float32(1.0 / (ss * ss))
     half = np.float32(0.5)
+    full = np.float32(255.0)
+    center = ss // 2
     for j in range(height):
         for i in range(width):
             covered = 0
@@ -233,12 +235,10 @@ def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
                         r += word >> 16
                         g += (word >> 8) & 255
                         b += word & 255
-            ids[j, i] = ground_ids[j, i]
             rest = np.float32(ss * ss - covered)
-            bgra[j, i, 2] = np.uint8(min(max((r + rest * ground[j, i, 0]) * share + half, 0.0), 255.0))
-            bgra[j, i, 1] = np.uint8(min(max((g + rest * ground[j, i, 1]) * share + half, 0.0), 255.0))
-            bgra[j, i, 0] = np.uint8(min(max((b + rest * ground[j, i, 2]) * share + half, 0.0), 255.0))
+            bgra[j, i, 0] = np.uint8(min((b + rest * ground[j, i, 2]) * share + half, full))
+            bgra[j, i, 1] = np.uint8(min((g + rest * ground[j, i, 1]) * share + half, full))
+            bgra[j, i, 2] = np.uint8(min((r + rest * ground[j, i, 0]) * share + half, full))
             bgra[j, i, 3] = 255
-            center = ss // 2
-            if depth[j * ss + center, i * ss + center] > 0.0:
-                ids[j, i] = sample_ids[j * ss + center, i * ss + center]
+            seen = depth[j * ss + center, i * ss + center] > 0.0
+            ids[j, i] = sample_ids[j * ss + center, i * ss + center] if seen else ground_ids[j, i]
