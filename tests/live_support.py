@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -67,9 +68,11 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: time.sleep(0.02)) -> None:
-    """Wait for an event; fails after LIMIT."""
+    """Wait for an event; fails after LIMIT, or when a process has died that should not."""
     end = time.monotonic() + LIMIT
     while not condition():
+        for running in Running.needed:
+            assert running.popen.poll() is None, f"{running.log.name}: {running.output}"
         assert time.monotonic() < end, f"{LIMIT:.0f} s are over"
         step()
 
@@ -77,25 +80,31 @@ def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: time
 class Running:
     """A process of the drive with its output in a file."""
 
-    def __init__(self, process: Process, domain: int, log: Path):
+    needed: ClassVar[list[Running]] = []  # those that should be alive
+
+    def __init__(self, process: Process, domain: int, log: Path, fault: str = ""):
         self.log = log
         environment = {**workspace(), "ROS_DOMAIN_ID": str(domain)}
+        command = command_line(process, environment)
+        if fault:  # the node's own process and entry point, with something broken in it first
+            program = f"{fault}; from {PACKAGE}.{process.name} import main; main()"
+            command = [sys.executable, "-c", program, *command[1:]]
         with log.open("wb") as file:
-            self.popen = subprocess.Popen(
-                command_line(process, environment), env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL
-            )
+            self.popen = subprocess.Popen(command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
 
     @property
     def output(self) -> str:
         return self.log.read_text()
 
     def wait(self) -> int:
-        """The exit status."""
+        """Until it ends by itself; its exit status."""
+        with contextlib.suppress(ValueError):
+            self.needed.remove(self)
         return self.popen.wait(LIMIT)
 
-    def end(self) -> int:
+    def end(self, number: int = signal.SIGINT) -> int:
         """Ask it to end; its exit status."""
-        self.popen.send_signal(signal.SIGINT)
+        self.popen.send_signal(number)
         return self.wait()
 
 
@@ -140,30 +149,35 @@ class Observer:
 
 
 @contextlib.contextmanager
-def stage(domain: int, directory: Path) -> Iterator[Callable[[Process], Running]]:
+def stage(domain: int, directory: Path) -> Iterator[Callable[..., Running]]:
     """Starts processes; all are gone when the context ends."""
     started: list[Running] = []
 
-    def start(process: Process) -> Running:
-        running = Running(process, domain, directory / f"{process.name}-{len(started)}.log")
+    def start(process: Process, fault: str = "") -> Running:
+        running = Running(process, domain, directory / f"{process.name}-{len(started)}.log", fault)
         started.append(running)
         return running
 
     try:
         yield start
     finally:
-        for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
-            for running in started:
+        for running in reversed(started):  # the simulator was started first: the bridge tidies up while it is there
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
                 if running.popen.poll() is None:
                     running.popen.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                for running in started:
-                    running.popen.wait(8.0)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        running.popen.wait(8.0)
+            running.wait()
 
 
 def simulator(port: int) -> Process:
     """The embedded highway."""
     return Process("simulator", module="carla_digr.simulator.server", arguments=("--port", str(port)))
+
+
+def bridge(port: int, **parameters) -> Process:
+    """The bridge to the embedded highway on a port."""
+    return Process("carla_bridge", parameters={"port": port, "start_seconds": LIMIT, **parameters}, tidies_up=True)
 
 
 def installed(name: str) -> Path:

@@ -95,7 +95,7 @@ class Explainer:
                 f"{got}: set the camera to the policy's size."
             )
         start = time.perf_counter()
-        with torch.no_grad():
+        with torch.inference_mode():
             state = to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy()))
             logits, value, hidden = self._policy.trace(state)
             probabilities = logits.softmax(dim=1)[0].numpy()
@@ -110,7 +110,7 @@ class Explainer:
     def explain(self, decision: Decision) -> Saliency:
         """The map of a decision's frame."""
         start = time.perf_counter()
-        with torch.no_grad():
+        with torch.inference_mode():
             maps, flat = normalise(saliency_from_trace(self._policy, *decision.trace))
         return Saliency(
             map=maps[0].numpy(),

@@ -30,7 +30,7 @@ from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import SPIN_SECONDS, Stop, run
 
-CALL_SECONDS = 10.0  # longest wait for an answer of the simulator
+CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
 PERIOD = 0.05  # s between ticks, wall and simulation time
 LOCKSTEP_SECONDS = 20.0  # longest wait for a decision in lockstep
 HELD_FRAMES = 20  # from the end of an episode to the start of the next one
@@ -61,9 +61,7 @@ class CarlaBridge(Node):
         self._simulator = declare(self, "simulator", "embedded", "what is driven on", choices=("embedded", "carla"))
         self._host = declare(self, "host", "127.0.0.1", "where the simulator listens")
         self._port = declare(self, "port", 2000, "the simulator's port", (1, 65535))
-        self._start_seconds = declare(
-            self, "start_seconds", 10.0, "how long the simulator may take to start", (0.1, 600.0)
-        )
+        self._start_seconds = declare(self, "start_seconds", 0.0, "time the simulator has to start, s", (0.0, 600.0))
         self._seed = declare(self, "seed", 1, "of the first episode; every further one adds 1", (0, 2**31 - 1))
         self._vehicles = declare(self, "vehicles", 64, "other vehicles on the ego's carriageway", (0, 400))
         self._lockstep = declare(self, "lockstep", False, "wait for every decision instead of keeping to the clock")
@@ -185,9 +183,10 @@ class CarlaBridge(Node):
         if ruling.fallback:
             self._fallbacks += 1
             self._decisions_out.publish(self._fallback_decision(ruling.command))
-        if ruling.fallback != self._ruling.fallback:
-            log = self.get_logger().warning if ruling.fallback else self.get_logger().info
-            log(f"Braking: {ruling.reason}" if ruling.fallback else "The policy drives")
+        if ruling.fallback and not self._ruling.fallback:
+            self.get_logger().warning(f"Braking: {ruling.reason}")
+        elif self._ruling.fallback and not ruling.fallback:
+            self.get_logger().info("The policy drives")
         self._ruling = ruling
         return FULL_BRAKE if self._over_since else ruling.command
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
         try:
             executor = SingleThreadedExecutor()
             executor.add_node(node)
+            gc.collect()
+            gc.freeze()  # a full collection over all that torch and rclpy have loaded takes longer than a frame
             work(node, executor, stop)
         finally:
             close = getattr(node, "close", None)

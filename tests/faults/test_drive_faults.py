@@ -1,0 +1,121 @@
+"""What the car does when a part of the drive fails, each part a real process."""
+
+from __future__ import annotations
+
+import signal
+
+import live_support
+import pytest
+
+live_support.workspace()
+
+from carla_digr_ros import topics  # noqa: E402
+
+from carla_digr.live.composition import Process  # noqa: E402
+
+NAN_DECISIONS = (
+    "import dataclasses, numpy; from carla_digr.live.explainer import Explainer; decide = Explainer.decide; "
+    "Explainer.decide = lambda self, rgb: dataclasses.replace(decide(self, rgb), value=numpy.nan)"
+)
+BROKEN_MAPS = (  # from the second map on; the first is the node's own when it starts
+    "from carla_digr.live.explainer import Explainer; explain = Explainer.explain; calls = []; "
+    "Explainer.explain = lambda self, decision: 1 / 0 if calls else calls.append(1) or explain(self, decision)"
+)
+
+
+class Drive:
+    """A paced drive with a deadline that only a missing decision passes."""
+
+    def __init__(self, start, observe, weights, fault=""):
+        self.start, self.weights = start, weights
+        self.observer = observe(
+            topics.DECISION.name, topics.OVERLAY.name, topics.ODOMETRY.name, topics.DIAGNOSTICS.name
+        )
+        port = live_support.free_port()
+        self.simulator = start(live_support.simulator(port))
+        self.bridge = start(live_support.bridge(port, deadline=1.0, recovery=3))
+        self.explainer = self.start_explainer(fault)
+
+    def start_explainer(self, fault=""):
+        return self.start(Process("explainer", parameters={"weights": str(self.weights)}), fault)
+
+    def decisions(self, fallback: bool):
+        return [m for m in self.observer.received[topics.DECISION.name] if m.fallback == fallback]
+
+    def speed(self) -> float:
+        return self.observer.received[topics.ODOMETRY.name][-1].twist.twist.linear.x
+
+    def report(self, node: str):
+        """The newest diagnostics of a node: level, message, values."""
+        for message in reversed(self.observer.received[topics.DIAGNOSTICS.name]):
+            for status in message.status:
+                if status.name.startswith(node):
+                    return status.level, status.message, {v.key: v.value for v in status.values}
+        return None, "", {}
+
+
+def test_the_car_brakes_when_the_explainer_is_killed_and_drives_again_with_a_new_one(start, observe, weights):
+    drive = Drive(start, observe, weights)
+    observer = drive.observer
+    observer.until(lambda: len(drive.decisions(fallback=False)) >= 5)
+    drive.explainer.end(signal.SIGKILL)
+    observer.until(lambda: bool(drive.decisions(fallback=True)))
+    stopping = drive.decisions(fallback=True)[0]
+    assert (stopping.brake, stopping.throttle, stopping.steer) == (1.0, 0.0, 0.0)
+    assert not stopping.probabilities and not stopping.policy_hash
+    observer.until(lambda: drive.report("carla_bridge")[2].get("watchdog") == "stopping")
+    level, message, _ = drive.report("carla_bridge")
+    assert level == b"\1" and "no decision for frame" in message
+
+    drive.start_explainer()
+    driven = len(drive.decisions(fallback=False))
+    observer.until(lambda: len(drive.decisions(fallback=False)) >= driven + 10)
+    recovering = [m.frame for m in drive.decisions(fallback=True)]
+    answered = [m.frame for m in drive.decisions(fallback=False)][driven:]
+    assert set(answered[:2]) <= set(recovering)  # a row of three good decisions ends the stop
+    assert not set(answered[2:]) & set(recovering)
+    observer.until(lambda: drive.report("carla_bridge")[2].get("watchdog") == "driving")
+
+
+def test_the_car_brakes_on_decisions_that_are_not_numbers(start, observe, weights):
+    drive = Drive(start, observe, weights, fault=NAN_DECISIONS)
+    drive.observer.until(lambda: len(drive.decisions(fallback=True)) >= 5)
+    assert all((m.brake, m.throttle, m.steer) == (1.0, 0.0, 0.0) for m in drive.decisions(fallback=True))
+    drive.observer.until(lambda: drive.report("explainer")[0] == b"\2")
+    assert "not a number" in drive.report("explainer")[1]
+    drive.observer.until(lambda: "steer is nan" in drive.report("carla_bridge")[1])
+
+
+def test_a_map_that_fails_never_stops_the_decisions(start, observe, weights):
+    drive = Drive(start, observe, weights, fault=BROKEN_MAPS)
+    drive.observer.until(lambda: len(drive.decisions(fallback=False)) >= 20)
+    assert not drive.decisions(fallback=True)
+    assert not drive.observer.received[topics.OVERLAY.name]
+    drive.observer.until(lambda: drive.report("explainer")[0] == b"\2")
+    assert "No map for this frame: ZeroDivisionError" in drive.report("explainer")[1]
+    assert drive.explainer.popen.poll() is None
+
+
+def test_the_bridge_ends_with_a_sentence_when_the_simulator_is_killed(start, observe, weights):
+    drive = Drive(start, observe, weights)
+    drive.observer.until(lambda: len(drive.decisions(fallback=False)) >= 5)
+    drive.simulator.end(signal.SIGKILL)
+    assert drive.bridge.wait() == 2
+    sentences = [line for line in drive.bridge.output.splitlines() if line.startswith("carla-digr: ")]
+    assert len(sentences) == 1 and "is gone" in sentences[0]
+    assert "Traceback" not in drive.bridge.output
+
+
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_the_bridge_leaves_the_simulator_as_it_was(start, observe, weights, lockstep):
+    """A second bridge can drive after the first one has ended."""
+    observer = observe(topics.OVERLAY.name)
+    port = live_support.free_port()
+    start(live_support.simulator(port))
+    start(Process("explainer", parameters={"weights": str(weights)}))
+    for drive in (1, 2):
+        bridge = start(live_support.bridge(port, lockstep=lockstep))
+        observer.received.clear()
+        observer.until(lambda: len(observer.received[topics.OVERLAY.name]) >= 3)
+        assert bridge.end() == 0, drive
+        assert "Traceback" not in bridge.output

@@ -1,0 +1,117 @@
+"""Simulator, bridge and explainer, each in its own process: one drive."""
+
+from __future__ import annotations
+
+import math
+
+import live_support
+import numpy as np
+import pytest
+
+live_support.workspace()
+
+from carla_digr_ros import conversion, topics  # noqa: E402
+from carla_digr_ros.carla_bridge import HELD_FRAMES  # noqa: E402
+from rclpy.qos import QoSProfile  # noqa: E402
+
+from carla_digr.driving.control import command  # noqa: E402
+from carla_digr.live.composition import Process  # noqa: E402
+from carla_digr.live.explainer import Explainer  # noqa: E402
+from carla_digr.live.watchdog import FULL_BRAKE  # noqa: E402
+from carla_digr.tasks.driving import InProcessDrive  # noqa: E402
+
+FRAME_TOPICS = [topic.name for topic in topics.TOPICS if topic not in (topics.CLOCK, topics.DIAGNOSTICS)]
+
+
+def stamp(message) -> float:
+    return message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory, weights):
+    """What 130 frames in lockstep put on the topics: an observer, and the frames' numbers."""
+    from carla_digr.live.supervisor import free_domain
+
+    directory = tmp_path_factory.mktemp("drive")
+    port = live_support.free_port()
+    with free_domain() as domain, live_support.stage(domain, directory) as start:
+        observer = live_support.Observer(domain, *(t.name for t in topics.TOPICS), qos=QoSProfile(depth=1000))
+        start(live_support.simulator(port))
+        start(live_support.bridge(port, lockstep=True, seed=5))
+        start(Process("explainer", parameters={"weights": str(weights)}))
+        observer.until(lambda: len(observer.received[topics.OVERLAY.name]) >= 130)
+        yield observer
+        observer.close()
+
+
+def test_every_message_about_a_frame_has_its_stamp(drive):
+    stamps = {name: [stamp(message) for message in drive.received[name]] for name in FRAME_TOPICS}
+    pictures = stamps[topics.IMAGE.name]
+    assert np.allclose(np.diff(pictures), 0.05)
+    last = min(times[-1] for times in stamps.values())  # the drive goes on while it is watched
+    for name, times in stamps.items():
+        assert len(set(times)) == len(times), name
+        assert set(times) <= set(pictures) | {t for t in times if t > pictures[-1]}, name
+        answered = {t for t in pictures if times[0] <= t <= last}
+        assert answered <= set(times), name
+    clock = [m.clock.sec + m.clock.nanosec * 1e-9 for m in drive.received[topics.CLOCK.name]]
+    assert set(pictures) <= set(clock)
+
+
+def test_frames_are_numbered_and_decisions_know_their_frame(drive):
+    numbers = {stamp(m): m.frame for m in drive.received[topics.FRAME.name]}
+    values = list(numbers.values())
+    assert values == list(range(values[0], values[0] + len(values)))
+    for message in drive.received[topics.DECISION.name]:
+        assert message.frame == numbers[stamp(message)]
+        assert not message.fallback
+
+
+def test_the_drive_is_the_one_that_the_same_decisions_make_in_process(drive, weights):
+    """Decision k acts on tick k+1 and on nothing else; seeds, held brake and restarts included."""
+    explainer, simulation, seed = Explainer.from_checkpoint(weights), InProcessDrive(), 5
+    facts = {m.frame: m for m in drive.received[topics.FRAME.name]}
+    pictures = {stamp(m): m for m in drive.received[topics.IMAGE.name]}
+    motions = {stamp(m): m for m in drive.received[topics.ODOMETRY.name]}
+    frame, ended, episodes = simulation.reset(seed), 0, 1
+    compared = 0
+    for number, fact in sorted(facts.items()):
+        if stamp(fact) not in pictures or stamp(fact) not in motions:
+            break
+        picture = conversion.to_rgb(pictures[stamp(fact)])
+        np.testing.assert_array_equal(picture, frame.image, err_msg=f"frame {number}")
+        motion = motions[stamp(fact)]
+        assert motion.twist.twist.linear.x == frame.speed
+        place = motion.pose.pose
+        assert (place.position.x, place.position.y) == (frame.x, -frame.y)
+        yaw = 2.0 * math.atan2(place.orientation.z, place.orientation.w)
+        assert math.isclose(
+            math.remainder(yaw + frame.yaw, 2.0 * math.pi), 0.0, abs_tol=1e-6
+        )  # through float32 degrees
+        assert (fact.episode, fact.seed, fact.over) == (episodes, seed, bool(ended))
+        assert (fact.collision, fact.off_road) == (frame.collision or "", frame.off_road)
+        compared += 1
+        if ended and number - ended >= HELD_FRAMES:
+            seed, episodes, ended = seed + 1, episodes + 1, 0
+            frame = simulation.reset(seed)
+            continue
+        frame = simulation.step(FULL_BRAKE if ended else command(explainer.decide(picture).action))
+        if not ended and (frame.collision or frame.off_road):
+            ended = number + 1
+    assert compared >= 100
+    assert episodes >= 2  # random weights leave the road within seconds
+
+
+def test_the_camera_info_is_the_pinhole_of_the_camera(drive):
+    info = drive.received[topics.CAMERA_INFO.name][0]
+    assert (info.width, info.height, info.distortion_model) == (128, 128, "plumb_bob")
+    focal = 64.0 / math.tan(math.radians(24.0))
+    assert np.allclose(info.k, [focal, 0, 64, 0, focal, 64, 0, 0, 1])
+    assert np.allclose(np.reshape(info.p, (3, 4))[:, :3].ravel(), info.k)
+
+
+def test_only_the_nodes_of_the_table_publish(drive):
+    for topic in topics.TOPICS:
+        publishers = {info.node_name for info in drive.node.get_publishers_info_by_topic(topic.name)}
+        assert publishers <= set(topic.publishers), topic.name
+        assert topic.name == topics.DIAGNOSTICS.name or publishers == set(topic.publishers), topic.name

@@ -1,0 +1,143 @@
+"""The node `explainer` alone: a synthetic camera in this process, the node in its own."""
+
+from __future__ import annotations
+
+import signal
+
+import live_support
+import numpy as np
+import pytest
+
+live_support.workspace()
+
+from builtin_interfaces.msg import Time  # noqa: E402
+from carla_digr_msgs.msg import DriveFrame  # noqa: E402
+from carla_digr_ros import conversion, topics  # noqa: E402
+from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+
+from carla_digr.live.composition import Process  # noqa: E402
+from carla_digr.live.explainer import Explainer  # noqa: E402
+
+ANSWERS = (topics.DECISION.name, topics.SALIENCY.name, topics.OVERLAY.name)
+
+
+class Camera:
+    """Publishes pictures as the bridge does."""
+
+    def __init__(self, observer):
+        self.observer = observer
+        self.facts = topics.FRAME.publisher(observer.node)
+        self.images = topics.IMAGE.publisher(observer.node)
+        self.random = np.random.default_rng(0)
+        observer.until(lambda: self.images.get_subscription_count() and self.facts.get_subscription_count())
+
+    def send(self, number: int, encoding: str = "rgb8", size: int = 128) -> np.ndarray:
+        header = Header(stamp=Time(sec=number // 20, nanosec=number % 20 * 50_000_000), frame_id="camera")
+        self.facts.publish(DriveFrame(header=header, frame=1000 + number))
+        channels = conversion.ENCODINGS[encoding].channels
+        picture = self.random.integers(0, 256, (size, size, channels), np.uint8)
+        self.images.publish(conversion.to_message(picture if channels > 1 else picture[..., 0], encoding, header))
+        return picture
+
+
+@pytest.fixture
+def explainer(start, weights):
+    return start(Process("explainer", parameters={"weights": str(weights)}))
+
+
+def test_every_frame_is_answered_with_its_own_stamp_and_the_decision_first(explainer, observe, weights):
+    observer = observe(*ANSWERS)
+    camera = Camera(observer)
+    pictures = [camera.send(0)]
+    observer.until(lambda: len(observer.received[topics.OVERLAY.name]) == 1)  # all subscriptions are matched
+    for number in range(1, 60):
+        pictures.append(camera.send(number))
+        observer.until(lambda wanted=number + 1: all(len(observer.received[name]) == wanted for name in ANSWERS))
+    assert [name for name, _ in observer.order] == list(ANSWERS) * 60
+    library = Explainer.from_checkpoint(weights)
+    for number, picture in enumerate(pictures):
+        decision, saliency, overlay = (observer.received[name][number] for name in ANSWERS)
+        stamp = Time(sec=number // 20, nanosec=number % 20 * 50_000_000)
+        assert decision.header.stamp == saliency.header.stamp == overlay.header.stamp == stamp
+        assert decision.frame == 1000 + number
+        expected = library.decide(picture)
+        assert decision.action == expected.action
+        np.testing.assert_array_equal(decision.probabilities, expected.probabilities)
+        assert decision.policy_hash == library.policy_hash
+        assert not decision.fallback
+        assert (saliency.encoding, overlay.encoding) == ("32FC1", "rgb8")
+        values = conversion.to_array(saliency)
+        np.testing.assert_array_equal(values, library.explain(expected).map)
+        assert values.min() >= 0.0 and values.max() == 1.0
+
+
+def test_a_best_effort_subscriber_gets_data_on_every_topic(explainer, observe):
+    observer = observe(*ANSWERS, qos=QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    camera = Camera(observer)
+    numbers = iter(range(10_000))
+
+    def send_and_spin():
+        camera.send(next(numbers))
+        observer.spin()
+
+    live_support.until(lambda: all(observer.received[name] for name in ANSWERS), send_and_spin)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "size", "sentence"),
+    [("mono8", 128, "image encoding 'mono8'"), ("rgb8", 64, "128 x 128 x 3 (height x width x channels) but got")],
+)
+def test_a_wrong_picture_is_refused_and_reported_and_the_next_good_one_answered(
+    explainer, observe, encoding, size, sentence
+):
+    observer = observe(*ANSWERS, topics.DIAGNOSTICS.name)
+    camera = Camera(observer)
+
+    def reports():
+        return [status for message in observer.received[topics.DIAGNOSTICS.name] for status in message.status]
+
+    def errors():
+        return [status for status in reports() if status.level == b"\2"]
+
+    live_support.until(lambda: bool(errors()), lambda: (camera.send(1, encoding, size), observer.spin()))
+    assert sentence in errors()[0].message
+    assert errors()[0].name == "explainer: policy and explanation"
+    assert not any(observer.received[name] for name in ANSWERS)
+
+    camera.send(2)
+    observer.until(lambda: all(observer.received[name] for name in ANSWERS))
+    assert explainer.popen.poll() is None
+    seen = len(reports())
+    observer.until(lambda: any(status.level != b"\2" for status in reports()[seen:]))
+    assert sentence in explainer.output
+
+
+def test_a_wrong_size_is_resized_where_the_parameter_says_so(start, observe, weights):
+    start(Process("explainer", parameters={"weights": str(weights), "wrong_size": "resize"}))
+    observer = observe(*ANSWERS)
+    Camera(observer).send(1, size=300)
+    observer.until(lambda: bool(observer.received[topics.OVERLAY.name]))
+    assert observer.received[topics.SALIENCY.name][0].height == 128
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"opacity": 1.5}, "The parameter opacity of the node explainer must lie between 0.0 and 1.0."),
+        ({"opacity": "much"}, "The parameter opacity of the node explainer must be float"),
+        ({"wrong_size": "guess"}, "must be refuse or resize, not 'guess'"),
+    ],
+)
+def test_bad_parameters_end_in_one_sentence(start, parameters, sentence):
+    explainer = start(Process("explainer", parameters=parameters))
+    assert explainer.wait() == 2
+    lines = [line for line in explainer.output.splitlines() if line.startswith("carla-digr: ")]
+    assert len(lines) == 1 and sentence in lines[0]
+    assert "Traceback" not in explainer.output
+
+
+def test_sigterm_ends_it_cleanly(explainer, observe):
+    Camera(observe())
+    assert explainer.end(signal.SIGTERM) == 0
+    assert "Traceback" not in explainer.output
