@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -19,8 +20,9 @@ FAR = 480.0  # m, farthest drawn object
 
 # Nothing here allocates, so numba's reference counting is switched off: it took a third of a picture's time. A
 # function that does allocate is refused by the compiler under this option.
-compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-inlined = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+compiled = njit(**_OPTIONS)
+inlined = njit(**_OPTIONS, inline="always")
 """For functions called once a pixel."""
 
 
