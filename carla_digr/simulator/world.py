@@ -15,8 +15,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
+from carla_digr.simulator.contacts import box_overlap, collide, static_overlap
 from carla_digr.simulator.renderer import VehicleTable, render
-from carla_digr.simulator.road import BARRIER_HALF_WIDTH, RAIL_OFFSET, Road, project_to
+from carla_digr.simulator.road import (
+    LANE_WIDTH,
+    LANES,
+    MEDIAN_HALF_WIDTH,
+    Road,
+    project_to,
+)
 from carla_digr.simulator.traffic import (
     CLIENT,
     VEHICLE,
@@ -28,10 +35,8 @@ from carla_digr.simulator.vehicle import KINDS, MAX_STEER, step_bicycle
 
 STATIC = 0
 """`Collision.other` of the barrier and the guard rails."""
-RAIL_HALF_WIDTH = 0.1  # m
 SNAP_DISTANCE, SNAP_ANGLE = 0.01, 1e-3  # m and rad within which a pose means a spawn point of the road
 LONGEST_PART = 0.05  # s that vehicles move between two looks around
-TOUCHING = 1e-6  # m of overlap that is no contact: the rounding left when a contact was resolved
 TOP_SPEED = 100.0  # m/s, the most a vehicle can be given
 _LARGEST = 1e9  # of controls, metres and m/s that make sense
 _CONTACTS = 256  # contacts reported a step at most
@@ -82,127 +87,6 @@ class Camera:
 
 
 @njit(cache=True, nogil=True)
-def box_overlap(a, b):
-    """Separating-axis test of two oriented boxes, (5,) x, y, yaw, half length, half width each (Ericson, 2005, 4.4.1).
-
-    Returns (depth, nx, ny): how deep they overlap, negative or zero when they do not, and the unit normal from a to b
-    along which that depth is least.
-    """
-    dx, dy = b[0] - a[0], b[1] - a[1]
-    depth, nx, ny = math.inf, 0.0, 0.0
-    for k in range(4):
-        yaw = a[2] if k < 2 else b[2]
-        ux, uy = (math.cos(yaw), math.sin(yaw)) if k % 2 == 0 else (-math.sin(yaw), math.cos(yaw))
-        reach = 0.0
-        for box in (a, b):
-            along = abs(math.cos(box[2]) * ux + math.sin(box[2]) * uy)
-            across = abs(-math.sin(box[2]) * ux + math.cos(box[2]) * uy)
-            reach += box[3] * along + box[4] * across
-        distance = dx * ux + dy * uy
-        if reach - abs(distance) < depth:
-            depth = reach - abs(distance)
-            sign = 1.0 if distance >= 0.0 else -1.0
-            nx, ny = sign * ux, sign * uy
-    return depth, nx, ny
-
-
-@njit(cache=True, nogil=True)
-def _box(v, out):
-    out[0], out[1], out[2], out[3], out[4] = v.x, v.y, v.yaw, 0.5 * v.length, 0.5 * v.width
-
-
-@njit(cache=True, nogil=True)
-def _lateral_range(v, pieces):
-    """(lowest, highest) road offset d of the box's corners and of the middles of its sides."""
-    low, high = math.inf, -math.inf
-    c, sn = math.cos(v.yaw), math.sin(v.yaw)
-    for i in range(-1, 2):
-        for j in range(-1, 2):
-            if i == 0 and j == 0:
-                continue
-            forward, right = 0.5 * i * v.length, 0.5 * j * v.width
-            _, d, _ = project_to(pieces, v.x + c * forward - sn * right, v.y + sn * forward + c * right)
-            low, high = min(low, d), max(high, d)
-    return low, high
-
-
-@njit(cache=True, nogil=True)
-def _static_overlap(v, pieces):
-    """(depth, direction, which) of the overlap with the barrier (0) or a guard rail (1); direction is the sign of d in
-    which the obstacle lies. Depth is at most zero when free. The rail has no far side: nothing passes it."""
-    reach = 0.5 * math.hypot(v.length, v.width)
-    inner, outer = BARRIER_HALF_WIDTH, RAIL_OFFSET - RAIL_HALF_WIDTH
-    if abs(v.d) - reach > inner and abs(v.d) + reach < outer:
-        return 0.0, 0.0, 0
-    low, high = _lateral_range(v, pieces)
-    if v.d < 0.0:
-        low, high = -high, -low
-    side = -1.0 if v.d < 0.0 else 1.0
-    if high - outer > inner - low:
-        return high - outer, side, 1
-    return inner - low, -side, 0
-
-
-@njit(cache=True, nogil=True)
-def _push(v, nx, ny, depth, impulse):
-    """Apply an impulse (N s) along (nx, ny) to a vehicle's speed and move a client's one out by depth."""
-    speed = v.speed + impulse / v.mass * (nx * math.cos(v.yaw) + ny * math.sin(v.yaw))
-    v.speed = speed if v.driver == CLIENT else max(speed, 0.0)
-    if v.driver == CLIENT:
-        v.x += nx * depth
-        v.y += ny * depth
-
-
-@njit(cache=True, nogil=True)
-def _collide(vehicles, pieces, contacts):
-    """Find and resolve the overlaps of the table, plastically; returns their number.
-
-    ``contacts`` (C, 5) receives index, other index (-1 barrier, -2 rail), and the impulse's direction nx, ny and size
-    on the other one.
-    """
-    n = vehicles.shape[0]
-    count = 0
-    a = np.empty(5)
-    b = np.empty(5)
-    for i in range(n):
-        v = vehicles[i]
-        for j in range(i + 1, n):
-            w = vehicles[j]
-            if v.driver != CLIENT and w.driver != CLIENT and v.driver != w.driver:
-                continue
-            dx, dy = w.x - v.x, w.y - v.y
-            reach = 0.5 * (v.length + w.length + v.width + w.width)
-            if dx * dx + dy * dy > reach * reach:
-                continue
-            _box(v, a)
-            _box(w, b)
-            depth, nx, ny = box_overlap(a, b)
-            if depth <= TOUCHING or count == contacts.shape[0]:
-                continue
-            closing = v.speed * (math.cos(v.yaw) * nx + math.sin(v.yaw) * ny)
-            closing -= w.speed * (math.cos(w.yaw) * nx + math.sin(w.yaw) * ny)
-            impulse = max(closing, 0.0) * v.mass * w.mass / (v.mass + w.mass)
-            share = 0.5 if v.driver == CLIENT and w.driver == CLIENT else 1.0
-            _push(v, -nx, -ny, share * depth, impulse)
-            _push(w, nx, ny, share * depth, impulse)
-            contacts[count, 0], contacts[count, 1] = i, j
-            contacts[count, 2], contacts[count, 3], contacts[count, 4] = nx, ny, impulse
-            count += 1
-        if v.driver == CLIENT:
-            depth, direction, which = _static_overlap(v, pieces)
-            if depth > TOUCHING and count < contacts.shape[0]:
-                _, _, heading = project_to(pieces, v.x, v.y)
-                nx, ny = -math.sin(heading) * direction, math.cos(heading) * direction
-                closing = v.speed * (math.cos(v.yaw) * nx + math.sin(v.yaw) * ny)
-                impulse = max(closing, 0.0) * v.mass
-                _push(v, -nx, -ny, depth, impulse)
-                contacts[count, 0], contacts[count, 1] = i, -1 - which
-                contacts[count, 2], contacts[count, 3], contacts[count, 4] = nx, ny, impulse
-                count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
 def _step(vehicles, pieces, contacts, dt):
     """Advance the table (N,) of VEHICLE by dt seconds; returns the number of contacts."""
     n = vehicles.shape[0]
@@ -231,7 +115,7 @@ def _step(vehicles, pieces, contacts, dt):
                 dt,
             )
             v.brake_light = v.brake > 0.05
-    count = _collide(vehicles, pieces, contacts)
+    count = collide(vehicles, pieces, contacts)
     for i in range(n):
         v = vehicles[i]
         if v.driver == CLIENT:
@@ -321,9 +205,14 @@ class World:
         return self._append(row)[0]
 
     def place(self, vehicle_id: int, x: float, y: float, yaw: float) -> None:
-        """Put a vehicle elsewhere, standing; the same rules as for spawning, but overlaps are left to the next step."""
+        """Put a vehicle elsewhere, standing; the same rules as for spawning, but overlaps are left to the next step.
+
+        A driver of the traffic goes on in the lane it finds itself in. Raises KeyError for an unknown id, ValueError
+        for a pose that is not finite.
+        """
         row = self.vehicle(vehicle_id)
         self._pose(row, x, y, yaw)
+        row["lane"] = min(max(int((row["d"] - MEDIAN_HALF_WIDTH) // LANE_WIDTH), row["leftmost_lane"]), LANES - 1)
         for name in ("speed", "vx", "vy", "yaw_rate", "ax", "ay", "slope"):
             row[name] = 0.0
 
@@ -467,7 +356,7 @@ class World:
                     f"vehicle {other['id']} stands where a {KINDS[row['kind']].blueprint} was to be spawned; "
                     "choose another place."
                 )
-        if _static_overlap(row, self.road.pieces)[0] > 0.0:
+        if static_overlap(row, self.road.pieces)[0] > 0.0:
             raise SpawnCollision(
                 f"a {KINDS[row['kind']].blueprint} at ({row['x']:.1f}, {row['y']:.1f}) would stand in the barrier, "
                 "in a guard rail or beyond it; choose a place on the road."

@@ -163,6 +163,16 @@ def test_oncoming_vehicles_drive_the_other_way_on_their_lanes():
         before = after.copy()
 
 
+def test_a_driver_that_is_put_elsewhere_goes_on_in_the_lane_it_finds_itself_in():
+    world = crafted({"s": 500.0, "lane": 3, "home_lane": 1, "speed": 15.0, "desired_speed": 15.0})
+    world.place(1, *(float(v) for v in ROAD.pose(900.0, lane_center(1) + 0.5)))
+    for _ in range(400):
+        world.step()
+        assert abs(world.vehicle(1).d - lane_center(1)) < 0.51
+    assert abs(world.vehicle(1).d - lane_center(1)) < 0.05
+    assert world.vehicle(1).speed > 10.0
+
+
 # Placing.
 
 

@@ -13,10 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from carla_digr.errors import UserError
+from carla_digr.simulator.contacts import RAIL_HALF_WIDTH, box_overlap
 from carla_digr.simulator.road import BARRIER_HALF_WIDTH, LANE_WIDTH, RAIL_OFFSET, Road, lane_center
 from carla_digr.simulator.traffic import CLIENT
 from carla_digr.simulator.vehicle import KINDS
-from carla_digr.simulator.world import RAIL_HALF_WIDTH, STATIC, Camera, SpawnCollision, World, box_overlap
+from carla_digr.simulator.world import STATIC, Camera, SpawnCollision, World
 
 ROAD = Road.ring()
 LANE_1 = lane_center(1)
