@@ -21,7 +21,7 @@ from carla_digr.driving.control import (
     signed_speed,
     start_index,
 )
-from carla_digr.driving.session import SensorStream, Session, SimulatorGone, describe
+from carla_digr.driving.session import SensorStream, Session, describe
 from carla_digr.errors import UserError
 
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
@@ -44,6 +44,7 @@ class Scenario:
     def __init__(self, session: Session, traffic: Traffic):
         self._session = session
         self._traffic = traffic
+        session.before_close(traffic.close)
         self._points = session.map.get_spawn_points()
         if not self._points:
             raise UserError(f"the map {session.map.name} of {session.address} has no spawn points; load another one")
@@ -108,11 +109,6 @@ class Scenario:
 
     def close(self) -> None:
         """Remove traffic, sensors and ego, restore the server's settings; safe to call twice."""
-        if not self._session.gone:
-            try:
-                self._traffic.close()
-            except (RuntimeError, SimulatorGone):
-                self._session.gone = True
         self._session.close()
 
     def __enter__(self) -> Scenario:
@@ -216,7 +212,8 @@ class SimulatorTraffic:
 class ManagedTraffic:
     """Vehicles driven by the client's Traffic Manager, for servers without drivers of their own.
 
-    It does not change lanes above about 40 km/h, and it removes vehicles at dead ends.
+    It does not change lanes above about 40 km/h, and it removes vehicles at dead ends. When the server dies, the client
+    library's own thread ends this process with an abort; nothing here can catch that.
     """
 
     def __init__(self, session: Session, vehicles: int):

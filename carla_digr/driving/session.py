@@ -16,8 +16,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import carla
 
@@ -51,10 +53,17 @@ class Session:
         """Whether the simulator stopped answering."""
         self.frame = 0
         self._closed = False
+        self._found: carla.WorldSettings | None = None
+        """The settings to give back."""
         self._actors: list[carla.Actor] = []
-        self._own_tick()
+        self._farewells: list[Callable[[], None]] = []
         atexit.register(self.close)
         self._handle_sigterm()
+        try:
+            self._own_tick()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def connect(cls, host: str, port: int, timeout: float = 10.0) -> Session:
@@ -88,10 +97,11 @@ class Session:
 
     def _own_tick(self) -> None:
         self.world = self.client.get_world()
-        self._found = self.world.get_settings()
-        if self._found.synchronous_mode:
+        found = self.world.get_settings()
+        if found.synchronous_mode:
             self._refuse_if_owned()
-            self._found.synchronous_mode = False  # its owner is dead, or the world would move
+            found.synchronous_mode = False  # its owner is dead, or the world would move
+        self._found = found
         settings = self.world.get_settings()
         settings.synchronous_mode = True
         settings.fixed_delta_seconds = TICK
@@ -185,6 +195,10 @@ class Session:
 
     # ---------------------------------------------------------------------------------------------------- end
 
+    def before_close(self, farewell: Callable[[], None]) -> None:
+        """Have ``farewell`` called, the last given first, before the own actors are destroyed."""
+        self._farewells.append(farewell)
+
     def close(self) -> None:
         """Destroy the own actors, last made first, and give the server its settings back. Safe to call twice."""
         if self._closed:
@@ -192,10 +206,12 @@ class Session:
         self._closed = True
         atexit.unregister(self.close)
         self._restore_sigterm()
-        if self.gone:
+        if self.gone or self._found is None:
             return
         self.client.set_timeout(CLOSE_TIMEOUT)
-        with contextlib.suppress(RuntimeError, SimulatorGone):  # it may vanish right now; nothing is left to do then
+        with contextlib.suppress(RuntimeError, UserError):  # it may vanish right now; nothing is left to do then
+            while self._farewells:
+                self._farewells.pop()()
             while self._actors:
                 self.destroy(self._actors[-1])
             self.world.apply_settings(self._found)
@@ -259,11 +275,11 @@ class SensorStream:
                 raise self._session.lost(f"{self._name} skipped frame {frame}")
 
 
-class _Owner:
+class _Owner(NamedTuple):
     """Whose an actor with our role name is."""
 
-    def __init__(self, host: str, process: int):
-        self.host, self.process = host, process
+    host: str
+    process: int
 
     @property
     def alive(self) -> bool:
@@ -271,12 +287,10 @@ class _Owner:
         if self.host != socket.gethostname():
             return False
         try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
+            state = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
             return False
-        except PermissionError:
-            return True
-        return True
+        return state != "Z"
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"

@@ -188,7 +188,7 @@ class Episode:
 
     def pose(self, vehicle: int) -> tuple[float, float, float]:
         """x, y (m) and yaw (rad) of a vehicle."""
-        row = self.world.vehicle(vehicle)
+        row = self.world.vehicles[self.world.index(vehicle)]
         return float(row["x"]), float(row["y"]), float(row["yaw"])
 
     def actor(self, entry: Entry) -> wire.Actor:

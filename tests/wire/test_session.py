@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import carla
 import msgpack
@@ -39,6 +40,10 @@ def run_client(program: str, simulator: Simulator) -> subprocess.Popen:
     """A process with a session of its own; the program says "here" when it has got there."""
     text = textwrap.dedent(program).replace("PORT", str(simulator.port))
     return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def zombie(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 # ---------------------------------------------------------------------------------------------------- connecting
@@ -184,7 +189,7 @@ def test_what_a_killed_session_left_is_removed_by_the_next_one(simulator):
     client = run_client(DRIVE, simulator)
     assert client.stdout.readline() == "here\n"
     client.kill()
-    client.communicate()
+    eventually(lambda: zombie(client.pid))
     synchronous, actors = look(simulator.port)
     assert synchronous
     assert "sensor.camera.rgb" in actors
@@ -192,6 +197,7 @@ def test_what_a_killed_session_left_is_removed_by_the_next_one(simulator):
         session.tick()
         assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
     assert look(simulator.port) == (False, ["spectator"])
+    client.communicate()
 
 
 # ----------------------------------------------------------------------------------------------------- going on
