@@ -148,7 +148,7 @@ class _Distillation:
         # The critic is for display: it learns the teacher's value from the student's features without changing them.
         values = self.student.value_head(self.student.activation(hidden[-1].detach())).squeeze(-1)
         distillation = ramp["distillation_weight"] * kl + (values - teacher_values).square().mean()
-        losses = {"loss_kl": float(kl)}
+        losses = {"loss_kl": kl.item()}
 
         regularisation = torch.zeros(())
         hidden_n, logits_n = [item[:n] for item in hidden], logits[:n]
@@ -157,12 +157,12 @@ class _Distillation:
                 g = input_gradient(self.student, hidden_n, eq2_weights(logits_n)).abs()
                 saliency = saliency_loss(settings.loss, g, self.train_set.maps[rows] <= self.threshold, ramp["floor"])
                 regularisation = regularisation + ramp["regularisation_weight"] * saliency
-                losses["loss_saliency"] = float(saliency)
+                losses["loss_saliency"] = saliency.item()
             if settings.l1_weight[1] > 0:
                 gradient = input_gradient(self.student, hidden_n, log_probability_weights(logits_n))
                 l1 = gradient.abs().sum(dim=(1, 2, 3)).mean()
                 regularisation = regularisation + ramp["l1_weight"] * l1
-                losses["loss_l1"] = float(l1)
+                losses["loss_l1"] = l1.item()
         self._step(regularisation, distillation)
         return losses
 

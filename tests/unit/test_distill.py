@@ -1,0 +1,163 @@
+"""Stage 3: DIGR's losses and the job around them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_teacher import start, wait_for
+
+from carla_digr import checkpoint
+from carla_digr.config import DistillConfig
+from carla_digr.errors import UserError
+from carla_digr.training.distill import (
+    StateRing,
+    distill,
+    held_out_figures,
+    make_student,
+    ramped,
+    saliency_loss,
+    split,
+)
+from carla_digr.training.gradient_surgery import project_conflicting
+from carla_digr.training.saliency_dataset import load_dataset
+
+G = torch.tensor([[[[1.0, 2.0], [3.0, 2.0]], [[0.5, 4.0], [0.0, 1.0]]]])  # (1, 2, 2, 2)
+PENALISED = torch.tensor([[[True, False], [False, True]]])  # the maximum over channels is [[1, 4], [3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("paper", (1 + 2 + 0.5 + 1) / 4 / 8),
+        ("share", 3 / 10),
+        ("log_ratio", math.log((3 + 0.1 * 7) / 7)),
+        ("coverage", math.log(3 / 2 + 0.1 * 3.5) - (math.log(4 + 0.07) + math.log(3 + 0.07)) / 2),
+    ],
+)
+def test_losses_equal_their_formulas(kind, expected):
+    assert float(saliency_loss(kind, G, PENALISED, 0.1)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["paper", "share", "log_ratio", "coverage"])
+def test_losses_do_not_depend_on_the_scale_and_fall_with_the_penalised_mass(kind):
+    loss = saliency_loss(kind, G, PENALISED, 0.1)
+    assert float(saliency_loss(kind, 1e-12 * G, PENALISED, 0.1)) == pytest.approx(float(loss), rel=1e-5)
+    less = torch.where(PENALISED[:, None], 0.5 * G, G)
+    assert saliency_loss(kind, less, PENALISED, 0.1) < loss
+
+
+def test_coverage_prefers_two_objects_to_one_of_the_same_mass():
+    both, one = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+    both[0, 0, 0, 1], both[0, 0, 1, 0] = 2, 2
+    one[0, 0, 0, 1] = 4
+    assert saliency_loss("coverage", both, PENALISED, 0.1) < saliency_loss("coverage", one, PENALISED, 0.1)
+    assert saliency_loss("share", both, PENALISED, 0.1) == saliency_loss("share", one, PENALISED, 0.1)
+
+
+def test_pcgrad_removes_the_conflict_and_leaves_agreement_alone():
+    first, second = [torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])]
+    (combined,) = project_conflicting(first, second)
+    # first without its part along second, (0.5, 0.5), plus second without its part along first, (0, 1)
+    assert torch.allclose(combined, torch.tensor([0.5, 1.5]))
+    for original in (first[0], second[0]):
+        assert (combined * original).sum() >= 0
+    assert torch.equal(project_conflicting(first, [torch.tensor([1.0, 1.0])])[0], torch.tensor([2.0, 1.0]))
+
+
+def test_ramps_are_geometric_and_linear_from_zero():
+    assert ramped((0.01, 1.0), 0.5) == pytest.approx(0.1)
+    assert ramped((0.0, 1.0), 0.25) == 0.25
+    assert (ramped((0.02, 3.0), 0.0), ramped((0.02, 3.0), 1.0)) == pytest.approx((0.02, 3.0))
+
+
+def test_the_ring_gives_the_newest_states_and_the_same_draws_after_a_kill(tmp_path):
+    def state(k):
+        return np.full((1, 2, 3), k, np.uint8)[None].repeat(2, axis=0)
+
+    ring = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=False)
+    for k in range(8):
+        ring.add(state(k))
+    kept = set(np.unique(ring.sample(np.random.default_rng(0), 200)))
+    assert kept == {5, 6, 7}
+    saved, expected = ring.written, ring.sample(np.random.default_rng(1), 50)
+    ring.add(state(100))
+    ring.add(state(101))  # after the saved state, then killed
+    again = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=True)
+    again.written = saved
+    assert np.array_equal(again.sample(np.random.default_rng(1), 50), expected)
+    with pytest.raises(UserError, match=r"buffer\.bin is damaged"):
+        StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=7, slack=4, resuming=True)
+
+
+def test_the_split_keeps_later_states_for_validation(tiny_run):
+    dataset = load_dataset(tiny_run / "dataset")
+    largest = dataset.largest.clone()
+    largest[5] = 0.0
+    train, held_out = split(replace(dataset, largest=largest), 0.25)
+    assert len(train.states) == 32 and len(held_out.states) == 11
+    assert torch.equal(held_out.states, dataset.states[-11:])
+    assert torch.equal(train.maps, torch.cat([dataset.maps[:5], dataset.maps[6:33]]))
+
+
+def test_a_killed_distillation_resumes_to_the_same_student_bit_for_bit(copied_run, tiny_yaml, tiny_run):
+    out = copied_run("teacher.safetensors", "teacher.json", "dataset")
+    process = start("distill", tiny_yaml, out)
+    try:
+        wait_for((out / "distill" / "state.safetensors").exists, process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("distill", tiny_yaml, out).wait(timeout=120) == 0
+    assert (out / "student.safetensors").read_bytes() == (tiny_run / "student.safetensors").read_bytes()
+    assert (out / "distill" / "curve.csv").read_text() == (tiny_run / "distill" / "curve.csv").read_text()
+
+
+def test_the_student_is_better_on_held_out_maps_than_where_it_began(tiny_run, tiny_config):
+    teacher, _ = checkpoint.load(tiny_run / "teacher.safetensors")
+    student, card = checkpoint.load(tiny_run / "student.safetensors")
+    _, held_out = split(load_dataset(tiny_run / "dataset"), tiny_config.distill.held_out)
+    before = held_out_figures(make_student(tiny_config, teacher), teacher, held_out, 0.1)
+    after = held_out_figures(student, teacher, held_out, 0.1)
+    assert after["score"] < before["score"] and after["share"] < 0.9 * before["share"]
+    assert card["metrics"]["held_out_share"] == pytest.approx(after["share"], rel=1e-5)
+    assert card["teacher_sha256"] == checkpoint.load(tiny_run / "teacher.safetensors")[1]["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DistillConfig(start="random", activation="relu", loss="paper", l1_weight=(0.0, 0.0), optimiser="rmsprop"),
+        DistillConfig(loss="share", pcgrad=True, warm_up=2),
+        DistillConfig(loss="none", l1_weight=(0.0, 0.0)),
+    ],
+    ids=["paper", "pcgrad", "distillation-only"],
+)
+def test_other_settings_run_and_leave_a_student(copied_run, tiny_config, settings):
+    out = copied_run("teacher.safetensors", "teacher.json", "dataset")
+    short = replace(settings, iterations=5, environments=2, buffer_states=50, saliency_batch=4, buffer_batch=4)
+    distill(replace(tiny_config, distill=short), out, out / "teacher.safetensors")
+    student, card = checkpoint.load(out / "student.safetensors", "red_fetch_green")
+    assert student.config.activation == settings.activation and card["role"] == "student"
+
+
+def test_a_lost_buffer_is_named(copied_run, tiny_config):
+    out = copied_run("teacher.safetensors", "teacher.json", "dataset", "distill")
+    (out / "distill" / "buffer.bin").unlink()
+    with pytest.raises(UserError, match=r"buffer\.bin is damaged; delete"):
+        distill(tiny_config, out, out / "teacher.safetensors")
+
+
+def test_another_configuration_does_not_continue(copied_run, tiny_config):
+    out = copied_run("teacher.safetensors", "teacher.json", "dataset", "distill")
+    other = replace(tiny_config, distill=replace(tiny_config.distill, loss="share"))
+    with pytest.raises(UserError, match=r"distill\.loss = coverage, now it is share"):
+        distill(other, out, out / "teacher.safetensors")
+    shutil.rmtree(out / "dataset")
+    with pytest.raises(UserError, match="There is no saliency dataset"):
+        distill(tiny_config, out, out / "teacher.safetensors")

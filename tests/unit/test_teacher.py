@@ -1,0 +1,107 @@
+"""Stage 1: PPO around our network; a killed run resumes as if it had not been killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from carla_digr import checkpoint
+from carla_digr.errors import UserError
+from carla_digr.policy import to_input
+from carla_digr.tasks import make_task
+from carla_digr.training.teacher import SB3Policy, train_teacher
+
+
+def wait_for(condition, process, seconds=60):
+    """Until the condition holds; fails when the process ends before or time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def start(job, config, out):
+    command = [sys.executable, "-m", "carla_digr.cli", job, str(config), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_the_exported_network_is_the_one_inside_stable_baselines3(tiny_config):
+    env = make_task(tiny_config).make_vec_env(6, 0)
+    policy = SB3Policy(env.observation_space, env.action_space, lambda _: 1e-3, network_config=tiny_config.policy)
+    observations = env.reset()
+    distribution = policy.get_distribution(policy.obs_to_tensor(observations)[0])
+    logits, value = policy.network(to_input(torch.from_numpy(observations)))
+    assert torch.allclose(distribution.distribution.logits, logits.log_softmax(dim=1), rtol=0, atol=1e-6)
+    assert torch.equal(policy.predict_values(policy.obs_to_tensor(observations)[0])[:, 0], value)
+    greedy = policy.predict(observations, deterministic=True)[0]
+    assert np.array_equal(greedy, logits.argmax(dim=1).numpy())
+
+
+def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(tmp_path, tiny_yaml, tiny_run):
+    process = start("train-teacher", tiny_yaml, tmp_path)
+    try:
+        wait_for((tmp_path / "teacher" / "state.safetensors").exists, process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("train-teacher", tiny_yaml, tmp_path).wait(timeout=120) == 0
+    assert (tmp_path / "teacher.safetensors").read_bytes() == (tiny_run / "teacher.safetensors").read_bytes()
+    curves = [
+        [row.rpartition(",")[0] for row in (out / "teacher" / "curve.csv").read_text().splitlines()]  # without rates
+        for out in (tmp_path, tiny_run)
+    ]
+    assert curves[0] == curves[1]
+    leftovers = [path.name for path in tmp_path.rglob("*.tmp")]
+    assert len(leftovers) <= 1  # of a write that the kill hit
+
+
+def test_the_card_tells_what_was_trained(tiny_run, tiny_config):
+    card = json.loads((tiny_run / "teacher.json").read_text())
+    assert card["role"] == "teacher" and card["steps"] >= tiny_config.teacher.total_steps
+    assert card["config"] == tiny_config.to_dict()
+    assert set(card["metrics"]) == {"return", "length", "success"}
+
+
+def test_a_finished_training_is_not_repeated(copied_run, tiny_config):
+    out = copied_run("teacher", "teacher.safetensors", "teacher.json")
+    before = (out / "teacher.safetensors").stat().st_mtime_ns
+    train_teacher(tiny_config, out)
+    assert (out / "teacher.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_does_not_continue_the_run(copied_run, tiny_config):
+    out = copied_run("teacher")
+    other = replace(tiny_config, teacher=replace(tiny_config.teacher, gamma=0.9))
+    with pytest.raises(UserError, match=r"made with teacher\.gamma = 0\.99, now it is 0\.9; use another --out"):
+        train_teacher(other, out)
+
+
+def test_a_longer_training_continues_the_run(copied_run, tiny_config):
+    out = copied_run("teacher")
+    total = tiny_config.teacher.total_steps + 256
+    train_teacher(replace(tiny_config, teacher=replace(tiny_config.teacher, total_steps=total)), out)
+    assert checkpoint.load(out / "teacher.safetensors")[1]["steps"] == total
+
+
+@pytest.mark.parametrize("keep", [0, 5, 3000])
+def test_a_damaged_state_is_named(copied_run, tiny_config, keep):
+    state = copied_run("teacher") / "teacher" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"state\.safetensors is damaged; delete it"):
+        train_teacher(tiny_config, state.parent.parent)
+
+
+def test_a_minibatch_that_does_not_divide_the_rollout_is_refused(tmp_path, tiny_config):
+    other = replace(tiny_config, teacher=replace(tiny_config.teacher, minibatch_size=50))
+    with pytest.raises(UserError, match="minibatch_size 50 must divide"):
+        train_teacher(other, tmp_path)
+    assert not list(tmp_path.iterdir())
