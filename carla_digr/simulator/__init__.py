@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+_PROTOCOL = {"blueprints", "calls", "episode", "server", "wire"}  # modules without compiled code
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -14,3 +20,29 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parent", type=int, help="end with this process, which must be the parent (default: whoever started this)"
     )
+
+
+def _keep_compiled_code_per_version() -> None:
+    """Give numba a cache directory of its own for this state of the sources, unless the user chose one.
+
+    numba recompiles a function when its own file changes, but not when a function or constant of another file does
+    that was compiled into it; after an update, part of the highway would go on as it was.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "carla_digr" / "numba"
+    if not os.environ.get("NUMBA_CACHE_DIR", str(home)).startswith(str(home)):
+        return
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        if source.stem not in _PROTOCOL:
+            digest.update(source.read_bytes())
+    directory = home / digest.hexdigest()[:16]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    os.environ["NUMBA_CACHE_DIR"] = str(directory)
+    if "numba" in sys.modules:
+        sys.modules["numba"].config.CACHE_DIR = str(directory)
+
+
+_keep_compiled_code_per_version()
