@@ -277,6 +277,6 @@ def _wheels(blueprint: carla.ActorBlueprint) -> int:
 
 
 def _rgb(picture: carla.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a camera's BGRA picture; a copy, for the picture's memory is the client library's."""
-    bgra = np.frombuffer(picture.raw_data, np.uint8).reshape(picture.height, picture.width, 4)
-    return np.ascontiguousarray(bgra[:, :, 2::-1])
+    """(H, W, 3) uint8 RGB view of a copy of a camera's BGRA picture, whose memory is the client library's."""
+    bgra = np.frombuffer(picture.raw_data, np.uint8).reshape(picture.height, picture.width, 4).copy()
+    return bgra[:, :, 2::-1]
