@@ -155,7 +155,7 @@ def add_live(commands: argparse._SubParsersAction) -> None:
         from carla_digr.live.supervisor import run_live
 
         values = {argument.name: getattr(args, argument.name) for argument in composition.ARGUMENTS}
-        return run_live(values, args.duration, args.json, args.verbose)
+        return run_live(values, args.duration, args.json, args.headless, args.verbose)
 
     parser = commands.add_parser(
         "live",
@@ -173,7 +173,7 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="measure a drive of this length, then end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measured figures; needs --duration")
     parser.add_argument(
-        "--headless", dest="viewer", action="store_const", const="false", help="the same as --viewer false"
+        "--headless", action="store_true", help="read the page in place of a browser while measuring; needs --duration"
     )
     parser.add_argument("--verbose", action="store_true", help="show all that the processes say")
     parser.set_defaults(run=run)

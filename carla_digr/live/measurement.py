@@ -33,6 +33,7 @@ class _Frame:
     fallback: bool = False
     speed: float = 0.0
     answers: dict[str, float] = field(default_factory=dict)  # kind -> time of arrival
+    page_age: float | None = None
 
 
 class Measurement:
@@ -82,6 +83,10 @@ class Measurement:
         """The ego's speed in m/s at a frame."""
         self._at(stamp).speed = speed
 
+    def on_the_page(self, stamp: int, age: float) -> None:
+        """A reader of the web page got a frame ``age`` s after the page's server had it."""
+        self._at(stamp).page_age = age
+
     def _at(self, stamp: int) -> _Frame:
         return self._frames.setdefault(stamp, _Frame())
 
@@ -111,6 +116,8 @@ class Measurement:
             "period_ms": _percentiles(np.diff(published)),
             "frame_to_decision_ms": _percentiles(_latencies(pictures, "decision")),
             "frame_to_overlay_ms": _percentiles(_latencies(pictures, "overlay")),
+            "frames_read_from_page": sum(frame.page_age is not None for frame in pictures),
+            "page_age_ms": _percentiles([frame.page_age for frame in pictures if frame.page_age is not None]),
             "fallbacks": sum(frame.fallback for frame in pictures),
             "collisions": sum(frame.collision for frame in endings),
             "road_departures": sum(not frame.collision for frame in endings),
@@ -197,6 +204,7 @@ class ProcessorTime:
             "processes": processes,
             "machine": {
                 "cores": os.cpu_count(),
+                "niceness": os.nice(0),
                 "busy_percent": round(100.0 * busy / total, 1) if total else None,
                 "load_average": os.getloadavg(),
             },

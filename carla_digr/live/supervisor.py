@@ -21,15 +21,15 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
-from carla_digr.live.composition import ARGUMENTS, PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Process, live
+from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Process, live
 
 SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
 SENTENCES = ("carla-digr: ", "carla_digr: ")  # begin the line in which a process says why it ends
 NODES_END_SECONDS = 5.0  # for each of the two polite requests
+NICENESS = -10
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -38,6 +38,7 @@ def run_live(
     values: Mapping[str, str],
     duration: float | None = None,
     report: Path | None = None,
+    headless: bool = False,
     verbose: bool = False,
 ) -> int:
     """Drive until Ctrl-C, or until ``duration`` seconds have been measured.
@@ -46,14 +47,19 @@ def run_live(
         values: a text for each of `composition.ARGUMENTS`.
         duration: seconds to measure; None: no measurement, no end.
         report: where the figures of the measurement go, as JSON.
+        headless: the measurement reads the web page itself, in place of a browser.
         verbose: show everything the processes say instead of warnings and errors.
 
     Returns:
         Exit status: 0, or 1 if the measured figures do not hold or a process has died.
 
     Raises:
-        UserError: bad input, or a process that ends with a sentence of its own.
+        UserError: bad input, or a process that has died.
     """
+    if duration is not None and not 1.0 <= duration <= 86400.0:
+        raise UserError(f"--duration must lie between 1 and 86400 seconds, not {duration:g}.")
+    if duration is None and (report is not None or headless):
+        raise UserError("--json and --headless need --duration: how long to measure, in seconds.")
     processes = live(values)
     stop = Stop()
     environment = workspace_environment()
@@ -65,7 +71,8 @@ def run_live(
             for process in processes:
                 supervisor.start(process)
             if duration is not None:
-                supervisor.start(measurement(duration, figures, supervisor.pids()))
+                page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
+                supervisor.start(measurement(duration, figures, supervisor.pids(), page))
             finished = supervisor.watch(stop)
         finally:
             supervisor.end()
@@ -119,10 +126,12 @@ class Supervisor:
         supervisor = os.getpid()
         last_wish = signal.SIGTERM if process.tidies_up else signal.SIGKILL
 
-        def die_with_the_supervisor() -> None:
+        def prepare() -> None:
             LIBC.prctl(PR_SET_PDEATHSIG, last_wish)
             if os.getppid() != supervisor:
                 os._exit(1)
+            with contextlib.suppress(PermissionError):  # a drive goes before background work where that is allowed
+                os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
 
         popen = subprocess.Popen(
             command_line(process, self._environment),
@@ -131,7 +140,7 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_the_supervisor,
+            preexec_fn=prepare,
         )
         assert popen.stdout is not None
         os.set_blocking(popen.stdout.fileno(), False)
@@ -207,10 +216,12 @@ def obituary(child: Child, status: int) -> str:
     return f"The process {child.name} {how}, so the drive is over." + (f" Its last words: {last}" if last else "")
 
 
-def measurement(duration: float, figures: Path, pids: Mapping[str, int]) -> Process:
+def measurement(duration: float, figures: Path, pids: Mapping[str, int], page: str) -> Process:
     """The process that measures the others."""
     processes = [f"{name}={pid}" for name, pid in pids.items()]
-    return Process("measure", parameters={"duration": duration, "json": str(figures), "processes": processes})
+    return Process(
+        "measure", parameters={"duration": duration, "json": str(figures), "processes": processes, "page": page}
+    )
 
 
 def conclude(figures: Path, report: Path | None) -> int:
@@ -297,8 +308,3 @@ def _bound_udp_ports() -> set[int]:
         with contextlib.suppress(OSError):
             ports |= {int(line.split()[1].rpartition(":")[2], 16) for line in Path(table).read_text().splitlines()[1:]}
     return ports
-
-
-def options(arguments: Any) -> dict[str, str]:
-    """The values of `composition.ARGUMENTS` out of parsed command-line arguments."""
-    return {argument.name: getattr(arguments, argument.name) for argument in ARGUMENTS}

@@ -17,6 +17,7 @@ from std_msgs.msg import Header
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
 from carla_digr.live.measurement import RATE, Measurement, ProcessorTime, criteria
+from carla_digr.live.page_reader import PageReader
 from carla_digr_ros import topics
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import Stop, run
@@ -35,17 +36,24 @@ class Measure(Node):
         super().__init__("measure")
         duration = declare(self, "duration", 60.0, "drive to measure, s", (1.0, 86400.0))
         self._path = declare(self, "json", "", "file for the figures; empty: standard output")
+        page = declare(self, "page", "", "address of a web page to read like a browser; empty: none")
         processes = declare(self, "processes", [""], "name=pid of the processes whose CPU time is measured")
         self._pids = {name: int(pid) for name, _, pid in (entry.partition("=") for entry in processes) if pid}
         self._measurement = Measurement(round(duration * RATE))
         self._processor_time: ProcessorTime | None = None
         self._started = 0.0
+        self._page = PageReader(page, self._measurement.on_the_page) if page else None
         topics.FRAME.subscribe(self, self._on_frame)
         topics.IMAGE.subscribe(self, self._on_image)
         topics.ODOMETRY.subscribe(self, self._on_odometry)
         topics.DECISION.subscribe(self, self._on_decision)
         topics.SALIENCY.subscribe(self, self._on_saliency)
         topics.OVERLAY.subscribe(self, self._on_overlay)
+
+    def close(self) -> None:
+        """Leave the page."""
+        if self._page is not None:
+            self._page.close()
 
     def run(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Measure, then write."""

@@ -1,0 +1,224 @@
+"""`carla-digr live`: whatever happens, one sentence, a telling exit status, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import live_support
+import pytest
+
+from carla_digr.errors import UserError
+from carla_digr.live import supervisor
+
+
+class Live:
+    """`carla-digr live` in its own process; all it starts carries a mark in the environment."""
+
+    def __init__(self, weights: Path, *arguments: str):
+        self.mark = uuid.uuid4().hex
+        self.port, self.page = live_support.free_port(), live_support.free_port()
+        environment = {**os.environ, "CARLA_DIGR_TEST": self.mark}
+        for name in ("AMENT_PREFIX_PATH", "ROS_DOMAIN_ID"):  # as in a fresh terminal
+            environment.pop(name, None)
+        command = [sys.executable, "-m", "carla_digr.cli", "live", "--weights", str(weights)]
+        command += ["--port", str(self.port), "--viewer-port", str(self.page), *arguments]
+        self.popen = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.popen.stdout.readline, "")))
+        self._reader.start()
+        self.errors = ""
+
+    def until_driving(self):
+        """Until the page answers and the explainer and the bridge are at work."""
+        live_support.until(lambda: self.popen.poll() is not None or any("page is at" in line for line in self.lines))
+        live_support.until(lambda: self.popen.poll() is not None or len(self.processes()) >= 5)
+        assert self.popen.poll() is None, self.popen.stderr.read()
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended and closed its output."""
+        self.popen.wait(live_support.LIMIT)
+        self._reader.join(live_support.LIMIT)
+        self.errors = self.popen.stderr.read()
+        return self.popen.returncode
+
+    def processes(self) -> dict[int, str]:
+        """All living processes with the mark: pid -> command line."""
+        found = {}
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (directory / "environ").read_bytes():
+                    found[int(directory.name)] = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return found
+
+    def pid(self, part: str) -> int:
+        return next(pid for pid, command in self.processes().items() if f"/{part} " in command)
+
+    def leaves_nothing(self) -> bool:
+        live_support.until(lambda: not self.processes())
+        with socket.create_server(("127.0.0.1", self.port)), socket.create_server(("127.0.0.1", self.page)):
+            return True
+
+
+@pytest.fixture
+def live(weights):
+    started = []
+
+    def start(*arguments: str, weights: Path = weights) -> Live:
+        started.append(Live(weights, *arguments))
+        return started[-1]
+
+    yield start
+    for drive in started:
+        for pid in drive.processes():
+            os.kill(pid, signal.SIGKILL)
+        drive.popen.wait(live_support.LIMIT)
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_ctrl_c_at_any_moment_leaves_nothing(live, moment):
+    drive = live()
+    if moment == 4:
+        drive.until_driving()
+    time.sleep(random.Random(moment).uniform(0.0, 4.0))  # the moment is what is tested
+    os.killpg(drive.popen.pid, signal.SIGINT)
+    # Before its own handler is set up the command line answers with status 130.
+    assert drive.wait() in ((0,) if moment == 4 else (0, 130, -signal.SIGINT))
+    assert drive.leaves_nothing()
+    if drive.popen.returncode != -signal.SIGINT:
+        assert "Traceback" not in drive.errors
+
+
+def test_killing_the_supervisor_ends_everything(live):
+    drive = live()
+    drive.until_driving()
+    drive.popen.kill()
+    drive.wait()
+    assert drive.leaves_nothing()
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("explainer", "The process explainer was killed by SIGKILL"),
+        ("carla_bridge", "The process carla_bridge was killed by SIGKILL"),
+    ],
+)
+def test_the_death_of_one_process_ends_the_drive_with_its_reason(live, part, sentence):
+    drive = live()
+    drive.until_driving()
+    os.kill(drive.pid(part), signal.SIGKILL)
+    assert drive.wait() == 2
+    assert sentence in drive.errors
+    assert drive.leaves_nothing()
+
+
+def test_a_measured_drive_writes_its_figures_and_says_whether_they_held(live, tmp_path):
+    report = tmp_path / "figures.json"
+    drive = live("--duration", "3", "--headless", "--json", str(report))
+    status = drive.wait()
+    figures = json.loads(report.read_text())
+    assert status == (0 if figures["held"] else 1), drive.errors
+    assert figures["held"] == all(row["held"] for row in figures["criteria"])
+    assert {row["figure"] for row in figures["criteria"]} >= {"frames", "rate_hz", "frame_to_overlay_ms.p99"}
+    measured = figures["figures"]
+    assert measured["frames"] == 60
+    assert measured["frames_without_decision"] == measured["frames_without_overlay"] == 0
+    assert measured["stamps_without_picture"] == measured["frames_lost"] == 0
+    assert measured["frames_read_from_page"] > 0
+    assert 0 < measured["frame_to_decision_ms"]["p50"] < measured["frame_to_overlay_ms"]["p50"]
+    assert measured["distance_m"] > 10
+    assert set(figures["processes"]) == {"simulator", "carla_bridge", "explainer", "viewer"}
+    assert all(process["cpu_s"] > 0 for process in figures["processes"].values())
+    assert drive.leaves_nothing()
+
+
+def missing(weights: Path, directory: Path) -> tuple[Path, str]:
+    return directory / "none.safetensors", "Cannot read the policy weights"
+
+
+def truncated(weights: Path, directory: Path) -> tuple[Path, str]:
+    path = directory / "short.safetensors"
+    path.write_bytes(weights.read_bytes()[:1000])
+    shutil.copy(weights.with_suffix(".json"), path.with_suffix(".json"))
+    return path, "is damaged"
+
+
+@pytest.mark.parametrize("damage", [missing, truncated])
+def test_bad_weights_end_in_one_sentence(live, weights, tmp_path, damage):
+    path, sentence = damage(weights, tmp_path)
+    drive = live(weights=path)
+    assert drive.wait() == 2
+    assert_one_sentence(drive.errors, sentence)
+    assert drive.leaves_nothing()
+
+
+@pytest.mark.parametrize("option", ["--port", "--viewer-port"])
+def test_a_port_in_use_ends_in_one_sentence(live, option):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        drive = live(option, str(port))
+        assert drive.wait() == 2
+        assert_one_sentence(drive.errors, f"ort {port}", "is in use")
+        live_support.until(lambda: not drive.processes())
+
+
+def test_an_absent_carla_server_ends_in_one_sentence(live):
+    drive = live("--simulator", "carla")
+    assert drive.wait() == 2
+    assert_one_sentence(drive.errors, f"no simulator answers on 127.0.0.1:{drive.port}")
+    assert drive.leaves_nothing()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--port", "70000"], "port must be a whole number from 1 to 65534, not '70000'."),
+        (["--seed", "x"], "seed must be a whole number"),
+        (["--json", "x.json"], "need --duration"),
+        (["--duration", "0"], "--duration must lie between 1 and 86400"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_starts(arguments, sentence):
+    command = [sys.executable, "-m", "carla_digr.cli", "live", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=live_support.LIMIT)
+    assert result.returncode == 2
+    assert_one_sentence(result.stderr, sentence)
+
+
+def assert_one_sentence(errors: str, *parts: str) -> None:
+    lines = errors.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("carla-digr: "), errors
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_a_workspace_that_is_not_built_is_named_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(supervisor, "SETUP", tmp_path / "setup.bash")
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    with pytest.raises(UserError, match="run `make setup` first"):
+        supervisor.workspace_environment()
+
+
+def test_two_drives_get_different_ros_domains_and_used_ones_are_left_out():
+    with supervisor.free_domain() as first, supervisor.free_domain() as second:
+        assert first != second
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as participant:
+            with supervisor.free_domain() as third:
+                participant.bind(("127.0.0.1", 7400 + 250 * third + 10))
+            with supervisor.free_domain() as fourth:
+                assert fourth not in (first, second, third)
