@@ -1,4 +1,4 @@
-"""Perturbation saliency: the paper's eq. 3 with Gaussian blur (Greydanus et al. 2018).
+"""Perturbation saliency: the paper's eq. 3 with Gaussian blur (Greydanus et al. 2018), and SARFA.
 
 The saliency of pixel i is KL(pi(s) || pi(m(s, i))). m(s, i) = s * (1 - K_i) + blur(s) * K_i blends in a blurred copy
 around i; K_i is a Gaussian bump of height 1 and standard deviation ``radius`` centred on i, equal for all channels.
@@ -47,6 +47,41 @@ def perturbation_maps(policy: ActorCritic, states: Tensor, settings: Perturbatio
         logits, _ = policy(states)
         perturbed = perturbed_logits(policy, states, settings)
         return kl_divergence(logits[:, None, None, :], perturbed)
+
+
+def sarfa_maps(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
+    """Raw saliency by SARFA (Puri et al. 2020, eq. 1 to 5) of the most probable action, with the same perturbation.
+
+    Returns:
+        float (B, H, W) in [0, 1].
+    """
+    with torch.no_grad():
+        logits, _ = policy(states)
+        return sarfa(logits[:, None, None, :], perturbed_logits(policy, states, settings))
+
+
+def sarfa(logits: Tensor, perturbed: Tensor) -> Tensor:
+    """The harmonic mean of relevance and specificity for the most probable action a of ``logits``.
+
+    dp = p(a) - p'(a), how much the perturbation takes from the action (relevance); K = 1 / (1 + KL(p'_rest || p_rest)),
+    how little it changes the others among themselves; 2 K dp / (K + dp), 0 where dp is not positive.
+
+    Args:
+        logits: float (..., A), of the state.
+        perturbed: float (..., A), broadcastable with it.
+
+    Returns:
+        float (...).
+    """
+    logits, perturbed = torch.broadcast_tensors(logits, perturbed)
+    action = logits.argmax(dim=-1, keepdim=True)
+    dp = (logits.softmax(dim=-1) - perturbed.softmax(dim=-1)).gather(-1, action).squeeze(-1).clamp(min=0)
+    others = torch.ones_like(logits, dtype=torch.bool).scatter(-1, action, False)
+    rest, perturbed_rest = (
+        values[others].view(*values.shape[:-1], -1).log_softmax(dim=-1) for values in (logits, perturbed)
+    )
+    k = 1 / (1 + (perturbed_rest.exp() * (perturbed_rest - rest)).sum(dim=-1))
+    return 2 * k * dp / (k + dp)
 
 
 def perturbed_logits(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
