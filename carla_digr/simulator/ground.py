@@ -30,7 +30,7 @@ from carla_digr.simulator.scenery import (
     SIN,
     SIN_HALF,
 )
-from carla_digr.simulator.shading import ID_LINE, ID_ROAD, ID_SKY, ID_VEGETATION, compiled, haze_share, inlined, outside
+from carla_digr.simulator.shading import ID_LINE, ID_ROAD, ID_SKY, ID_TERRAIN, compiled, haze_share, inlined, outside
 
 ASPHALT = (104.0, 105.0, 108.0)
 SHOULDER = (118.0, 117.0, 116.0)
@@ -186,9 +186,19 @@ def _sky(dx, dy, dz, focal, cloud, hills, light):
     return r, g, b
 
 
+@inlined
+def _hidden(depth, ss, j, i):
+    """Whether objects cover all samples of a pixel."""
+    for v in range(j * ss, j * ss + ss):
+        for u in range(i * ss, i * ss + ss):
+            if depth[v, u] == 0.0:
+                return False
+    return True
+
+
 @compiled
-def paint_ground(view, focal, world, patterns, light, ground, ground_ids):
-    """Ground and sky, a value a pixel."""
+def paint_ground(view, focal, world, patterns, light, depth, ss, ground, ground_ids):
+    """Ground and sky, a value a pixel; pixels that objects cover wholly are left as they are."""
     noise, cloud, hills = patterns
     pieces, origin, grid, dash_period = world.pieces, world.origin, world.grid, world.dash_period
     height, width = ground_ids.shape
@@ -201,6 +211,8 @@ def paint_ground(view, focal, world, patterns, light, ground, ground_ids):
     for j in range(height):
         b = (0.5 * height - (j + 0.5)) * pixel
         for i in range(width):
+            if _hidden(depth, ss, j, i):
+                continue
             a = ((i + 0.5) - 0.5 * width) * pixel
             dx = view[1, 0] + a * view[2, 0] + b * view[3, 0]
             dy = view[1, 1] + a * view[2, 1] + b * view[3, 1]
@@ -214,7 +226,7 @@ def paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             if distance > 6000.0:
                 if dz < 0.0:
                     r, g, bl = haze_r, haze_g, haze_b
-                    ground_ids[j, i] = ID_VEGETATION
+                    ground_ids[j, i] = ID_TERRAIN
                 else:
                     r, g, bl = _sky(dx, dy, dz, focal, cloud, hills, light)
                     ground_ids[j, i] = ID_SKY
@@ -225,7 +237,7 @@ def paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             x = view[0, 0] + t * dx
             y = view[0, 1] + t * dy
             haze = haze_share(distance, light)
-            ident = ID_VEGETATION
+            ident = ID_TERRAIN
             piece, along, across, d, c, sn = _road_point(pieces, origin, grid, x, y)
             e = abs(d)
             # The pixel's footprint: how far the ground point moves for a step of one pixel right and one down.
@@ -238,8 +250,12 @@ def paint_ground(view, focal, world, patterns, light, ground, ground_ids):
             down_y = scale * (view[3, 1] - dy * k)
             wide = math.sqrt((right_y * c - right_x * sn) ** 2 + (down_y * c - down_x * sn) ** 2)
             long = math.sqrt((right_x * c + right_y * sn) ** 2 + (down_x * c + down_y * sn) ** 2)
-            grain = 1.0 / (1.0 + wide + long)
-            sharp = 1.0 / max(wide, 1e-9)
+            # One division for both: divisions are a third of this function's time.
+            wide = max(wide, 1e-9)
+            spread = 1.0 + wide + long
+            share = 1.0 / (wide * spread)
+            grain = share * wide
+            sharp = share * spread
             paved = 0.0
             if e < PAVED_EDGE + wide:
                 paved = min(max((PAVED_EDGE - e) * sharp + 0.5, 0.0), 1.0)

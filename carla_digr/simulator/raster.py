@@ -1,7 +1,8 @@
 """Everything that stands on the ground: convex polygons and leafy balls, drawn into a supersampled depth buffer.
 
-``target`` is (depth, color, ids, scratch, points) everywhere: inverse depth (float32, 0 = empty), colour words
-(0xRRGGBB), instance ids, a row of left and right polygon borders, and room for a polygon's corners.
+``target`` is (depth, color, ids, scratch, points) everywhere: inverse depth times lift (float32, 0 = empty), colour
+words (0xLLRRGGBB; 1 + LL / 1000 is the lift, by which decals win over the face they lie on), instance ids, a row of
+left and right polygon borders, and room for a polygon's corners.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def _fill(corners, count, word, ident, lift, focal, target):
             cross = xa + (row + 0.5 - ya) * slope
             scratch[0, row] = min(scratch[0, row], cross)
             scratch[1, row] = max(scratch[1, row], cross)
+    word |= np.uint32(int((lift - 1.0) * 1000.0 + 0.5) << 24)
     for row in range(first, last + 1):
         left = max(scratch[0, row] - 0.5, 0.0)
         right = min(scratch[1, row] - 0.5, float(columns))

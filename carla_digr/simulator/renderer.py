@@ -1,6 +1,6 @@
 """Draws the embedded highway for any camera, on one CPU core.
 
-A picture is made in two layers. The ground and the sky are evaluated once a pixel: the pixel's ray meets the plane
+A picture is made in two layers. The ground and the sky are evaluated once a pixel that objects do not hide: the pixel's ray meets the plane
 z = 0, the point is converted to road coordinates (s, d) on the analytic line or arc, and every painted edge is box
 filtered over the pixel's footprint, so lines are exact near the camera and fade far away. Everything that stands on
 the ground is polygons and balls, drawn into a supersampled z-buffer which is then averaged over the ground layer.
@@ -98,6 +98,24 @@ def instances(
     return ids
 
 
+def depths(
+    road: Road,
+    camera_pose: tuple[float, float, float, float, float, float],
+    width: int,
+    height: int,
+    fov_deg: float,
+    vehicles: VehicleTable,
+) -> NDArray[np.float32]:
+    """(height, width) float32: metres along the optical axis to what the centre of each pixel shows, inf for the sky.
+
+    Parameters and errors as for :func:`render`, whose drawing code it shares: the ground's depth is exact, that of
+    objects has the 24 bits of the depth buffer.
+    """
+    out = np.empty((height, width), np.float32)
+    _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1, out)
+    return out
+
+
 def camera_axes(pitch: float, yaw: float, roll: float) -> NDArray[np.float64]:
     """(3, 3) float64: forward, right and up of a camera in the world, rows (Unreal Engine's FRotationMatrix)."""
     cp, sp = math.cos(pitch), math.sin(pitch)
@@ -117,7 +135,7 @@ class _Workspace:
 
     def __init__(self, width: int, height: int, supersample: int):
         rows, columns = height * supersample, width * supersample
-        self.ground = np.empty((height, width, 3), np.float32)
+        self.ground = np.zeros((height, width, 3), np.float32)  # hidden pixels are never written, but read
         self.ground_ids = np.empty((height, width), np.int32)
         self.depth = np.empty((rows, columns), np.float32)
         self.color = np.empty((rows, columns), np.uint32)
@@ -141,7 +159,7 @@ def _workspace(width: int, height: int, supersample: int) -> _Workspace:
     return kept[key]
 
 
-def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample):
+def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, distances=None):
     if not (1 <= width <= 8192 and 1 <= height <= 8192):
         raise UserError(f"A picture of {width}x{height} pixels cannot be drawn; use 1 to 8192 in each direction.")
     if not 0.0 < fov_deg < 180.0:
@@ -166,6 +184,8 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
         view, focal, supersample, scenery(road), textures(), models(), vehicles, palette.pack(), bgra, ids,
         work.ground, work.ground_ids, work.depth, work.color, work.ids, work.scratch, work.points,
     )  # fmt: skip
+    if distances is not None:
+        _measure(view, focal, work.depth, work.color, distances)
     return bgra, ids
 
 
@@ -174,26 +194,14 @@ def _paint(
     view, focal, ss, world, patterns, mesh, vehicles, light, bgra, ids,
     ground, ground_ids, depth, color, sample_ids, scratch, points,
 ):  # fmt: skip
-    """The whole picture: ground and sky, shadows, then everything on the ground, then the average.
+    """The whole picture: everything on the ground, then ground and sky behind it, shadows, then the average.
 
     ``view`` is (4, 3): camera position, forward, right, up; ``focal`` in pixels; ``bgra`` and ``ids`` are written.
     """
-    paint_ground(view, focal, world, patterns, light, ground, ground_ids)
     depth[:] = 0.0
     fine = focal * ss
     target = (depth, color, sample_ids, scratch, points)
     noise = patterns[0]
-    for i in range(vehicles.x.shape[0]):
-        kind = vehicles.kind[i]
-        paint_shadow(
-            view, focal, vehicles.x[i], vehicles.y[i], vehicles.yaw[i], mesh.half[kind, 0], mesh.half[kind, 1],
-            mesh.height[kind], light, ground, ground_ids,
-        )  # fmt: skip
-    for i in range(world.trees.shape[0]):
-        tree = world.trees[i]
-        if (tree[0] - view[0, 0]) ** 2 + (tree[1] - view[0, 1]) ** 2 < 150.0**2:
-            half = 0.25 * tree[2]
-            paint_shadow(view, focal, tree[0], tree[1], 0.0, half, half, tree[2], light, ground, ground_ids)
     for i in range(vehicles.x.shape[0]):
         paint_model(
             view, fine, mesh, vehicles.kind[i], vehicles.x[i], vehicles.y[i], vehicles.yaw[i],
@@ -210,6 +218,18 @@ def _paint(
         )  # fmt: skip
     for i in range(world.trees.shape[0]):
         paint_tree(view, fine, world.trees[i], noise, light, target)
+    paint_ground(view, focal, world, patterns, light, depth, ss, ground, ground_ids)
+    for i in range(vehicles.x.shape[0]):
+        kind = vehicles.kind[i]
+        paint_shadow(
+            view, focal, vehicles.x[i], vehicles.y[i], vehicles.yaw[i], mesh.half[kind, 0], mesh.half[kind, 1],
+            mesh.height[kind], light, ground, ground_ids,
+        )  # fmt: skip
+    for i in range(world.trees.shape[0]):
+        tree = world.trees[i]
+        if (tree[0] - view[0, 0]) ** 2 + (tree[1] - view[0, 1]) ** 2 < 150.0**2:
+            half = 0.25 * tree[2]
+            paint_shadow(view, focal, tree[0], tree[1], 0.0, half, half, tree[2], light, ground, ground_ids)
     _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids)
 
 
@@ -232,7 +252,7 @@ def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
                     if depth[v, u] > 0.0:
                         word = int(color[v, u])
                         covered += 1
-                        r += word >> 16
+                        r += (word >> 16) & 255
                         g += (word >> 8) & 255
                         b += word & 255
             rest = np.float32(ss * ss - covered)
@@ -242,3 +262,18 @@ def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
             bgra[j, i, 3] = 255
             seen = depth[j * ss + center, i * ss + center] > 0.0
             ids[j, i] = sample_ids[j * ss + center, i * ss + center] if seen else ground_ids[j, i]
+
+
+@compiled
+def _measure(view, focal, depth, color, distances):
+    """Metres along the optical axis, from the buffers of a picture with one sample a pixel."""
+    height, width = depth.shape
+    for j in range(height):
+        b = (0.5 * height - (j + 0.5)) / focal
+        for i in range(width):
+            if depth[j, i] > 0.0:
+                distances[j, i] = (1.0 + 0.001 * (int(color[j, i]) >> 24)) / depth[j, i]
+                continue
+            a = ((i + 0.5) - 0.5 * width) / focal
+            dz = view[1, 2] + a * view[2, 2] + b * view[3, 2]
+            distances[j, i] = -view[0, 2] / dz if dz * view[0, 2] < 0.0 else np.inf

@@ -14,7 +14,7 @@ from numba import njit
 from carla_digr.simulator.palette import AIR, AMBIENT, HORIZON, SUN
 
 # Instance ids of what is not a vehicle; vehicles have their positive actor id.
-ID_SKY, ID_ROAD, ID_LINE, ID_BARRIER, ID_RAIL, ID_VEGETATION, ID_BUILDING, ID_SIGN = 0, -1, -2, -3, -4, -5, -6, -7
+ID_SKY, ID_ROAD, ID_LINE, ID_BARRIER, ID_RAIL, ID_VEGETATION, ID_BUILDING, ID_SIGN, ID_TERRAIN = range(0, -9, -1)
 
 FAR = 480.0  # m, farthest drawn object
 

@@ -14,18 +14,20 @@ from hypothesis import strategies as st
 from carla_digr.errors import UserError
 from carla_digr.simulator.bodies import models
 from carla_digr.simulator.palette import PALETTES
-from carla_digr.simulator.renderer import VehicleTable, camera_axes, instances, render
+from carla_digr.simulator.renderer import VehicleTable, camera_axes, depths, instances, render
 from carla_digr.simulator.road import (
     DASH_LENGTH,
     LANE_WIDTH,
     LANES,
     LINE_WIDTH,
     MEDIAN_HALF_WIDTH,
+    PAVED_EDGE,
+    RAIL_OFFSET,
     ROAD_EDGE,
     Road,
     lane_center,
 )
-from carla_digr.simulator.shading import ID_BARRIER, ID_LINE, ID_RAIL, ID_ROAD, ID_SKY
+from carla_digr.simulator.shading import ID_BARRIER, ID_LINE, ID_RAIL, ID_ROAD, ID_SKY, ID_TERRAIN
 from carla_digr.simulator.vehicle import BUS, CAR, KINDS, TRUCK
 
 ROAD = Road.ring()
@@ -267,6 +269,38 @@ def test_the_nearer_vehicle_hides_the_farther_one(kinds, gap, shift, yaw):
     for both in (see(near, far), see(far, near)):
         np.testing.assert_array_equal(both == 5, near_alone)
         np.testing.assert_array_equal(both == 9, far_alone & ~near_alone)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pose=POSES, seed=st.integers(0, 9), fov=st.floats(20, 120))
+def test_depth_and_ray_of_a_pixel_lead_to_what_the_pixel_shows(pose, seed, fov):
+    pose, table, size = around(pose), busy(330.0, seed), 96
+    ids = instances(ROAD, pose, size, size, fov, table)
+    depth = depths(ROAD, pose, size, size, fov, table).astype(float)
+    np.testing.assert_array_equal(np.isinf(depth), ids == ID_SKY)
+
+    axes = camera_axes(*pose[3:])
+    offset = (np.arange(size) + 0.5 - size / 2) / (size / 2 / math.tan(math.radians(fov) / 2))
+    rays = axes[0] + offset[None, :, None] * axes[1] - offset[:, None, None] * axes[2]
+    points = np.array(pose[:3]) + np.where(np.isinf(depth), 0.0, depth)[..., None] * rays
+    near = (depth < 400.0) & (np.abs(points[..., 2]) < 20.0)  # the road is projected exactly, roundings are not
+    ground = np.isin(ids, (ID_ROAD, ID_LINE, ID_TERRAIN)) & near
+    assert np.abs(points[ground][:, 2]).max(initial=0.0) < 1e-4
+    _, d, _ = ROAD.project(points[..., 0], points[..., 1])
+    clear = near & (np.abs(np.abs(d) - PAVED_EDGE) > 0.02 * depth)
+    assert (np.abs(d)[clear & np.isin(ids, (ID_ROAD, ID_LINE))] < PAVED_EDGE).all()
+    assert (np.abs(d)[clear & (ids == ID_TERRAIN)] > PAVED_EDGE).all()
+    # Far pieces of the barrier and the rails are straight.
+    assert np.abs(d[near & (ids == ID_BARRIER)]).max(initial=0.0) < 0.45
+    assert np.abs(np.abs(d[near & (ids == ID_RAIL)]) - RAIL_OFFSET).max(initial=0.0) < 0.2
+    for i, ident in enumerate(table.id):
+        mine = points[ids == ident] - (table.x[i], table.y[i], 0.0)
+        c, s = math.cos(table.yaw[i]), math.sin(table.yaw[i])
+        kind = KINDS[table.kind[i]]
+        slack = 1e-3
+        assert (np.abs(mine[:, 0] * c + mine[:, 1] * s) < kind.length / 2 + slack).all()
+        assert (np.abs(mine[:, 1] * c - mine[:, 0] * s) < kind.width / 2 + slack).all()
+        assert ((mine[:, 2] > -slack) & (mine[:, 2] < kind.height + slack)).all()
 
 
 def test_supersampling_changes_edges_only():
