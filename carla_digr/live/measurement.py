@@ -204,7 +204,6 @@ class ProcessorTime:
             "processes": processes,
             "machine": {
                 "cores": os.cpu_count(),
-                "niceness": os.nice(0),
                 "busy_percent": round(100.0 * busy / total, 1) if total else None,
                 "load_average": os.getloadavg(),
             },

@@ -29,7 +29,6 @@ from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Pr
 SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
 SENTENCES = ("carla-digr: ", "carla_digr: ")  # begin the line in which a process says why it ends
 NODES_END_SECONDS = 5.0  # for each of the two polite requests
-NICENESS = -10
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -126,12 +125,10 @@ class Supervisor:
         supervisor = os.getpid()
         last_wish = signal.SIGTERM if process.tidies_up else signal.SIGKILL
 
-        def prepare() -> None:
+        def die_with_the_supervisor() -> None:
             LIBC.prctl(PR_SET_PDEATHSIG, last_wish)
             if os.getppid() != supervisor:
                 os._exit(1)
-            with contextlib.suppress(PermissionError):  # a drive goes before background work where that is allowed
-                os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
 
         popen = subprocess.Popen(
             command_line(process, self._environment),
@@ -140,7 +137,7 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=prepare,
+            preexec_fn=die_with_the_supervisor,
         )
         assert popen.stdout is not None
         os.set_blocking(popen.stdout.fileno(), False)
