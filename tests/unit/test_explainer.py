@@ -1,0 +1,119 @@
+"""The explainer: decision and map of one frame, without ROS or CARLA."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from carla_digr import checkpoint
+from carla_digr.config import PolicyConfig
+from carla_digr.errors import UserError
+from carla_digr.live.explainer import Explainer
+from carla_digr.policy import ActorCritic
+
+NAMES = ["left", "keep", "right", "brake"]
+CONFIG = PolicyConfig(convolutions=((8, 8, 4), (8, 4, 2), (8, 3, 1)), features=32, activation="softplus")
+
+
+@pytest.fixture
+def policy():
+    torch.manual_seed(0)
+    model = ActorCritic(CONFIG, 3, 48, 64, len(NAMES))
+    with torch.no_grad():
+        model.policy_head.weight.mul_(200.0)
+    return model
+
+
+@pytest.fixture
+def explainer(policy):
+    return Explainer(policy, {"action_names": NAMES, "weights_sha256": "0123456789abcdef" * 4})
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decision_and_map_are_those_of_the_formulas(explainer, policy, seed):
+    rgb = picture(seed)
+    decision = explainer.decide(rgb)
+    saliency = explainer.explain(decision)
+
+    state = torch.tensor(rgb / 255.0, dtype=torch.float32).permute(2, 0, 1)[None].requires_grad_()
+    logits, value = policy(state)
+    pi = logits.softmax(dim=1)[0]
+    np.testing.assert_allclose(decision.probabilities, pi.detach(), rtol=1e-5)
+    assert decision.action == int(pi.argmax())
+    assert decision.value == pytest.approx(float(value.detach()), rel=1e-5)
+    assert decision.finite
+    # Eq. 2 word for word: abs(sum_a pi_a d pi_a / d s), then the maximum over channels, divided by its maximum.
+    slopes = [torch.autograd.grad(pi[a], state, retain_graph=True)[0] for a in range(len(NAMES))]
+    raw = sum(pi[a].detach() * slopes[a] for a in range(len(NAMES))).abs().amax(dim=1)[0]
+    np.testing.assert_allclose(saliency.map, raw / raw.max(), atol=2e-5)
+    assert not saliency.flat
+    assert saliency.map.dtype == np.float32 and saliency.map.shape == (48, 64)
+    assert saliency.map.min() >= 0.0 and saliency.map.max() == 1.0
+
+
+def test_the_map_belongs_to_its_decision_whatever_was_decided_since(explainer):
+    first = explainer.decide(picture(1))
+    expected = explainer.explain(first).map
+    again = explainer.decide(picture(1))
+    explainer.decide(picture(2))
+    np.testing.assert_array_equal(explainer.explain(again).map, expected)
+
+
+def test_a_picture_that_is_a_view_with_any_strides_is_as_good_as_a_copy(explainer):
+    bgra = np.random.default_rng(3).integers(0, 256, (48, 64, 4), np.uint8)
+    view = bgra[:, :, 2::-1]
+    np.testing.assert_array_equal(
+        explainer.decide(view).probabilities, explainer.decide(np.ascontiguousarray(view)).probabilities
+    )
+
+
+def test_a_map_without_gradient_is_flagged_and_not_amplified(policy):
+    with torch.no_grad():
+        policy.policy_head.weight.zero_()
+    explainer = Explainer(policy, {"action_names": NAMES, "weights_sha256": "0" * 64})
+    saliency = explainer.explain(explainer.decide(picture()))
+    assert saliency.flat
+    assert not saliency.map.any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (np.zeros((64, 48, 3), np.uint8), "uint8 64 x 48 x 3"),
+        (np.zeros((48, 64), np.uint8), "uint8 48 x 64"),
+        (np.zeros((48, 64, 3), np.float32), "float32 48 x 64 x 3"),
+    ],
+)
+def test_a_wrong_picture_is_refused_by_what_was_expected_and_what_came(explainer, wrong, got):
+    with pytest.raises(UserError) as refusal:
+        explainer.decide(wrong)
+    assert "uint8 picture of 48 x 64 x 3" in str(refusal.value)
+    assert f"but got {got}" in str(refusal.value)
+
+
+def test_outputs_that_are_not_numbers_are_seen(policy):
+    with torch.no_grad():
+        policy.policy_head.bias[0] = torch.nan
+    explainer = Explainer(policy, {"action_names": NAMES, "weights_sha256": "0" * 64})
+    decision = explainer.decide(picture())
+    assert not decision.finite
+    assert explainer.explain(decision).flat
+    assert not dataclasses.replace(decision, probabilities=np.ones(4, np.float32), value=float("inf")).finite
+
+
+def test_a_checkpoint_becomes_an_explainer_with_its_names_and_hash(policy, tmp_path):
+    path = tmp_path / "student.safetensors"
+    card = checkpoint.save(path, policy, {"task": "driving", "role": "student", "action_names": NAMES})
+    explainer = Explainer.from_checkpoint(path)
+    assert explainer.action_names == tuple(NAMES)
+    assert explainer.policy_hash == card["weights_sha256"][:12]
+    assert explainer.image_shape == (48, 64, 3)
+    with pytest.raises(UserError, match="task driving"):
+        Explainer.from_checkpoint(path, task="breakout")
