@@ -72,8 +72,8 @@ def live(values: Mapping[str, str]) -> list[Process]:
     port = whole_number("port", values["port"], 1, 65534)
     processes = []
     if simulator == "embedded":
-        arguments = ("--host", host, "--port", str(port))
-        processes.append(Process("simulator", module="carla_digr.simulator.server", arguments=arguments))
+        arguments = ("simulator", "--host", host, "--port", str(port))
+        processes.append(Process("simulator", module="carla_digr.cli", arguments=arguments))
     processes += [
         Process(
             "carla_bridge",

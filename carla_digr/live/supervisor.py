@@ -27,7 +27,7 @@ from carla_digr.files import atomic_write
 from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Process, live
 
 SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
-SENTENCES = ("carla-digr: ", "carla_digr: ")  # begin the line in which a process says why it ends
+SENTENCE = "carla-digr: "  # begins the line in which a process says why it ends
 NODES_END_SECONDS = 5.0  # for each of the two polite requests
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -104,7 +104,7 @@ class Child:
     @property
     def sentence(self) -> str | None:
         """Why it ended, in its own words."""
-        return next((line.partition(": ")[2] for line in reversed(self.lines) if line.startswith(SENTENCES)), None)
+        return next((line[len(SENTENCE) :] for line in reversed(self.lines) if line.startswith(SENTENCE)), None)
 
 
 class Supervisor:

@@ -34,6 +34,7 @@ ANNOUNCED_LIMIT = 0.5  # s a tick waits for streams whose token was handed out
 EPISODE_SWITCH_LIMIT = 1.0  # s after which a new episode begins even if its client does not come back
 SILENT_LIMIT = 10.0  # s a streaming connection may stay without a valid subscription
 PARENT_CHECK = 0.25  # s
+FAREWELL = 3.0  # s that SIGINT leaves clients to disconnect
 UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before its connection is dropped
 MAX_CONNECTIONS = 500
 CHUNK = 1 << 16
@@ -94,14 +95,23 @@ class Server:
         self._switch: tuple[RpcConnection, float, bool] | None = None
         """A new episode that was asked for: by whom, when at the latest, and whether settings are reset."""
         self._next_step = time.monotonic()
+        self._leave_at: float | None = None
         self._episode = Episode(1, 0, wire.EpisodeSettings(), self.streaming_port)
         self._warm_up()
         # Only now: a client that got through would time out while the numba code is being compiled.
         for listener in (self._rpc, self._streaming):
             _listen(listener)
 
+    def leave(self) -> None:
+        """End soon: when the last client has gone, or at once when asked a second time.
+
+        A Ctrl-C in a terminal and the end of a ROS launch reach simulator and clients together; a client that is in the
+        middle of a tick would otherwise wait for its time limit instead of tidying up.
+        """
+        self._leave_at = 0.0 if self._leave_at is not None else time.monotonic() + FAREWELL
+
     def serve(self, parent: int) -> None:
-        """Serve until the process ``parent`` is no longer the parent of this one."""
+        """Serve until :meth:`leave`, or until the process ``parent`` is no longer the parent of this one."""
         check = 0.0
         while True:
             for key, events in self._selector.select(self._timeout()):
@@ -114,6 +124,8 @@ class Server:
                 if events & selectors.EVENT_READ and connection in self._connections:
                     self._read(connection)
             now = time.monotonic()
+            if self._leave_at is not None and (now >= self._leave_at or not self._connections):
+                return
             if self._switch is not None and now >= self._switch[1]:
                 self._begin_episode()
             self._step_if_due(now)
@@ -399,12 +411,16 @@ def exit_with(parent: int) -> None:
 
 
 def run(host: str, port: int, parent: int | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or the end of the parent process. Raises UserError when a port cannot be had."""
+    """Serve until SIGTERM, SIGINT or the end of the parent process. Raises UserError when a port cannot be had.
+
+    SIGTERM ends it at once, SIGINT when its clients have left, see :meth:`Server.leave`.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     parent = parent or os.getppid()
     exit_with(parent)
     server = Server(host, port)
+    signal.signal(signal.SIGINT, lambda *_: server.leave())
     print(
         f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "
         f"streams on {server.streaming_port}",

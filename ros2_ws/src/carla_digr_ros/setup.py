@@ -30,10 +30,10 @@ setup(
     ],
     entry_points={
         "console_scripts": [
-            "carla_bridge = carla_digr_ros.carla_bridge:main",
-            "explainer = carla_digr_ros.explainer:main",
-            "viewer = carla_digr_ros.viewer:main",
-            "measure = carla_digr_ros.measure:main",
+            "carla_bridge = carla_digr_ros.executables:carla_bridge",
+            "explainer = carla_digr_ros.executables:explainer",
+            "viewer = carla_digr_ros.executables:viewer",
+            "measure = carla_digr_ros.executables:measure",
         ]
     },
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import socket
-import sys
 import time
 
 from carla_digr_msgs.msg import DriveFrame as DriveFrameMessage
@@ -304,6 +303,6 @@ def _odometry(header: Header, frame: DriveFrame) -> Odometry:
     return message
 
 
-def main() -> None:
-    """Entry point of the executable `carla_bridge`."""
-    sys.exit(run(CarlaBridge, CarlaBridge.run))
+def main() -> int:
+    """Run the node; its exit status."""
+    return run(CarlaBridge, CarlaBridge.run)

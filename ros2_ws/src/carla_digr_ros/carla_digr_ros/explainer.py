@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -151,8 +150,8 @@ def _key(header: Header) -> tuple[int, int]:
     return header.stamp.sec, header.stamp.nanosec
 
 
-def main() -> None:
-    """Entry point of the executable `explainer`."""
+def main() -> int:
+    """Run the node; its exit status."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    sys.exit(run(ExplainerNode))
+    return run(ExplainerNode)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -113,6 +112,6 @@ def _stamp(header: Header) -> int:
     return header.stamp.sec * 10**9 + header.stamp.nanosec
 
 
-def main() -> None:
-    """Entry point of the executable `measure`."""
-    sys.exit(run(Measure, Measure.run))
+def main() -> int:
+    """Run the node; its exit status."""
+    return run(Measure, Measure.run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,6 +158,6 @@ def _for_the_page(frame: Parts) -> dict[str, Any]:
     return shown
 
 
-def main() -> None:
-    """Entry point of the executable `viewer`."""
-    sys.exit(run(ViewerNode))
+def main() -> int:
+    """Run the node; its exit status."""
+    return run(ViewerNode)

@@ -1,0 +1,33 @@
+"""The package's executables. A node module loads torch, carla and more, so it is imported only here, after SIGINT's
+default action is back: a Ctrl-C in that second ends the process without a traceback, as SIGTERM does anyway."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+
+
+def _run(node: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(importlib.import_module(f"carla_digr_ros.{node}").main())
+
+
+def carla_bridge() -> None:
+    """Drive the simulator."""
+    _run("carla_bridge")
+
+
+def explainer() -> None:
+    """Decide and explain."""
+    _run("explainer")
+
+
+def viewer() -> None:
+    """Serve the web page."""
+    _run("viewer")
+
+
+def measure() -> None:
+    """Measure a drive."""
+    _run("measure")
