@@ -49,11 +49,13 @@ def _atan2(y, x):
     big = max(ax, ay)
     if big == 0.0:
         return 0.0
-    t = min(ax, ay) / big
-    shift = 0.0
-    if t > 0.4142135623730950:  # reduce to |t| <= tan(pi / 8)
-        t = (t - 1.0) / (t + 1.0)
+    small = min(ax, ay)
+    if small > 0.4142135623730950 * big:  # reduce to |t| <= tan(pi / 8)
+        t = (small - big) / (small + big)
         shift = 0.25 * math.pi
+    else:
+        t = small / big
+        shift = 0.0
     q = t * t
     series = 1.0 / 9.0 - q * (1.0 / 11.0 - q * (1.0 / 13.0 - q / 15.0))
     a = shift + t * (1.0 - q * (1.0 / 3.0 - q * (1.0 / 5.0 - q * (1.0 / 7.0 - q * series))))

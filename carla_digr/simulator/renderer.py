@@ -1,9 +1,10 @@
 """Draws the embedded highway for any camera, on one CPU core.
 
-A picture is made in two layers. The ground and the sky are evaluated once a pixel that objects do not hide: the pixel's ray meets the plane
-z = 0, the point is converted to road coordinates (s, d) on the analytic line or arc, and every painted edge is box
-filtered over the pixel's footprint, so lines are exact near the camera and fade far away. Everything that stands on
-the ground is polygons and balls, drawn into a supersampled z-buffer which is then averaged over the ground layer.
+A picture is made in two layers. Everything that stands on the ground is polygons and balls, drawn into a supersampled
+z-buffer. Where it does not hide them, the ground and the sky are evaluated once a pixel: the pixel's ray meets the
+plane z = 0, the point is converted to road coordinates (s, d) on the analytic line or arc, and every painted edge is
+box filtered over the pixel's footprint, so lines are exact near the camera and fade far away. The z-buffer's samples
+are then averaged over the ground layer.
 
 Camera model: CARLA's pinhole, square pixels, horizontal field of view, centre of the picture on the optical axis,
 pixel (i, j) sampled around (i + 0.5, j + 0.5). Rotations are Unreal Engine's (yaw, then pitch, then roll).
@@ -25,7 +26,10 @@ from carla_digr.simulator.palette import PALETTES, Palette
 from carla_digr.simulator.raster import paint_course, paint_model, paint_tree
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.scenery import scenery, textures
-from carla_digr.simulator.shading import ID_BUILDING, ID_SIGN, compiled
+from carla_digr.simulator.shading import ID_BUILDING, ID_SIGN, compiled, inlined
+
+Pose = tuple[float, float, float, float, float, float]
+"""x, y, z in metres, pitch, yaw, roll in radians; CARLA's signs: positive pitch looks up."""
 
 
 class VehicleTable(NamedTuple):
@@ -55,7 +59,7 @@ class VehicleTable(NamedTuple):
 
 def render(
     road: Road,
-    camera_pose: tuple[float, float, float, float, float, float],
+    camera_pose: Pose,
     width: int,
     height: int,
     fov_deg: float,
@@ -66,7 +70,6 @@ def render(
     """The picture a camera sees; a pure function of its arguments.
 
     Parameters:
-        camera_pose: x, y, z (m), pitch, yaw, roll (rad), CARLA's signs: positive pitch looks up.
         width, height: picture size in pixels.
         fov_deg: horizontal field of view in degrees, between 0 and 180.
         palette: index into ``PALETTES`` or a palette of one's own.
@@ -84,7 +87,7 @@ def render(
 
 def instances(
     road: Road,
-    camera_pose: tuple[float, float, float, float, float, float],
+    camera_pose: Pose,
     width: int,
     height: int,
     fov_deg: float,
@@ -100,7 +103,7 @@ def instances(
 
 def depths(
     road: Road,
-    camera_pose: tuple[float, float, float, float, float, float],
+    camera_pose: Pose,
     width: int,
     height: int,
     fov_deg: float,
@@ -233,6 +236,15 @@ def _paint(
     _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids)
 
 
+@inlined
+def _bare(depth, ss, j, i):
+    """Whether objects cover no sample of a pixel; found out for the usual four samples only."""
+    if ss != 2:
+        return False
+    top = max(depth[2 * j, 2 * i], depth[2 * j, 2 * i + 1])
+    return max(top, max(depth[2 * j + 1, 2 * i], depth[2 * j + 1, 2 * i + 1])) == 0.0
+
+
 @compiled
 def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
     """Averages the samples of every pixel over the ground layer; ids are taken from the sample next to the centre."""
@@ -243,6 +255,13 @@ def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
     center = ss // 2
     for j in range(height):
         for i in range(width):
+            if _bare(depth, ss, j, i):
+                bgra[j, i, 0] = np.uint8(min(ground[j, i, 2] + half, full))
+                bgra[j, i, 1] = np.uint8(min(ground[j, i, 1] + half, full))
+                bgra[j, i, 2] = np.uint8(min(ground[j, i, 0] + half, full))
+                bgra[j, i, 3] = 255
+                ids[j, i] = ground_ids[j, i]
+                continue
             covered = 0
             r = 0
             g = 0

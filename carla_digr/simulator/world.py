@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.simulator.contacts import box_overlap, collide, static_overlap
-from carla_digr.simulator.renderer import VehicleTable, depths, instances, render
+from carla_digr.simulator.renderer import Pose, VehicleTable, depths, instances, render
 from carla_digr.simulator.road import (
     LANE_WIDTH,
     LANES,
@@ -289,7 +289,7 @@ class World:
 
     def render(self, camera: Camera) -> NDArray[np.uint8]:
         """The camera's picture of the present state, (height, width, 4) uint8 BGRA."""
-        return render(*self._scene(camera), self.palette)
+        return render(*self._scene(camera), palette=self.palette)
 
     def instances(self, camera: Camera) -> NDArray[np.int32]:
         """What each pixel's centre shows, (height, width) int32: a vehicle's id or one of `shading`'s ID_ constants."""
@@ -299,7 +299,7 @@ class World:
         """Metres along the optical axis to what each pixel's centre shows, (height, width) float32, inf for the sky."""
         return depths(*self._scene(camera))
 
-    def _scene(self, camera: Camera) -> tuple[Any, ...]:
+    def _scene(self, camera: Camera) -> tuple[Road, Pose, int, int, float, VehicleTable]:
         """The renderer's arguments up to the vehicles."""
         x, y, yaw = camera.x, camera.y, camera.yaw
         if camera.parent:
