@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from carla_digr.simulator import wire
 from carla_digr.simulator.vehicle import BUS, CAR, KINDS, MAX_STEER, TRUCK, VAN, VehicleKind
 from carla_digr.simulator.wire import BOOL, COLOR, FLOAT, INT, STRING, ActorDefinition, Attribute, Vector3D
 
 RGB = "sensor.camera.rgb"
+SEMANTIC = "sensor.camera.semantic_segmentation"
+INSTANCE = "sensor.camera.instance_segmentation"
+DEPTH = "sensor.camera.depth"
+IMU = "sensor.other.imu"
+GNSS = "sensor.other.gnss"
 COLLISION = "sensor.other.collision"
 LANE_INVASION = "sensor.other.lane_invasion"
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
@@ -18,10 +25,12 @@ MAX_IMAGE_SIDE = 2048  # px
 MAX_TRAFFIC = 400  # vehicles one traffic controller may ask for
 
 _BODY = {CAR: "car", VAN: "van", TRUCK: "truck", BUS: "bus"}
-_LABEL = {CAR: 14, VAN: 14, TRUCK: 15, BUS: 16}  # CARLA's CityObjectLabel
+_LABEL = {CAR: 14, VAN: 14, TRUCK: 15, BUS: 16}
+LABELS = np.array([_LABEL[kind.body] for kind in KINDS], np.uint8)
+"""CARLA's CityObjectLabel of each kind of vehicle."""
 _WHEEL_RADIUS = {CAR: 35.0, VAN: 37.0, TRUCK: 50.0, BUS: 50.0}  # cm
 
-# What CARLA's RGB camera offers beyond size, fov and tick, with its defaults. Accepted and without effect here: the
+# What CARLA's cameras offer beyond size, fov and tick, with its defaults. Accepted and without effect here: the
 # embedded renderer has no lens and no film.
 _LENS = (
     ("lens_circle_falloff", "5.0"),
@@ -30,6 +39,8 @@ _LENS = (
     ("lens_kcube", "0.0"),
     ("lens_x_size", "0.08"),
     ("lens_y_size", "0.08"),
+)
+_FILM = (
     ("bloom_intensity", "0.675"),
     ("lens_flare_intensity", "0.1"),
     ("motion_blur_intensity", "0.45"),
@@ -92,11 +103,17 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         Attribute("image_size_y", INT, "600"),
         Attribute("fov", FLOAT, "90.0"),
         tick,
+        *(Attribute(name, FLOAT, value) for name, value in _LENS),
+    )
+    film = (
         Attribute("enable_postprocess_effects", BOOL, "true"),
         Attribute("exposure_mode", STRING, "histogram", ("histogram", "manual"), restricted=True),
         Attribute("blade_count", INT, "5"),
-        *(Attribute(name, FLOAT, value) for name, value in _LENS),
+        *(Attribute(name, FLOAT, value) for name, value in _FILM),
     )
+    noise = Attribute("noise_seed", INT, "0")
+    inertial = [f"noise_{part}_{axis}" for part in ("accel_stddev", "gyro_stddev", "gyro_bias") for axis in "xyz"]
+    satellite = [f"noise_{quantity}_{part}" for quantity in ("alt", "lat", "lon") for part in ("stddev", "bias")]
     traffic = (
         role,
         Attribute("seed", INT, "0"),
@@ -105,7 +122,12 @@ def _definitions() -> tuple[ActorDefinition, ...]:
     )
     rows = [
         *map(_vehicle, KINDS),
-        (RGB, "sensor,camera,rgb", camera),
+        (RGB, "sensor,camera,rgb", camera + film),
+        (SEMANTIC, "sensor,camera,semantic_segmentation", camera),
+        (INSTANCE, "sensor,camera,instance_segmentation", camera),
+        (DEPTH, "sensor,camera,depth", camera),
+        (IMU, "sensor,other,imu", (role, tick, noise, *(Attribute(name, FLOAT, "0.0") for name in inertial))),
+        (GNSS, "sensor,other,gnss", (role, tick, noise, *(Attribute(name, FLOAT, "0.0") for name in satellite))),
         (COLLISION, "sensor,other,collision", (role,)),
         (LANE_INVASION, "sensor,other,lane_invasion", (role,)),
         (HIGHWAY_TRAFFIC, "controller,traffic,highway", traffic),

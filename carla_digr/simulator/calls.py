@@ -389,14 +389,15 @@ def answer(episode: Episode, name: str, arguments: list[Any]) -> Any:
 
 
 def palette_of(weather: wire.Weather) -> str:
-    """Name of the renderer's palette that is nearest to a weather; CARLA's "as the map has it" (-1) is noon."""
-    if weather.sun_altitude_angle < -5.0:
+    """Name of the renderer's palette that is nearest to a weather; a sun at -1, "as the map has it", stands at noon."""
+    sun = 45.0 if weather.sun_altitude_angle == -1.0 else weather.sun_altitude_angle
+    if sun < -5.0:
         return "dusk"
     if weather.fog_density >= 40.0 or weather.dust_storm >= 50.0:
         return "fog"
     if weather.precipitation >= 30.0:
         return "overcast"
-    if 0.0 <= weather.sun_altitude_angle < 25.0:
+    if sun < 25.0:
         return "sunset"
     return "overcast" if weather.cloudiness >= 60.0 else "noon"
 

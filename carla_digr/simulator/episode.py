@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from carla_digr.errors import UserError
-from carla_digr.simulator import blueprints, wire
+from carla_digr.simulator import blueprints, sensors, wire
 from carla_digr.simulator.road import SPEED_LIMIT
 from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
@@ -47,7 +47,8 @@ class Entry:
     """Index into KINDS of a vehicle, else -1."""
     attributes: dict[str, str] = field(default_factory=dict)
     camera: Camera | None = None
-    fov: float = 0.0
+    noise: sensors.Noise | None = None
+    """Of inertial and satellite sensors."""
     sensor_tick: float = 0.0
     due: float = 0.0
     """Simulated second from which the sensor measures again."""
@@ -138,17 +139,28 @@ class Episode:
 
     def _measure(self, entry: Entry) -> Iterator[bytes]:
         world = self.world
+        when = world.frame, world.elapsed
         if entry.camera is not None:
-            picture = world.render(entry.camera)
-            yield wire.image(world.frame, world.elapsed, self.place(entry), entry.fov, picture)
+            if not self.settings.no_rendering:
+                kind, draw = sensors.PICTURES[entry.description.id]
+                picture = draw(world, entry.camera)
+                yield wire.image(kind, *when, self.place(entry), entry.camera.fov, picture)
+            return
+        if entry.noise is not None:
+            if entry.description.id == blueprints.IMU:
+                vehicle = world.vehicles[world.index(entry.parent)]
+                reading = sensors.inertial(vehicle, entry.transform.rotation, entry.noise)
+                yield wire.imu(*when, self.place(entry), reading)
+            else:
+                place = self.place(entry)
+                yield wire.gnss(*when, place, sensors.satellite(place.location, entry.noise))
             return
         for contact in world.collisions:
             if contact.id == entry.parent:
                 other = self.actors.get(contact.other)
                 struck = _static(contact.other_name) if other is None else self.actor(other)
                 yield wire.collision(
-                    world.frame,
-                    world.elapsed,
+                    *when,
                     self.place(entry),
                     self.actor(self.actors[contact.id]),
                     struck,
@@ -241,14 +253,18 @@ class Episode:
     def _spawn_sensor(self, description: wire.ActorDescription, transform: Transform, parent: int) -> Entry:
         if parent:
             self.vehicle(parent)
-        elif description.id != blueprints.RGB:
+        elif description.id not in sensors.PICTURES:
             raise CallFailed(f"{description.id} must be attached to a vehicle")
         entry = self._add(description, parent)
         entry.transform = transform
         try:
-            if description.id == blueprints.RGB:
+            if description.id in sensors.PICTURES:
                 self.aim(entry)
+            if "sensor_tick" in entry.attributes:
                 entry.sensor_tick = _number(entry, "sensor_tick", 0.0, 3600.0)
+            if "noise_seed" in entry.attributes:
+                names = [name for name in entry.attributes if name.startswith("noise_")]
+                entry.noise = sensors.Noise({name: _noise(entry, name) for name in names})
         except CallFailed:
             del self.actors[entry.id]
             raise
@@ -261,7 +277,6 @@ class Episode:
         """Make a camera's view from its attributes and transform; raises CallFailed for impossible ones."""
         (x, y, z), angles = entry.transform
         pitch, yaw, roll = map(math.radians, angles)
-        entry.fov = _number(entry, "fov", 1.0, 170.0)
         entry.camera = Camera(
             parent=entry.parent,
             x=x,
@@ -272,7 +287,7 @@ class Episode:
             roll=roll,
             width=_integer(entry, "image_size_x", 1, blueprints.MAX_IMAGE_SIDE),
             height=_integer(entry, "image_size_y", 1, blueprints.MAX_IMAGE_SIDE),
-            fov=entry.fov,
+            fov=_number(entry, "fov", 1.0, 170.0),
         )
 
     def _spawn_traffic(self, description: wire.ActorDescription) -> Entry:
@@ -347,6 +362,12 @@ def _number(entry: Entry, name: str, low: float, high: float, kind: type = float
         if low <= (number := kind(text)) <= high:
             return number
     raise CallFailed(f"{entry.description.id}: {name} must be between {low} and {high}, not {text!r:.40}")
+
+
+def _noise(entry: Entry, name: str) -> float:
+    if name == "noise_seed":
+        return _integer(entry, name, 0, 2**31 - 1)
+    return _number(entry, name, 0.0 if "stddev" in name else -1e6, 1e6)
 
 
 def _integer(entry: Entry, name: str, low: int, high: int) -> int:

@@ -28,6 +28,7 @@ LINE_WIDTH = 0.15  # m, painted lines, centred on the lane borders
 DASH_LENGTH, DASH_PERIOD = 3.0, 12.0  # m; the period is stretched so that a whole number fits the ring
 SPEED_LIMIT = 90.0  # km/h
 MAP_NAME = "RingHighway"
+LATITUDE, LONGITUDE = 49.0, 8.0  # degrees, of the origin
 
 # Columns of Road.pieces.
 S0, X0, Y0, HEADING0, LENGTH, CURVATURE = range(6)
@@ -214,7 +215,8 @@ class Road:
         return (
             '<?xml version="1.0" standalone="yes"?>\n<OpenDRIVE>\n'
             f'<header revMajor="1" revMinor="4" name="{MAP_NAME}" version="1" north="0" south="0" east="0" west="0">'
-            "<geoReference><![CDATA[+proj=tmerc +lat_0=49 +lon_0=8 +k=1 +x_0=0 +y_0=0 +datum=WGS84 +units=m "
+            f"<geoReference><![CDATA[+proj=tmerc +lat_0={LATITUDE:g} +lon_0={LONGITUDE:g} +k=1 +x_0=0 +y_0=0 "
+            "+datum=WGS84 +units=m "
             "+geoidgrids=egm96_15.gtx +vunits=m +no_defs ]]></geoReference></header>\n"
             f"{roads}\n</OpenDRIVE>\n"
         )

@@ -140,7 +140,9 @@ class Server:
     def _warm_up(self) -> None:
         """Compile or load the numba code before the first client waits for it, and make the first frame."""
         vehicle = self._episode.world.spawn_vehicle(0, *self._episode.world.road.spawn_points[0])
-        self._episode.world.render(Camera(vehicle, -9.5, 0.0, 4.2, -0.1, 0.0, 0.0, 32, 32, 48.0))
+        camera = Camera(vehicle, -9.5, 0.0, 4.2, -0.1, 0.0, 0.0, 32, 32, 48.0)
+        self._episode.world.render(camera)
+        self._episode.world.depths(camera)
         self._step()
         self._episode = Episode(1, self._episode.world.frame, wire.EpisodeSettings(), self.streaming_port)
         self._step()

@@ -27,7 +27,8 @@ WORLD_STREAM = 1
 """Stream id of the world state; sensors have ids above it."""
 
 # Index in the client's registry of sensor types: decides what Python object a message becomes.
-COLLISION, RGB_CAMERA, WORLD_STATE = 0, 13, 17
+COLLISION, GNSS, IMU, WORLD_STATE = 0, 4, 5, 17
+DEPTH_CAMERA, RGB_CAMERA, SEMANTIC_CAMERA, INSTANCE_CAMERA = 1, 13, 14, 15
 
 FLAG_MAP_CHANGED = 1
 ACTIVE = 1
@@ -450,13 +451,30 @@ def world_state(
     return _message(WORLD_STATE, frame, stamp, Transform(), header, actors.tobytes())
 
 
-def image(frame: int, stamp: float, place: Transform, fov: float, bgra: NDArray[np.uint8]) -> bytes:
-    """An RGB camera's picture: ``bgra`` is (H, W, 4) uint8, ``place`` the camera in the world, ``fov`` degrees."""
+def image(kind: int, frame: int, stamp: float, place: Transform, fov: float, bgra: NDArray[np.uint8]) -> bytes:
+    """A camera's picture.
+
+    Parameters:
+        kind: one of the _CAMERA constants
+        place: of the camera in the world
+        fov: horizontal, degrees
+        bgra: (H, W, 4) uint8, encoded as that kind of camera does
+    """
     height, width = bgra.shape[:2]
     header = _IMAGE_HEADER.pack(width, height, fov)
-    return _message(RGB_CAMERA, frame, stamp, place, header, bgra.tobytes())
+    return _message(kind, frame, stamp, place, header, bgra.tobytes())
 
 
 def collision(frame: int, stamp: float, place: Transform, actor: Actor, other: Actor, impulse: Vector3D) -> bytes:
     """A contact of ``actor``, which carries the sensor, with ``other``; the impulse in N s."""
     return _message(COLLISION, frame, stamp, place, pack((actor, other, impulse)))
+
+
+def imu(frame: int, stamp: float, place: Transform, reading: tuple[Vector3D, Vector3D, float]) -> bytes:
+    """An inertial reading: accelerometer (m/s2), gyroscope (rad/s) and compass (rad from north)."""
+    return _message(IMU, frame, stamp, place, pack(reading))
+
+
+def gnss(frame: int, stamp: float, place: Transform, reading: tuple[float, float, float]) -> bytes:
+    """A satellite reading: latitude and longitude in degrees, altitude in metres."""
+    return _message(GNSS, frame, stamp, place, pack(reading))

@@ -134,7 +134,7 @@ def test_a_token_names_stream_and_port(stream, port):
 def test_an_image_message_holds_header_and_pixels(width, height, frame, stamp):
     pixels = np.arange(width * height * 4, dtype=np.uint8).reshape(height, width, 4)
     place = wire.Transform(wire.Vector3D(1.0, 2.0, 3.0), wire.Rotation(4.0, 5.0, 6.0))
-    message = wire.image(frame, stamp, place, 48.0, pixels)
+    message = wire.image(wire.RGB_CAMERA, frame, stamp, place, 48.0, pixels)
     assert struct.unpack_from("<IQQd6f", message) == (len(message) - 4, 13, frame, stamp, 1, 2, 3, 4, 5, 6)
     assert struct.unpack_from("<IIf", message, 52) == (width, height, 48.0)
     assert message[64:] == pixels.tobytes()

@@ -1,0 +1,154 @@
+"""What sensors measure, in CARLA's terms: labelled and depth pictures, inertial and satellite readings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_digr.simulator import wire
+from carla_digr.simulator.blueprints import DEPTH, INSTANCE, LABELS, RGB, SEMANTIC
+from carla_digr.simulator.renderer import camera_axes
+from carla_digr.simulator.road import LATITUDE, LONGITUDE
+from carla_digr.simulator.shading import (
+    ID_BARRIER,
+    ID_BUILDING,
+    ID_LINE,
+    ID_RAIL,
+    ID_ROAD,
+    ID_SIGN,
+    ID_SKY,
+    ID_TERRAIN,
+    ID_VEGETATION,
+)
+from carla_digr.simulator.wire import Vector3D
+from carla_digr.simulator.world import Camera, World
+
+GRAVITY = 9.81  # m/s2
+EARTH_SCALE = 0.9996 * 6378137.0  # m a radian, of the projection the client uses
+FAR = 1000.0  # m, the largest depth a picture can hold; farther surfaces and the sky have it
+
+# CARLA's CityObjectLabel of what is no vehicle, at the negative of the renderer's id.
+_STATIC_LABELS = np.zeros(9, np.uint8)
+for _id, _label in (
+    (ID_SKY, 11),
+    (ID_ROAD, 1),
+    (ID_LINE, 24),
+    (ID_BARRIER, 28),
+    (ID_RAIL, 28),
+    (ID_VEGETATION, 9),
+    (ID_BUILDING, 3),
+    (ID_SIGN, 8),
+    (ID_TERRAIN, 10),
+):
+    _STATIC_LABELS[-_id] = _label
+
+
+# Pictures, all (H, W, 4) uint8 BGRA.
+
+
+def semantic_picture(world: World, camera: Camera) -> NDArray[np.uint8]:
+    """Red holds CARLA's CityObjectLabel of what a pixel's centre shows."""
+    ids = world.instances(camera)
+    picture = np.zeros((*ids.shape, 4), np.uint8)
+    picture[..., 2] = _labels(world, ids)
+    return picture
+
+
+def instance_picture(world: World, camera: Camera) -> NDArray[np.uint8]:
+    """Red holds the label, green and blue the low and the high byte of an id.
+
+    The id is a vehicle's actor id modulo 65536; what is no vehicle has the renderer's id without its sign.
+    """
+    ids = world.instances(camera)
+    number = np.abs(ids)
+    picture = np.zeros((*ids.shape, 4), np.uint8)
+    picture[..., 2] = _labels(world, ids)
+    picture[..., 1] = number & 0xFF
+    picture[..., 0] = (number >> 8) & 0xFF
+    return picture
+
+
+def depth_picture(world: World, camera: Camera) -> NDArray[np.uint8]:
+    """Depth along the optical axis: red, green and blue are a 24-bit number, low byte first, 2^24 - 1 being 1000 m."""
+    share = np.minimum(world.depths(camera).astype(np.float64), FAR) / FAR
+    number = np.rint(share * (2**24 - 1)).astype(np.uint32)
+    picture = np.empty((*number.shape, 4), np.uint8)
+    picture[..., 2] = number & 0xFF
+    picture[..., 1] = (number >> 8) & 0xFF
+    picture[..., 0] = number >> 16
+    picture[..., 3] = 255
+    return picture
+
+
+PICTURES: dict[str, tuple[int, Callable[[World, Camera], NDArray[np.uint8]]]] = {
+    RGB: (wire.RGB_CAMERA, World.render),
+    SEMANTIC: (wire.SEMANTIC_CAMERA, semantic_picture),
+    INSTANCE: (wire.INSTANCE_CAMERA, instance_picture),
+    DEPTH: (wire.DEPTH_CAMERA, depth_picture),
+}
+"""Blueprint to index in the client's registry of sensors and how the picture is made."""
+
+
+def _labels(world: World, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """CityObjectLabel for the ids of an instance picture."""
+    labels = _STATIC_LABELS[np.maximum(-ids, 0)]
+    shown = ids > 0
+    vehicles = world.vehicles  # in order of their ids
+    labels[shown] = LABELS[vehicles["kind"][np.searchsorted(vehicles["id"], ids[shown])]]
+    return labels
+
+
+# Readings.
+
+
+class Noise:
+    """Normally distributed errors of one sensor, from its blueprint's attributes; equal seeds give equal errors.
+
+    Parameters:
+        attributes: ``noise_seed`` and, for a quantity q, ``noise_q_stddev`` and ``noise_q_bias`` (or with an axis at
+            the end); those that are missing are 0
+    """
+
+    def __init__(self, attributes: dict[str, float]):
+        self._attributes = attributes
+        self._draw = np.random.default_rng(int(attributes["noise_seed"]))
+
+    def __call__(self, quantity: str, axis: str = "") -> float:
+        """The next error of a quantity."""
+        scale, bias = (self._attributes.get(f"noise_{quantity}_{part}{axis}", 0.0) for part in ("stddev", "bias"))
+        return bias + float(self._draw.normal(0.0, scale))
+
+    def vector(self, quantity: str) -> NDArray[np.float64]:
+        """The next errors of a vector, (3,)."""
+        return np.array([self(quantity, axis) for axis in ("_x", "_y", "_z")])
+
+
+def inertial(vehicle: np.void, mounted: wire.Rotation, noise: Noise) -> tuple[Vector3D, Vector3D, float]:
+    """An inertial measurement unit at the centre of a vehicle, turned by ``mounted`` (degrees).
+
+    Returns:
+        accelerometer: m/s2 in the sensor's frame, with what holds it against gravity
+        gyroscope: rad/s in the sensor's frame
+        compass: rad clockwise from north, which is -y
+    """
+    pitch, yaw, roll = map(math.radians, mounted)
+    axes = camera_axes(pitch, yaw + float(vehicle["yaw"]), roll)
+    acceleration = axes @ (float(vehicle["ax"]), float(vehicle["ay"]), GRAVITY) + noise.vector("accel")
+    rate = axes @ (0.0, 0.0, float(vehicle["yaw_rate"])) + noise.vector("gyro")
+    compass = math.atan2(axes[0, 0], -axes[0, 1]) % (2.0 * math.pi)
+    return Vector3D(*acceleration.tolist()), Vector3D(*rate.tolist()), compass
+
+
+def satellite(place: Vector3D, noise: Noise) -> tuple[float, float, float]:
+    """Latitude and longitude (degrees) and altitude (m) of a place, as the 0.9.16 client's map converts it.
+
+    That is the inverse transverse Mercator projection of a sphere (Snyder, Map Projections, eq. 8-6 to 8-8), with +y
+    taken for north although compasses take -y for it.
+    """
+    x, y = place.x / EARTH_SCALE, math.radians(LATITUDE) + place.y / EARTH_SCALE
+    latitude = math.degrees(math.asin(math.sin(y) / math.cosh(x)))
+    longitude = LONGITUDE + math.degrees(math.atan2(math.sinh(x), math.cos(y)))
+    return latitude + noise("lat"), longitude + noise("lon"), place.z + noise("alt")
