@@ -118,6 +118,21 @@ def set_actor_target_velocity(episode: Episode, actor_id: int, velocity: Vector3
 
 
 @rpc
+def add_actor_impulse(episode: Episode, actor_id: int, impulse: Vector3D) -> None:
+    """Change a vehicle's speed at once by the part of an impulse (N s) along its heading."""
+    mass = KINDS[episode.vehicle(actor_id).kind].mass
+    row = episode.world.vehicle(actor_id)
+    faster = Vector3D(row["vx"] + impulse.x / mass, row["vy"] + impulse.y / mass)
+    set_actor_target_velocity(episode, actor_id, faster)
+
+
+@rpc
+def add_actor_force(episode: Episode, actor_id: int, force: Vector3D) -> None:
+    """Push a vehicle with a force (N) for one frame."""
+    add_actor_impulse(episode, actor_id, Vector3D(*(part * episode.delta for part in force)))
+
+
+@rpc
 def enable_actor_constant_velocity(episode: Episode, actor_id: int, velocity: Vector3D) -> None:
     """Hold a velocity given in the vehicle's frame."""
     _check_speed(velocity)
@@ -362,6 +377,8 @@ _COMMANDS = {
     5: "apply_physics_control",
     6: "set_actor_transform",
     8: "set_actor_target_velocity",
+    10: "add_actor_impulse",
+    11: "add_actor_force",
     14: "set_actor_simulate_physics",
     15: "set_actor_enable_gravity",
     19: "set_actor_location",

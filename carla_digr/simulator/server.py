@@ -30,6 +30,7 @@ from carla_digr.simulator.episode import CallFailed, Episode
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.world import Camera
 
+OPENDRIVE_MAP = "OpenDriveMap"  # what clients call the map of the OpenDRIVE text they sent before
 ANNOUNCED_LIMIT = 0.5  # s a tick waits for streams whose token was handed out
 EPISODE_SWITCH_LIMIT = 1.0  # s after which a new episode begins even if its client does not come back
 SILENT_LIMIT = 10.0  # s a streaming connection may stay without a valid subscription
@@ -243,12 +244,14 @@ class Server:
         """Promise a new episode; it begins when this client, having dropped its world, asks for the episode again."""
         match name, arguments:
             case "load_new_episode", [str(map_name), bool(reset), *_]:
-                if map_name.rsplit("/", 1)[-1] not in ("", MAP_NAME):
+                if map_name.rsplit("/", 1)[-1] not in ("", MAP_NAME, OPENDRIVE_MAP):
                     return wire.void_error(f"this simulator has no map {map_name!r:.80}, only {MAP_NAME}")
                 self._switch = connection, time.monotonic() + EPISODE_SWITCH_LIMIT, reset
                 return wire.done()
-            case "copy_opendrive_to_file", _:
-                return wire.void_error(f"this simulator has one map, {MAP_NAME}, and builds none from OpenDRIVE")
+            case "copy_opendrive_to_file", [str(text), *_]:
+                if text.split() == self._episode.world.road.opendrive().split():
+                    return wire.done()
+                return wire.void_error(f"this simulator builds no road from OpenDRIVE but its own, {MAP_NAME}")
         return wire.void_error(f"{name}: wrong arguments")
 
     # ------------------------------------------------------------------------------------------------- sockets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+from concurrent.futures import ThreadPoolExecutor
 
 import carla
 import numpy as np
@@ -12,7 +13,7 @@ from simulator_process import eventually
 
 from carla_digr.driving.session import SensorStream, Session
 from carla_digr.simulator.road import LANE_WIDTH, LANES, MAP_NAME, Road, lane_center
-from carla_digr.simulator.vehicle import KINDS
+from carla_digr.simulator.vehicle import KINDS, TRUCK
 
 ROAD = Road.ring()
 EGO = "vehicle.tesla.model3"
@@ -103,9 +104,90 @@ def test_what_is_not_offered_raises_and_the_client_lives(session):
         session.client.start_recorder("drive.log")
     with pytest.raises(RuntimeError, match="no map 'Town04'"):
         session.client.load_world("Town04")
-    with pytest.raises(RuntimeError, match="OpenDRIVE"):
-        session.client.generate_opendrive_world(ROAD.opendrive())
+    with pytest.raises(RuntimeError, match="builds no road from OpenDRIVE but its own"):
+        session.client.generate_opendrive_world(ROAD.opendrive().replace("RingHighway", "Elsewhere", 1) + " ")
+    ego = spawn_ego(session)
+    ego.add_torque(carla.Vector3D(0.0, 0.0, 100.0))  # sent without waiting for the answer
+    with pytest.raises(RuntimeError):
+        ego.set_collisions(False)
     session.tick()
+
+
+def test_the_roads_own_opendrive_is_a_world(simulator):
+    client = carla.Client("127.0.0.1", simulator.port)
+    client.set_timeout(10.0)
+    before = client.get_world()
+    text = before.get_map().to_opendrive()
+    world = client.generate_opendrive_world(text, carla.OpendriveGenerationParameters(vertex_distance=2.0))
+    assert world.id != before.id
+    assert world.get_map().to_opendrive() == text
+    assert len(world.get_map().get_spawn_points()) == len(ROAD.spawn_points)
+    assert world.wait_for_tick(10.0).frame > 0
+
+
+def test_the_blueprint_library_answers_as_carlas(session):
+    library = session.blueprints
+    assert {b.id for b in library.filter("vehicle.*.*")} == {kind.blueprint for kind in KINDS}
+    assert [b.id for b in library.filter("*model3*")] == [EGO]
+    assert {b.id for b in library.filter_by_attribute("base_type", "truck")} == {
+        kind.blueprint for kind in KINDS if kind.body == TRUCK
+    }
+    assert not library.filter("walker.*")
+    with pytest.raises(IndexError):
+        library.find("vehicle.no.such")
+    blueprint = library.find(EGO)
+    assert {"vehicle", "tesla", "model3"} <= set(blueprint.tags)
+    assert blueprint.match_tags("*tesla*")
+    color = blueprint.get_attribute("color")
+    assert color.is_modifiable and color.type == carla.ActorAttributeType.RGBColor
+    assert len(color.recommended_values) == len(KINDS[0].colors)
+    blueprint.set_attribute("color", "1,2,3")
+    assert blueprint.get_attribute("color").as_color() == carla.Color(1, 2, 3)
+    assert int(blueprint.get_attribute("number_of_wheels")) == 4
+    with pytest.raises(ValueError, match="read-only"):
+        blueprint.set_attribute("number_of_wheels", "3")
+    with pytest.raises(IndexError):
+        blueprint.set_attribute("no_such", "3")
+    camera = library.find("sensor.camera.rgb")
+    assert (camera.get_attribute("image_size_x").as_int(), float(camera.get_attribute("fov"))) == (800, 90.0)
+    camera.set_attribute("image_size_x", "wide")  # the client leaves the value to the server
+    with pytest.raises(RuntimeError, match="image_size_x must be between"):
+        session.world.spawn_actor(camera, carla.Transform())
+
+
+def test_snapshots_reach_callbacks_and_waiters_of_a_synchronous_world(session):
+    seen: queue.SimpleQueue = queue.SimpleQueue()
+    callback = session.world.on_tick(lambda snapshot: seen.put(snapshot.frame))
+    frames = [session.tick().frame for _ in range(5)]
+    assert [seen.get(timeout=10) for _ in frames] == frames
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(session.world.wait_for_tick, 20.0)
+        while not waiting.done():
+            session.tick()
+        assert waiting.result().frame <= session.frame
+    session.world.remove_on_tick(callback)
+
+
+def test_physics_is_kept_and_pushes_move_a_vehicle(session):
+    ego = spawn_ego(session)
+    session.tick()
+    physics = ego.get_physics_control()
+    physics.mass = 1234.5
+    physics.torque_curve = [carla.Vector2D(0, 100), carla.Vector2D(3000, 700)]
+    wheels = physics.wheels
+    wheels[0].tire_friction = 1.5
+    physics.wheels = wheels
+    ego.apply_physics_control(physics)
+    kept = ego.get_physics_control()
+    assert kept == physics
+    assert (kept.mass, kept.torque_curve[1].y, kept.wheels[0].tire_friction) == (1234.5, 700.0, 1.5)
+    mass = KINDS[0].mass
+    ego.add_impulse(carla.Vector3D(10.0 * mass, 0.0, 0.0))
+    session.tick()
+    assert ego.get_velocity().length() == pytest.approx(10.0, abs=0.1)
+    ego.add_force(carla.Vector3D(-100.0 * mass, 0.0, 0.0))  # 100 m/s2 for 0.05 s
+    session.tick()
+    assert ego.get_velocity().length() == pytest.approx(5.0, abs=0.1)
 
 
 def test_debug_shapes_lights_and_traffic_light_resets_are_accepted(session):
@@ -309,11 +391,11 @@ def test_batches_report_each_commands_error(session):
         command.ApplyTargetVelocity(first.actor_id, carla.Vector3D(15.0, 0.0, 0.0)),
         command.SetVehicleLightState(first.actor_id, carla.VehicleLightState.Interior),
         command.SetSimulatePhysics(first.actor_id, True),
-        command.ApplyImpulse(first.actor_id, carla.Vector3D()),
+        command.ApplyTorque(first.actor_id, carla.Vector3D()),
     ]
-    *done, impulse = session.client.apply_batch_sync(changes, True)
+    *done, torque = session.client.apply_batch_sync(changes, True)
     assert not any(answer.error for answer in done)
-    assert "not implemented" in impulse.error
+    assert "not implemented" in torque.error
     session.frame = session.world.get_snapshot().frame
     assert session.world.get_actor(third.actor_id).get_location().x == pytest.approx(points[5].location.x)
     assert session.world.get_actor(first.actor_id).get_velocity().x == pytest.approx(15.0, abs=0.3)
@@ -422,20 +504,6 @@ def test_collisions_name_the_other_and_carry_an_impulse(session):
         while not events.empty():
             names.add(events.get().other_actor.type_id)
     assert names == {"static.barrier"}
-
-
-def test_lane_invasions_are_computed_by_the_client(session):
-    ego = spawn_ego(session, 1)
-    sensor = session.spawn(session.blueprint("sensor.other.lane_invasion"), carla.Transform(), ego)
-    events: queue.SimpleQueue = queue.SimpleQueue()
-    sensor.listen(events.put)
-    session.tick()
-    ego.set_target_velocity(carla.Vector3D(20.0, 0.0, 0.0))
-    ego.apply_control(carla.VehicleControl(steer=0.03, throttle=0.2))
-    for _ in range(40):
-        session.tick()
-    marks = events.get(timeout=10).crossed_lane_markings
-    assert marks[0].type == carla.LaneMarkingType.Broken
 
 
 # --------------------------------------------------------------------------------------------- several clients
