@@ -25,7 +25,7 @@ from carla_digr.live.composition import PACKAGE, Process
 from carla_digr.live.supervisor import command_line, workspace_environment
 from carla_digr.policy import ActorCritic
 
-LIMIT = 60.0  # s until a test gives up waiting for an event
+LIMIT = 120.0  # s until a test gives up waiting for an event; the first start compiles the simulator
 
 
 @functools.cache
@@ -73,7 +73,9 @@ def until(condition: Callable[[], bool], step: Callable[[], None] = lambda: time
     while not condition():
         for running in Running.needed:
             assert running.popen.poll() is None, f"{running.log.name}: {running.output}"
-        assert time.monotonic() < end, f"{LIMIT:.0f} s are over"
+        if time.monotonic() > end:
+            said = "\n".join(f"{running.log.name}: {running.output}" for running in Running.needed)
+            raise AssertionError(f"{LIMIT:.0f} s are over\n{said}")
         step()
 
 
@@ -124,16 +126,18 @@ class Observer:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.received: dict[str, list] = defaultdict(list)
-        self.order: list[tuple[str, object]] = []  # (topic, message), all topics together
+        self.sent: list[tuple[int, str]] = []  # (time of publication in ns, topic), all topics together
         for topic in topics.TOPICS:
             if topic.name in names:
-                self.node.create_subscription(
-                    topic.type, topic.name, functools.partial(self._keep, topic.name), qos or topic.qos
-                )
+                # A callback with exactly two arguments gets the times of the transport as well.
+                def keep(message, info, name=topic.name):
+                    self._keep(name, message, info)
 
-    def _keep(self, name: str, message) -> None:
+                self.node.create_subscription(topic.type, topic.name, keep, qos or topic.qos)
+
+    def _keep(self, name: str, message, info: dict) -> None:
         self.received[name].append(message)
-        self.order.append((name, message))
+        self.sent.append((info["source_timestamp"], name))
 
     def spin(self) -> None:
         self.executor.spin_once(timeout_sec=0.1)

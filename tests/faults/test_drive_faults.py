@@ -23,16 +23,23 @@ BROKEN_MAPS = (  # from the second map on; the first is the node's own when it s
 )
 
 
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    """Of a simulator that serves one test after the other."""
+    number = live_support.free_port()
+    with live_support.stage(0, tmp_path_factory.mktemp("simulator")) as start:
+        start(live_support.simulator(number))
+        yield number
+
+
 class Drive:
     """A paced drive with a deadline that only a missing decision passes."""
 
-    def __init__(self, start, observe, weights, fault=""):
+    def __init__(self, port, start, observe, weights, fault=""):
         self.start, self.weights = start, weights
         self.observer = observe(
             topics.DECISION.name, topics.OVERLAY.name, topics.ODOMETRY.name, topics.DIAGNOSTICS.name
         )
-        port = live_support.free_port()
-        self.simulator = start(live_support.simulator(port))
         self.bridge = start(live_support.bridge(port, deadline=1.0, recovery=3))
         self.explainer = self.start_explainer(fault)
 
@@ -54,8 +61,8 @@ class Drive:
         return None, "", {}
 
 
-def test_the_car_brakes_when_the_explainer_is_killed_and_drives_again_with_a_new_one(start, observe, weights):
-    drive = Drive(start, observe, weights)
+def test_the_car_brakes_when_the_explainer_is_killed_and_drives_again_with_a_new_one(port, start, observe, weights):
+    drive = Drive(port, start, observe, weights)
     observer = drive.observer
     observer.until(lambda: len(drive.decisions(fallback=False)) >= 5)
     drive.explainer.end(signal.SIGKILL)
@@ -77,8 +84,8 @@ def test_the_car_brakes_when_the_explainer_is_killed_and_drives_again_with_a_new
     observer.until(lambda: drive.report("carla_bridge")[2].get("watchdog") == "driving")
 
 
-def test_the_car_brakes_on_decisions_that_are_not_numbers(start, observe, weights):
-    drive = Drive(start, observe, weights, fault=NAN_DECISIONS)
+def test_the_car_brakes_on_decisions_that_are_not_numbers(port, start, observe, weights):
+    drive = Drive(port, start, observe, weights, fault=NAN_DECISIONS)
     drive.observer.until(lambda: len(drive.decisions(fallback=True)) >= 5)
     assert all((m.brake, m.throttle, m.steer) == (1.0, 0.0, 0.0) for m in drive.decisions(fallback=True))
     drive.observer.until(lambda: drive.report("explainer")[0] == b"\2")
@@ -86,8 +93,8 @@ def test_the_car_brakes_on_decisions_that_are_not_numbers(start, observe, weight
     drive.observer.until(lambda: "steer is nan" in drive.report("carla_bridge")[1])
 
 
-def test_a_map_that_fails_never_stops_the_decisions(start, observe, weights):
-    drive = Drive(start, observe, weights, fault=BROKEN_MAPS)
+def test_a_map_that_fails_never_stops_the_decisions(port, start, observe, weights):
+    drive = Drive(port, start, observe, weights, fault=BROKEN_MAPS)
     drive.observer.until(lambda: len(drive.decisions(fallback=False)) >= 20)
     assert not drive.decisions(fallback=True)
     assert not drive.observer.received[topics.OVERLAY.name]
@@ -97,24 +104,23 @@ def test_a_map_that_fails_never_stops_the_decisions(start, observe, weights):
 
 
 def test_the_bridge_ends_with_a_sentence_when_the_simulator_is_killed(start, observe, weights):
-    drive = Drive(start, observe, weights)
+    port = live_support.free_port()
+    simulator = start(live_support.simulator(port))
+    drive = Drive(port, start, observe, weights)
     drive.observer.until(lambda: len(drive.decisions(fallback=False)) >= 5)
-    drive.simulator.end(signal.SIGKILL)
+    simulator.end(signal.SIGKILL)
     assert drive.bridge.wait() == 2
     sentences = [line for line in drive.bridge.output.splitlines() if line.startswith("carla-digr: ")]
     assert len(sentences) == 1 and "is gone" in sentences[0]
     assert "Traceback" not in drive.bridge.output
 
 
-@pytest.mark.parametrize("lockstep", [False, True])
-def test_the_bridge_leaves_the_simulator_as_it_was(start, observe, weights, lockstep):
+def test_the_bridge_leaves_the_simulator_as_it_was(port, start, observe, weights):
     """A second bridge can drive after the first one has ended."""
     observer = observe(topics.OVERLAY.name)
-    port = live_support.free_port()
-    start(live_support.simulator(port))
     start(Process("explainer", parameters={"weights": str(weights)}))
     for drive in (1, 2):
-        bridge = start(live_support.bridge(port, lockstep=lockstep))
+        bridge = start(live_support.bridge(port))
         observer.received.clear()
         observer.until(lambda: len(observer.received[topics.OVERLAY.name]) >= 3)
         assert bridge.end() == 0, drive
