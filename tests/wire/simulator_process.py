@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 
@@ -44,3 +45,9 @@ def eventually(condition: Callable[[], bool], limit: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not come true"
         time.sleep(0.01)
+
+
+def run_client(program: str, simulator: Simulator) -> subprocess.Popen:
+    """A process with a session of its own; the program says "here" when it has got there."""
+    text = textwrap.dedent(program).replace("PORT", str(simulator.port))
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

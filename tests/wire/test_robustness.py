@@ -14,7 +14,7 @@ import carla
 import msgpack
 import numpy as np
 import pytest
-from simulator_process import Simulator, eventually
+from simulator_process import Simulator, eventually, run_client
 
 from carla_digr.driving.control import VehicleCommand
 from carla_digr.driving.scenario import Scenario
@@ -256,3 +256,133 @@ def test_memory_stays_flat_over_episodes(simulator):
                 drive.step(VehicleCommand(steer=0.0, target_speed=22.0))
             sizes.append(simulator.memory())
     assert sizes[-1] - sizes[5] < 2e6
+
+
+VANISHING = """
+    import os, signal, sys
+    import carla
+    clients = []
+    for i in range(50):
+        client = carla.Client("127.0.0.1", PORT)
+        client.set_timeout(20.0)
+        assert client.get_server_version() == "0.9.16"
+        if i % 5 == 0:
+            world = client.get_world()
+            blueprint = world.get_blueprint_library().find("sensor.camera.rgb")
+            camera = world.spawn_actor(blueprint, carla.Transform(carla.Location(0, 5, 4)))
+            camera.listen(lambda image: None)
+            clients.append((world, camera))
+        clients.append(client)
+    print("here", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_fifty_carla_clients_that_are_killed_together(simulator):
+    """Their actors stay, as on CARLA; their connections and what they subscribed to do not."""
+    descriptors = Path(f"/proc/{simulator.process.pid}/fd")
+    with Session.connect("127.0.0.1", simulator.port, 20.0) as session:
+        session.tick()
+        idle = len(list(descriptors.iterdir()))
+        run_client(VANISHING, simulator).communicate(timeout=120)
+        eventually(lambda: len(list(descriptors.iterdir())) <= idle)
+        session.tick()
+        left = session.world.get_actors().filter("sensor.*")
+        assert len(left) == 10
+        before = simulator.memory()
+        for _ in range(100):
+            session.tick()
+        assert simulator.memory() - before < 2e6
+        for camera in left:
+            assert camera.destroy()
+
+
+TICKING = """
+    import carla
+    client = carla.Client("127.0.0.1", PORT)
+    client.set_timeout(20.0)
+    world = client.get_world()
+    settings = world.get_settings()
+    settings.synchronous_mode, settings.fixed_delta_seconds = True, 0.05
+    world.apply_settings(settings)
+    blueprint = world.get_blueprint_library().find("sensor.camera.rgb")
+    blueprint.set_attribute("image_size_x", "512")
+    blueprint.set_attribute("image_size_y", "512")
+    camera = world.spawn_actor(blueprint, carla.Transform(carla.Location(0, 5, 4)))
+    camera.listen(lambda image: None)
+    world.tick()
+    print("here", flush=True)
+    while True:
+        world.tick()
+"""
+
+
+def test_clients_killed_in_the_middle_of_a_tick(simulator):
+    """One after the other owns the tick and is killed while frames and pictures are under way."""
+    watcher = carla.Client("127.0.0.1", simulator.port)
+    watcher.set_timeout(20.0)
+    world = watcher.get_world()
+    sizes = []
+    for i in range(8):
+        client = run_client(TICKING, simulator)
+        assert client.stdout.readline() == "here\n"
+        frame = world.get_snapshot().frame
+        eventually(lambda frame=frame, more=i: world.get_snapshot().frame > frame + more)
+        client.kill()
+        client.communicate()
+        assert world.tick(20.0) > 0  # another client can go on at once
+        for sensor in world.get_actors().filter("sensor.*"):
+            sensor.destroy()
+        world.tick(20.0)
+        sizes.append(simulator.memory())
+    assert sizes[-1] - sizes[2] < 4e6
+    assert_serves(simulator)
+
+
+def test_clients_that_only_look_and_one_that_drives(simulator):
+    """Four processes follow the states and pictures of a world that this one ticks; all see every frame."""
+    program = """
+        import queue, time
+        import carla
+        client = carla.Client("127.0.0.1", PORT)
+        client.set_timeout(20.0)
+        world = client.get_world()
+        while not world.get_actors().filter("sensor.camera.rgb"):
+            time.sleep(0.01)  # the state of the halted world is on its way
+        (camera,) = world.get_actors().filter("sensor.camera.rgb")
+        frames = queue.SimpleQueue()
+        camera.listen(lambda image: frames.put(image.frame))
+        snapshots = queue.SimpleQueue()
+        world.on_tick(lambda snapshot: snapshots.put(snapshot.frame))
+        print("here", flush=True)
+        seen = [frames.get(timeout=60) for _ in range(60)]
+        assert seen == list(range(seen[0], seen[0] + 60)), seen
+        seen = [snapshots.get(timeout=60) for _ in range(60)]
+        assert seen == list(range(seen[0], seen[0] + 60)), seen
+        camera.stop()
+        print("saw them", flush=True)
+    """
+    with Session.connect("127.0.0.1", simulator.port, 20.0) as session:
+        place = carla.Transform(carla.Location(0.0, 5.0, 4.0))
+        session.spawn(session.blueprint("sensor.camera.rgb", image_size_x=32, image_size_y=32), place)
+        session.tick()
+        watchers = [run_client(program, simulator) for _ in range(4)]
+        for watcher in watchers:
+            assert watcher.stdout.readline() == "here\n"
+        while any(watcher.poll() is None for watcher in watchers):
+            session.tick()
+        for watcher in watchers:
+            said, errors = watcher.communicate(timeout=60)
+            assert said == "saw them\n", errors
+
+
+def test_half_open_connections_do_not_pile_up(simulator):
+    """Streaming connections that never subscribe are closed after a while; callers may stay idle."""
+    silent = [connect(simulator.streaming_port) for _ in range(30)]
+    idle = connect(simulator.port)
+    with Session.connect("127.0.0.1", simulator.port) as session:
+        session.tick()
+        for connection in silent:
+            assert connection.recv(1) == b""
+    kind, _, _, result = call(idle, msgpack.Unpacker(), "version")
+    assert (kind, result) == (1, [[1, "0.9.16"]])

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import carla
 import msgpack
 import numpy as np
 import pytest
-from simulator_process import Simulator, eventually
+from simulator_process import eventually, run_client
 
 from carla_digr.driving.control import VehicleCommand, command
 from carla_digr.driving.scenario import Scenario
@@ -34,12 +31,6 @@ def look(port: int) -> tuple[bool, list[str]]:
         world.wait_for_tick(20.0)
     eventually(lambda: world.get_snapshot().frame > 0)
     return world.get_settings().synchronous_mode, sorted(a.type_id for a in world.get_actors())
-
-
-def run_client(program: str, simulator: Simulator) -> subprocess.Popen:
-    """A process with a session of its own; the program says "here" when it has got there."""
-    text = textwrap.dedent(program).replace("PORT", str(simulator.port))
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def zombie(process: int) -> bool:
