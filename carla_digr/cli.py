@@ -7,11 +7,24 @@ stands in its run function, so that help is fast and a job needs only its own ex
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
+
+# package -> the extra of setup.py that installs it
+EXTRAS = {
+    "stable_baselines3": "train",
+    "tensorboard": "train",
+    "captum": "train",
+    "matplotlib": "train",
+    "minigrid": "minigrid",
+    "ale_py": "atari",
+    "carla": "carla",
+    "rosbags": "recording",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +51,13 @@ def main(argv: list[str] | None = None) -> int:
         message = getattr(args, "interrupted", "Interrupted.")
         print(f"\ncarla-digr: {message}", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        extra = EXTRAS[package]
+        print(f"carla-digr: This needs the package {package}: pip install 'carla_digr[{extra}]'.", file=sys.stderr)
+        return 2
 
 
 # --- the offline stages ---
@@ -47,9 +67,9 @@ def add_train_teacher(commands: argparse._SubParsersAction) -> None:
     """`train-teacher`: PPO."""
 
     def run(args: argparse.Namespace) -> None:
+        config, out = _stage(args)
         from carla_digr.training.teacher import train_teacher
 
-        config, out = _stage(args)
         train_teacher(config, out)
 
     _add_stage(commands, "train-teacher", "train the teacher by PPO", run)
@@ -59,9 +79,9 @@ def add_make_dataset(commands: argparse._SubParsersAction) -> None:
     """`make-dataset`: perturbation saliency maps over the teacher's states."""
 
     def run(args: argparse.Namespace) -> None:
+        config, out = _stage(args)
         from carla_digr.training.saliency_dataset import make_dataset
 
-        config, out = _stage(args)
         make_dataset(config, out, args.teacher or out / "teacher.safetensors")
 
     parser = _add_stage(commands, "make-dataset", "compute the teacher's perturbation saliency maps", run)
@@ -72,9 +92,9 @@ def add_distill(commands: argparse._SubParsersAction) -> None:
     """`distill`: the DIGR student."""
 
     def run(args: argparse.Namespace) -> None:
+        config, out = _stage(args)
         from carla_digr.training.distill import distill
 
-        config, out = _stage(args)
         distill(config, out, args.teacher or out / "teacher.safetensors")
 
     parser = _add_stage(commands, "distill", "distil the student by DIGR", run)
@@ -85,9 +105,9 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     """`evaluate`: performance and saliency of teacher and student."""
 
     def run(args: argparse.Namespace) -> None:
+        config, out = _stage(args)
         from carla_digr.training.evaluate import evaluate
 
-        config, out = _stage(args)
         evaluate(config, out, args.teacher, args.student)
 
     parser = _add_stage(commands, "evaluate", "measure teacher and student and write a report", run)
@@ -108,19 +128,25 @@ def _add_stage(commands: argparse._SubParsersAction, name: str, summary: str, ru
 
 
 def _stage(args: argparse.Namespace):
-    """The configuration and the output directory of a stage."""
+    """The configuration and the output directory of a stage, checked before anything slow is imported."""
     from dataclasses import replace
 
     from carla_digr.config import load_config
-    from carla_digr.training import prepare_process
 
-    prepare_process()
     config = load_config(args.config)
     if args.seed is not None:
         if not 0 <= args.seed < 2**31:
             raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {args.seed}.")
         config = replace(config, seed=args.seed)
-    return config, args.out or Path("runs") / config.task
+    out = args.out or Path("runs") / config.task
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"Cannot write to {out}: {existing} is not a writable directory; choose another --out.")
+
+    from carla_digr.training import prepare_process
+
+    prepare_process()
+    return config, out
 
 
 # --- the simulator ---

@@ -34,11 +34,12 @@ from carla_digr.saliency.gradient import (
 from carla_digr.saliency.perturbation import kl_divergence
 from carla_digr.tasks import make_task
 from carla_digr.training.gradient_surgery import project_conflicting
-from carla_digr.training.rollout import sampled
+from carla_digr.training.rollout import load_policy, sampled
 from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
 from carla_digr.training.state import (
     check_same_job,
     load_state,
+    only_job_in,
     pack_optimiser,
     save_state,
     unpack_optimiser,
@@ -54,13 +55,14 @@ def distill(config: Config, out: Path, teacher_path: Path) -> None:
         UserError: teacher or dataset are missing, damaged or do not belong together, or the saved state is of another
             configuration.
     """
-    teacher, card = checkpoint.load(teacher_path, config.task)
+    teacher, card = load_policy(teacher_path, make_task(config))
     dataset = load_dataset(out / "dataset", card["weights_sha256"])
-    job = _Distillation(config, out, teacher, card, dataset)
-    try:
-        job.run()
-    finally:
-        job.env.close()
+    with only_job_in(out / "distill"):
+        job = _Distillation(config, out, teacher, card, dataset)
+        try:
+            job.run()
+        finally:
+            job.env.close()
     print(f"{out / 'student.safetensors'}: {job.best}")
 
 

@@ -29,7 +29,7 @@ from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise, vanilla_gradient
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import Task, make_task
-from carla_digr.training.rollout import Act, collect_states, greedy, run_episodes, sampled
+from carla_digr.training.rollout import Act, collect_states, greedy, load_policy, run_episodes, sampled
 
 
 def evaluate(config: Config, out: Path, teacher_path: Path | None = None, student_path: Path | None = None) -> None:
@@ -41,9 +41,9 @@ def evaluate(config: Config, out: Path, teacher_path: Path | None = None, studen
     Raises:
         UserError: weights are missing, damaged or of another task.
     """
-    teacher, teacher_card = checkpoint.load(teacher_path or _default_weights(config, out, "teacher"), config.task)
-    student, student_card = checkpoint.load(student_path or _default_weights(config, out, "student"), config.task)
     task = make_task(config)
+    teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task)
+    student, student_card = load_policy(student_path or _default_weights(config, out, "student"), task)
     directory = out / "evaluation"
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
     performance = {

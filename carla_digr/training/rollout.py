@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +12,28 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
+from carla_digr import checkpoint
+from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
+from carla_digr.tasks import Task
 
 Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
+
+
+def load_policy(path: Path, task: Task) -> tuple[ActorCritic, dict[str, Any]]:
+    """A checkpoint for this task, with its card.
+
+    Raises:
+        UserError: it is missing, damaged, of another task, or of an earlier form of this one.
+    """
+    policy, card = checkpoint.load(path, task.name)
+    found = (tuple(card["input_shape"]), tuple(card["action_names"]))
+    if found != (task.observation_shape, task.action_names):
+        raise UserError(
+            f"{path} takes pictures {found[0]} and knows the actions {', '.join(found[1])}, but the task {task.name} "
+            f"now has {task.observation_shape} and {', '.join(task.action_names)}; train it again."
+        )
+    return policy, card
 
 
 def greedy(policy: ActorCritic) -> Act:

@@ -33,8 +33,8 @@ from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import make_task
 from carla_digr.training import prepare_process
-from carla_digr.training.rollout import collect_states, sampled
-from carla_digr.training.state import check_same_job
+from carla_digr.training.rollout import collect_states, load_policy, sampled
+from carla_digr.training.state import check_same_job, only_job_in
 
 STATES = "states.safetensors"
 
@@ -62,8 +62,14 @@ def make_dataset(config: Config, out: Path, teacher_path: Path) -> None:
     Raises:
         UserError: the teacher is missing or of another task, or the directory holds another dataset.
     """
-    policy, card = checkpoint.load(teacher_path, config.task)
-    directory = out / "dataset"
+    policy, card = load_policy(teacher_path, make_task(config))
+    with only_job_in(out / "dataset"):
+        _make_dataset(config, out / "dataset", teacher_path, policy, card)
+
+
+def _make_dataset(
+    config: Config, directory: Path, teacher_path: Path, policy: ActorCritic, card: dict[str, Any]
+) -> None:
     settings = config.saliency_dataset
     manifest = _open_manifest(directory, config, card)
     _ensure_states(directory, manifest, config, policy)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,22 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"The saved state {path} is damaged; delete it to start this job from its beginning."
         ) from error
+
+
+@contextmanager
+def only_job_in(directory: Path) -> Iterator[None]:
+    """Hold a directory against a second job; the system lets go of it however the first one ends.
+
+    Raises:
+        UserError: another process works there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"Another job is at work in {directory}; wait for it or use another --out.") from error
+        yield
 
 
 def check_same_job(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from carla_digr.tasks import Task, make_task
 from carla_digr.training.state import (
     check_same_job,
     load_state,
+    only_job_in,
     pack_optimiser,
     pack_random,
     save_state,
@@ -60,23 +61,26 @@ def train_teacher(config: Config, out: Path) -> None:
         )
     task = make_task(config)
     state_path = out / "teacher" / "state.safetensors"
-    saved = load_state(state_path) if state_path.exists() else None
-    if saved:
-        check_same_job(state_path, saved[1]["config"], _sections(config))
-    env = VecMonitor(task.make_vec_env(settings.environments, config.seed, evaluation=False))
-    try:
-        algorithm = _make_ppo(config, env)
+    with only_job_in(out / "teacher"):
+        saved = load_state(state_path) if state_path.exists() else None
         if saved:
-            _restore(algorithm, env, *saved)
-        steps = algorithm.num_timesteps
-        algorithm.set_logger(Logger(str(out), [_CurveWriter(out / "teacher", steps)]))
-        job = _Job(config, task, env, out, state_path)
-        with job.progress:
-            remaining = settings.total_steps - steps
-            if remaining > 0:
-                algorithm.learn(remaining, callback=job, log_interval=sys.maxsize, reset_num_timesteps=saved is None)
-    finally:
-        env.close()
+            check_same_job(state_path, saved[1]["config"], _sections(config))
+        env = VecMonitor(task.make_vec_env(settings.environments, config.seed, evaluation=False))
+        try:
+            algorithm = _make_ppo(config, env)
+            if saved:
+                _restore(algorithm, env, *saved)
+            steps = algorithm.num_timesteps
+            algorithm.set_logger(Logger(str(out), [_CurveWriter(out / "teacher", steps)]))
+            job = _Job(config, task, env, out, state_path)
+            with job.progress:
+                remaining = settings.total_steps - steps
+                if remaining > 0:
+                    algorithm.learn(
+                        remaining, callback=job, log_interval=sys.maxsize, reset_num_timesteps=saved is None
+                    )
+        finally:
+            env.close()
     print(f"{out / 'teacher.safetensors'}: {algorithm.num_timesteps} steps")
 
 

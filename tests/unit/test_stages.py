@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
+from test_teacher import start, wait_for
 
+from carla_digr import checkpoint
 from carla_digr.cli import main
+from carla_digr.errors import UserError
+from carla_digr.policy import ActorCritic
+from carla_digr.tasks import make_task
+from carla_digr.training.rollout import load_policy
+from carla_digr.training.state import only_job_in
 
 
 def test_the_four_stages_leave_a_report(tmp_path, tiny_yaml, tiny_run, capsys):
@@ -69,6 +77,44 @@ def test_a_wrong_key_is_status_2_and_one_line(tmp_path, capsys):
 def test_a_wrong_seed_is_refused(tiny_yaml, capsys):
     assert main(["train-teacher", str(tiny_yaml), "--seed", "-1"]) == 2
     assert "--seed must lie in" in capsys.readouterr().err
+
+
+def test_an_output_path_that_is_a_file_is_refused(tmp_path, tiny_yaml, capsys):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    assert main(["train-teacher", str(tiny_yaml), "--out", str(path / "run")]) == 2
+    assert f"{path} is not a writable directory" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+
+
+def test_ctrl_c_is_status_130_and_one_sentence(tmp_path, tiny_yaml):
+    process = start("train-teacher", tiny_yaml, tmp_path, stderr=subprocess.PIPE)
+    try:
+        wait_for((tmp_path / "teacher" / "state.safetensors").exists, process)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert error.decode().endswith("\ncarla-digr: Interrupted; run the same command again to resume.\n")
+    assert b"Traceback" not in error
+
+
+def test_a_second_job_in_the_same_directory_is_refused(tmp_path, tiny_yaml, capsys):
+    with only_job_in(tmp_path / "teacher"):
+        assert main(["train-teacher", str(tiny_yaml), "--out", str(tmp_path)]) == 2
+    assert "Another job is at work in" in capsys.readouterr().err
+    with only_job_in(tmp_path / "teacher"):
+        pass  # let go of
+
+
+def test_a_policy_of_another_picture_size_is_refused(tmp_path, tiny_run, tiny_config):
+    card = json.loads((tiny_run / "teacher.json").read_text())
+    policy = ActorCritic(tiny_config.policy, 3, 72, 64, 4)
+    checkpoint.save(tmp_path / "other.safetensors", policy, card)
+    with pytest.raises(UserError, match=r"takes pictures \(3, 72, 64\) .* now has \(3, 64, 64\)"):
+        load_policy(tmp_path / "other.safetensors", make_task(tiny_config))
 
 
 def test_help_needs_no_heavy_import():

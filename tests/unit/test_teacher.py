@@ -29,9 +29,9 @@ def wait_for(condition, process, seconds=60):
         time.sleep(0.005)
 
 
-def start(job, config, out):
+def start(job, config, out, stderr=subprocess.DEVNULL):
     command = [sys.executable, "-m", "carla_digr.cli", job, str(config), "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
 
 
 def test_the_exported_network_is_the_one_inside_stable_baselines3(tiny_config):
