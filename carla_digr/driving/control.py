@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 TICK = 0.05  # s of sim time
 IMAGE_SIZE = 128  # pixels, square
 EGO_BLUEPRINT = "vehicle.tesla.model3"
+EGO_WHEELBASE = 2.88  # m
 CAMERA = {"x": -9.5, "y": 0.0, "z": float(np.float32(4.2)), "pitch": -9.0, "yaw": 0.0, "roll": 0.0, "fov": 48.0}
 """Where the camera sits on the ego (m and degrees from the centre of its box on the ground) and its field of view;
 float32 numbers, as they cross CARLA's protocol."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import socket
+import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import carla
@@ -21,6 +24,7 @@ from carla_digr.driving.control import (
     signed_speed,
     start_index,
 )
+from carla_digr.driving.highway import highway_points
 from carla_digr.driving.session import SensorStream, Session, describe
 from carla_digr.errors import UserError
 
@@ -28,6 +32,7 @@ HIGHWAY_TRAFFIC = "controller.traffic.highway"
 """Blueprint of the embedded simulator: its own drivers, who overtake at highway speed."""
 FREE_DISTANCE = 40.0  # m around the ego that stay free of traffic when an episode starts
 WARM_UP_TICKS = 20  # most ticks until the camera's first picture
+RETRY = 0.5  # s between tries to reach a lost server
 
 
 class Scenario:
@@ -40,14 +45,13 @@ class Scenario:
 
     fov = CAMERA["fov"]
     """Horizontal field of view of the camera, degrees."""
+    _again: Callable[[], Scenario]
 
-    def __init__(self, session: Session, traffic: Traffic):
+    def __init__(self, session: Session, points: list[carla.Transform], traffic: Traffic):
         self._session = session
+        self._points = points
         self._traffic = traffic
         session.before_close(traffic.close)
-        self._points = session.map.get_spawn_points()
-        if not self._points:
-            raise UserError(f"the map {session.map.name} of {session.address} has no spawn points; load another one")
         self._ego = self._spawn_ego()
         place = carla.Transform(
             carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),
@@ -65,23 +69,55 @@ class Scenario:
         self._first_frame = 0
 
     @classmethod
-    def connect(cls, simulator: str, host: str, port: int, timeout: float = 10.0, vehicles: int = 64) -> Scenario:
-        """Connect to a server and put ego, camera and collision sensor on its road.
+    def connect(
+        cls,
+        simulator: str,
+        host: str,
+        port: int,
+        timeout: float = 10.0,
+        vehicles: int = 64,
+        roads: Sequence[int] = (),
+        spawn_points: Sequence[int] = (),
+    ) -> Scenario:
+        """Connect to a server and put ego, camera and collision sensor on its highway.
 
         Parameters:
             simulator: "embedded" takes the simulator's own traffic, "carla" the client's Traffic Manager
             timeout: seconds for connecting and for every later call and tick
             vehicles: other vehicles (on the embedded highway: on the ego's carriageway)
+            roads, spawn_points: where drives start, see :func:`carla_digr.driving.highway.highway_points`
 
-        Raises UserError as :meth:`Session.connect` does, and when the server lacks what the drive needs.
+        Raises UserError as :meth:`Session.connect` and ``highway_points`` do, and when the server lacks what the drive
+        needs. Nothing has been spawned when the map has no highway.
         """
         session = Session.connect(host, port, timeout)
         try:
+            points = highway_points(session.map, roads, spawn_points)
             traffic = SimulatorTraffic if simulator == "embedded" else ManagedTraffic
-            return cls(session, traffic(session, vehicles))
+            scenario = cls(session, points, traffic(session, points, vehicles))
         except BaseException:
             session.close()
             raise
+        scenario._again = functools.partial(cls.connect, simulator, host, port, timeout, vehicles, roads, spawn_points)
+        return scenario
+
+    def reconnect(self, patience: float = 60.0) -> Scenario:
+        """The same drive anew on the same server, after SimulatorGone: a new connection, a new ego and camera.
+
+        What this one left on a server that only hung is removed. Parameters:
+            patience: seconds in which the server must answer again
+
+        Raises the UserError of the last try.
+        """
+        self.close()
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._again()
+            except UserError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(RETRY)
 
     def reset(self, seed: int) -> DriveFrame:
         """Start an episode; see :meth:`carla_digr.driving.control.Drive.reset`.
@@ -187,7 +223,7 @@ class Traffic(Protocol):
 class SimulatorTraffic:
     """The embedded simulator's own drivers."""
 
-    def __init__(self, session: Session, vehicles: int):
+    def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
         self._session, self._vehicles = session, vehicles
         self._controller: carla.Actor | None = None
         if not session.blueprints.filter(HIGHWAY_TRAFFIC):
@@ -216,10 +252,9 @@ class ManagedTraffic:
     library's own thread ends this process with an abort; nothing here can catch that.
     """
 
-    def __init__(self, session: Session, vehicles: int):
-        self._session, self._vehicles = session, vehicles
+    def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
+        self._session, self._points, self._vehicles = session, points, vehicles
         self._ids: list[int] = []
-        self._points = session.map.get_spawn_points()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port: int = free.getsockname()[1]
         self._manager = session.client.get_trafficmanager(self._port)

@@ -30,6 +30,8 @@ VERSION = "0.9.16"
 """The only server version this client speaks; others have other message layouts."""
 ROLE = "carla_digr"
 """First word of our actors' role_name; host and process id follow, so that a later session knows whose they are."""
+_open_addresses: set[str] = set()
+"""Servers whose tick this process owns."""
 OWNER_WAIT = 1.0  # s in which a living tick owner moves the world
 CLOSE_TIMEOUT = 2.0  # s a call may take while cleaning up
 
@@ -61,6 +63,7 @@ class Session:
         self._handle_sigterm()
         try:
             self._own_tick()
+            _open_addresses.add(self.address)
         except BaseException:
             self.close()
             raise
@@ -113,16 +116,19 @@ class Session:
 
     def _refuse_if_owned(self) -> None:
         """Raise UserError if a living client owns the tick: the world moves, or its actors name a living process."""
+        if self.address in _open_addresses:
+            raise UserError(f"this process already owns the tick of {self.address}; close that session first")
         with contextlib.suppress(RuntimeError):  # the state a new subscriber is sent, or none
             self.world.wait_for_tick(OWNER_WAIT / 2)
         before = self.world.get_snapshot().frame
         with contextlib.suppress(RuntimeError):
             self.world.wait_for_tick(OWNER_WAIT)
         after = self.world.get_snapshot().frame
-        owners = [owner for actor in self.world.get_actors() if (owner := _owner(actor)) and owner.alive]
+        owners = {owner for actor in self.world.get_actors() if (owner := _owner(actor)) and owner.alive}
+        owners.discard(_Owner(socket.gethostname(), os.getpid()))  # left by a session that lost its simulator
         if after == before and not owners:
             return
-        who = str(owners[0]) if owners else "another client"
+        who = str(owners.pop()) if owners else "another client"
         raise UserError(f"{who} owns the tick of {self.address}; stop it, or use another simulator")
 
     def _remove_leftovers(self) -> None:
@@ -206,6 +212,8 @@ class Session:
         self._closed = True
         atexit.unregister(self.close)
         self._restore_sigterm()
+        if self._found is not None:
+            _open_addresses.discard(self.address)
         if self.gone or self._found is None:
             return
         self.client.set_timeout(CLOSE_TIMEOUT)

@@ -118,6 +118,7 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         role,
         Attribute("seed", INT, "0"),
         Attribute("vehicles", INT, "64"),
+        Attribute("oncoming", INT, "24"),
         Attribute("hero", INT, "0"),
     )
     rows = [

@@ -298,10 +298,11 @@ class Episode:
         try:
             seed = _integer(entry, "seed", 0, 2**63 - 1)
             count = _integer(entry, "vehicles", 0, blueprints.MAX_TRAFFIC)
+            oncoming = _integer(entry, "oncoming", 0, blueprints.MAX_TRAFFIC)
             hero = _integer(entry, "hero", 0, 2**32 - 1)
             if hero:
                 self.vehicle(hero)
-            entry.traffic = self.world.spawn_traffic(seed, count, hero or None)
+            entry.traffic = self.world.spawn_traffic(seed, count, hero or None, oncoming)
         except (CallFailed, UserError) as error:
             del self.actors[entry.id]
             raise CallFailed(str(error)) from None

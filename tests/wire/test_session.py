@@ -12,7 +12,7 @@ import carla
 import msgpack
 import numpy as np
 import pytest
-from simulator_process import eventually, run_client
+from simulator_process import Simulator, eventually, run_client
 
 from carla_digr.driving.control import VehicleCommand, command
 from carla_digr.driving.scenario import Scenario
@@ -205,6 +205,42 @@ def test_a_simulator_that_goes_mid_drive_is_named(simulator, number):
             drive.step(CRUISE)
     drive.close()
     drive.close()
+
+
+def test_a_drive_goes_on_after_its_simulator_hung(simulator):
+    """No operator: the lost drive connects anew, removes what it had left, and drives as before."""
+    drive = Scenario.connect("embedded", "127.0.0.1", simulator.port, timeout=2.0, vehicles=5)
+    first = [drive.reset(4), *(drive.step(CRUISE) for _ in range(3))]
+    simulator.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(SimulatorGone):
+        drive.step(CRUISE)
+    with pytest.raises(UserError, match="does not answer"):
+        drive.reconnect(patience=0.0)
+    simulator.process.send_signal(signal.SIGCONT)
+    with drive.reconnect(patience=30.0) as again:
+        second = [again.reset(4), *(again.step(CRUISE) for _ in range(3))]
+        assert all((a.image == b.image).all() for a, b in zip(first, second, strict=True))
+        assert len(again._session.world.get_actors().filter("sensor.*")) == 2  # camera and collision sensor
+    assert look(simulator.port) == (False, ["spectator"])
+
+
+def test_a_drive_goes_on_with_a_simulator_that_was_started_again():
+    simulator = Simulator()
+    drive = Scenario.connect("embedded", "127.0.0.1", simulator.port, timeout=2.0, vehicles=5)
+    drive.reset(4)
+    simulator.stop()
+    with pytest.raises(SimulatorGone):
+        drive.step(CRUISE)
+    simulator = Simulator(simulator.port)
+    with drive.reconnect(patience=30.0) as again:
+        assert again.reset(4).speed == pytest.approx(22.0, abs=0.1)
+    simulator.stop()
+
+
+def test_a_process_owns_a_tick_only_once(session, shared_simulator):
+    with pytest.raises(UserError, match="this process already owns the tick"):
+        Session.connect("127.0.0.1", shared_simulator.port)
+    session.tick()
 
 
 def test_frames_follow_each_other_and_pictures_are_their_own(shared_simulator):

@@ -1,0 +1,88 @@
+"""Where on a map the driving task can be driven: spawn points with a highway ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import carla
+
+from carla_digr.driving.control import EGO_WHEELBASE, WHEEL_ANGLE
+from carla_digr.errors import UserError
+
+LEAST_LANES = 3  # in the driving direction
+LEAST_WIDTH = 3.0  # m, of each of them
+AHEAD = 200.0  # m that must be highway, without a junction
+STEP = 25.0  # m between looks
+LEAST_RADIUS = EGO_WHEELBASE / math.tan(WHEEL_ANGLE)  # m, bends the actions can follow
+
+
+def highway_points(
+    road_map: carla.Map, roads: Sequence[int] = (), spawn_points: Sequence[int] = ()
+) -> list[carla.Transform]:
+    """The spawn points of a map from which a drive can start, in the map's order.
+
+    Parameters:
+        roads: only points on roads with these OpenDRIVE ids; empty: on any road
+        spawn_points: exactly these, as indices into the map's list, whether they look like a highway or not; empty:
+            those with at least LEAST_LANES lanes for the next AHEAD metres, no junction and no bend the ego cannot
+            follow at full speed
+
+    Raises UserError, naming what to change, for an index or a road the map does not have and when nothing is left.
+    """
+    points = road_map.get_spawn_points()
+    if spawn_points:
+        beyond = [index for index in spawn_points if not 0 <= index < len(points)]
+        if beyond:
+            raise UserError(f"the map {road_map.name} has the spawn points 0 to {len(points) - 1}, not {beyond[0]}")
+        return [points[index] for index in spawn_points]
+    found = []
+    for point in points:
+        start = road_map.get_waypoint(point.location)
+        if start is not None and (not roads or start.road_id in roads) and _is_highway(start):
+            found.append(point)
+    if found:
+        return found
+    where = f" on the roads {', '.join(map(str, roads))}" if roads else ""
+    raise UserError(
+        f"the map {road_map.name} has no highway{where}: none of its {len(points)} spawn points has {LEAST_LANES} "
+        f"lanes in its direction for {AHEAD:.0f} m without a junction or a bend below {LEAST_RADIUS:.0f} m; load "
+        "Town04 or Town05, choose other roads or spawn points, or drive on the embedded highway"
+    )
+
+
+def _is_highway(waypoint: carla.Waypoint) -> bool:
+    """Whether AHEAD metres from here are highway."""
+    heading = waypoint.transform.rotation.yaw
+    for _ in range(round(AHEAD / STEP)):
+        if waypoint.is_junction or _lanes(waypoint) < LEAST_LANES:
+            return False
+        following = waypoint.next(STEP)
+        if len(following) != 1:
+            return False
+        waypoint = following[0]
+        turned = (waypoint.transform.rotation.yaw - heading + 180.0) % 360.0 - 180.0
+        if abs(math.radians(turned)) > STEP / LEAST_RADIUS:
+            return False
+        heading += turned
+    return True
+
+
+def _lanes(waypoint: carla.Waypoint) -> int:
+    """Driving lanes of full width in a waypoint's direction, its own included."""
+    count = 0
+    for turn in ("get_left_lane", "get_right_lane"):
+        lane = waypoint
+        while _drives_along(lane, waypoint):
+            count += 1
+            lane = getattr(lane, turn)()
+    return count - 1  # its own was counted on both sides
+
+
+def _drives_along(lane: carla.Waypoint | None, other: carla.Waypoint) -> bool:
+    return (
+        lane is not None
+        and lane.lane_type == carla.LaneType.Driving
+        and lane.lane_id * other.lane_id > 0
+        and lane.lane_width >= LEAST_WIDTH
+    )

@@ -1,0 +1,98 @@
+"""Which maps and spawn points a drive accepts, told by the client's own map of an OpenDRIVE text."""
+
+from __future__ import annotations
+
+import math
+
+import carla
+import pytest
+
+from carla_digr.driving.highway import LEAST_RADIUS, highway_points
+from carla_digr.driving.scenario import Scenario
+from carla_digr.errors import UserError
+from carla_digr.simulator.road import Road
+
+XODR = """<?xml version="1.0"?>
+<OpenDRIVE><header revMajor="1" revMinor="4" name="{name}" version="1"><geoReference>+lat_0=0 +lon_0=0</geoReference>
+</header>
+<road name="" length="{length}" id="4" junction="-1"><link/>
+<planView><geometry s="0" x="0" y="0" hdg="0" length="{length}">{shape}</geometry></planView>
+<lanes><laneSection s="0"><center><lane id="0" type="none" level="false"/></center><right>{lanes}</right></laneSection>
+</lanes></road></OpenDRIVE>
+"""
+LANE = """<lane id="{id}" type="driving" level="false"><width sOffset="0" a="{width}" b="0" c="0" d="0"/></lane>"""
+
+
+class Town:
+    """A client's map without a server, with spawn points every 50 m of its rightmost lane."""
+
+    def __init__(self, name: str, lanes: int = 4, width: float = 3.5, radius: float = math.inf, length: float = 600.0):
+        shape = "<line/>" if math.isinf(radius) else f'<arc curvature="{1 / radius}"/>'
+        text = "".join(LANE.format(id=-i, width=width) for i in range(1, lanes + 1))
+        self._map = carla.Map(name, XODR.format(name=name, length=length, shape=shape, lanes=text))
+        self.name = self._map.name
+        self.get_waypoint = self._map.get_waypoint
+        self._points = [self._map.get_waypoint_xodr(4, -lanes, s) for s in range(5, int(length), 50)]
+
+    def get_spawn_points(self) -> list[carla.Transform]:
+        return [point.transform for point in self._points]
+
+
+def test_a_wide_straight_road_is_a_highway_until_it_ends():
+    town = Town("Wide")
+    points = town.get_spawn_points()
+    assert highway_points(town) == points[: len(highway_points(town))]
+    assert 0 < len(highway_points(town)) < len(points)  # those with less than 200 m ahead are not
+
+
+@pytest.mark.parametrize(
+    "town",
+    [
+        Town("Narrow", lanes=2),
+        Town("Paths", width=2.0),
+        Town("Bends", radius=0.9 * LEAST_RADIUS),
+        Town("Short", length=150.0),
+    ],
+    ids=lambda town: town.name,
+)
+def test_other_roads_are_refused_by_name_with_what_to_do(town):
+    with pytest.raises(UserError, match=rf"the map {town.name} has no highway: .*load Town04 or Town05"):
+        highway_points(town)
+
+
+def test_a_wide_bend_is_a_highway():
+    assert highway_points(Town("Bend", radius=1.5 * LEAST_RADIUS))
+
+
+def test_roads_and_spawn_points_can_be_chosen():
+    town = Town("Chosen")
+    assert highway_points(town, roads=[4, 9]) == highway_points(town)
+    with pytest.raises(UserError, match="no highway on the roads 5, 6"):
+        highway_points(town, roads=[5, 6])
+    last = len(town.get_spawn_points()) - 1
+    assert highway_points(town, spawn_points=[last, 0]) == [town.get_spawn_points()[last], town.get_spawn_points()[0]]
+    with pytest.raises(UserError, match=f"has the spawn points 0 to {last}, not {last + 1}"):
+        highway_points(town, spawn_points=[0, last + 1])
+
+
+def test_every_spawn_point_of_the_embedded_highway_is_one(session):
+    assert len(highway_points(session.map)) == len(Road.ring().spawn_points)
+
+
+def test_nothing_is_spawned_on_a_map_without_the_chosen_roads(shared_simulator):
+    with pytest.raises(UserError, match="no highway on the roads 777"):
+        Scenario.connect("embedded", "127.0.0.1", shared_simulator.port, roads=[777])
+    client = carla.Client("127.0.0.1", shared_simulator.port)
+    client.set_timeout(20.0)
+    world = client.get_world()
+    world.wait_for_tick(20.0)
+    assert [actor.type_id for actor in world.get_actors()] == ["spectator"]
+
+
+def test_drives_start_at_the_chosen_points(shared_simulator):
+    with Scenario.connect("embedded", "127.0.0.1", shared_simulator.port, vehicles=0, spawn_points=[5, 9]) as drive:
+        places = {(drive.reset(seed).x, drive.reset(seed).y) for seed in range(6)}
+    points = Road.ring().spawn_points
+    assert len(places) == 2
+    for x, y in places:  # one tick at 22 m/s from where it started
+        assert min(math.hypot(x - points[i, 0], y - points[i, 1]) for i in (5, 9)) < 1.2
