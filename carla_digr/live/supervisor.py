@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Pr
 
 SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
 SENTENCE = "carla-digr: "  # begins the line in which a process says why it ends
-NODES_END_SECONDS = 5.0  # for each of the two polite requests
+END_SECONDS = 5.0  # that a process has after each request to end
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -50,7 +49,8 @@ def run_live(
         verbose: show everything the processes say instead of warnings and errors.
 
     Returns:
-        Exit status: 0, or 1 if the measured figures do not hold or a process has died.
+        Exit status: 0 after Ctrl-C or when the measured figures hold, 1 when they do not, 130 when a measurement was
+        interrupted.
 
     Raises:
         UserError: bad input, or a process that has died.
@@ -62,21 +62,22 @@ def run_live(
     processes = live(values)
     stop = Stop()
     environment = workspace_environment()
-    with free_domain() as domain, tempfile.TemporaryDirectory(prefix="carla-digr-live-") as directory:
+    if values["simulator"] == "embedded":
+        print("Starting the drive; the very first start compiles the simulator, which takes a minute.", flush=True)
+    with free_domain() as domain:
         environment.setdefault("ROS_DOMAIN_ID", str(domain))
-        supervisor = Supervisor(environment, verbose)
-        figures = Path(directory) / "figures.json"
+        supervisor = Supervisor(environment, stop, verbose)
         try:
             for process in processes:
                 supervisor.start(process)
             if duration is not None:
                 page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
-                supervisor.start(measurement(duration, figures, supervisor.pids(), page))
-            finished = supervisor.watch(stop)
+                supervisor.start(measurement(duration, supervisor.pids(), page))
+            figures = supervisor.watch()
         finally:
             supervisor.end()
-        if finished:
-            return conclude(figures, report)
+    if figures is not None:
+        return conclude(figures, report)
     return 0 if duration is None else 130
 
 
@@ -106,12 +107,18 @@ class Child:
         """Why it ended, in its own words."""
         return next((line[len(SENTENCE) :] for line in reversed(self.lines) if line.startswith(SENTENCE)), None)
 
+    @property
+    def figures(self) -> str:
+        """What the process `measure` has measured, as JSON."""
+        return next(line for line in reversed(self.lines) if line.startswith("{"))
+
 
 class Supervisor:
     """Starts processes, shows what they say, notices when one dies, and ends them all."""
 
-    def __init__(self, environment: Mapping[str, str], verbose: bool = False):
+    def __init__(self, environment: Mapping[str, str], stop: Stop, verbose: bool = False):
         self._environment = environment
+        self._stop = stop
         self._verbose = verbose
         self._children: list[Child] = []
         self._output = selectors.DefaultSelector()
@@ -145,26 +152,29 @@ class Supervisor:
         self._children.append(child)
         self._output.register(popen.stdout, selectors.EVENT_READ, child)
 
-    def watch(self, stop: Stop) -> bool:
-        """Until a stop is requested (False) or the measurement has ended well (True).
+    def watch(self) -> str | None:
+        """Until a stop is requested (None) or the measurement has ended well (its figures as JSON).
 
         Raises:
             UserError: a process has died.
         """
-        while not stop.requests:
+        while not self._stop.requests:
             self._forward(timeout=0.1)
             for child in self._children:
                 status = child.process.poll()
                 if status is None:
                     continue
-                if child.name == "measure" and status == 0:
-                    return True
                 self._forward(timeout=0.0)
+                if child.name == "measure" and status == 0:
+                    return child.figures
                 raise UserError(obituary(child, status))
-        return False
+        return None
 
     def end(self) -> None:
-        """End all: the nodes, so that the bridge can tidy up, then the simulator; asked twice, then killed."""
+        """End all: the nodes, so that the bridge can tidy up, then the simulator. Asked twice, then killed.
+
+        A second Ctrl-C shortens the waiting.
+        """
         nodes = [child for child in self._children if child.name != "simulator"]
         for group in (nodes, [child for child in self._children if child not in nodes]):
             # SIGTERM: to a node it means the same as SIGINT, and one that is still importing ends without a traceback.
@@ -172,9 +182,11 @@ class Supervisor:
                 for child in group:
                     if child.process.poll() is None:
                         os.killpg(child.process.pid, number)
-                deadline = time.monotonic() + NODES_END_SECONDS
+                deadline = time.monotonic() + END_SECONDS
                 while any(child.process.poll() is None for child in group) and time.monotonic() < deadline:
                     self._forward(timeout=0.05, show=False)
+                    if self._stop.requests > 1 and number != signal.SIGKILL:
+                        break
         self._output.close()
         for child in self._children:
             assert child.process.stdout is not None
@@ -213,21 +225,18 @@ def obituary(child: Child, status: int) -> str:
     return f"The process {child.name} {how}, so the drive is over." + (f" Its last words: {last}" if last else "")
 
 
-def measurement(duration: float, figures: Path, pids: Mapping[str, int], page: str) -> Process:
+def measurement(duration: float, pids: Mapping[str, int], page: str) -> Process:
     """The process that measures the others."""
     processes = [f"{name}={pid}" for name, pid in pids.items()]
-    return Process(
-        "measure", parameters={"duration": duration, "json": str(figures), "processes": processes, "page": page}
-    )
+    return Process("measure", parameters={"duration": duration, "processes": processes, "page": page})
 
 
-def conclude(figures: Path, report: Path | None) -> int:
-    """Print the measured figures, hand the file over, and return the exit status."""
-    data = figures.read_bytes()
+def conclude(figures: str, report: Path | None) -> int:
+    """Print the measured figures, write the file, and return the exit status."""
+    measured = json.loads(figures)
     if report is not None:
         with atomic_write(report) as file:
-            file.write(data)
-    measured = json.loads(data)
+            file.write((json.dumps(measured, indent=2) + "\n").encode())
     for row in measured["criteria"]:
         print(
             f"{'held    ' if row['held'] else 'NOT HELD'}  {row['figure']}: {row['measured']} (must be {row['must']})"

@@ -76,12 +76,10 @@ def test_the_car_brakes_when_the_explainer_is_killed_and_drives_again_with_a_new
 
     drive.start_explainer()
     driven = len(drive.decisions(fallback=False))
-    observer.until(lambda: len(drive.decisions(fallback=False)) >= driven + 10)
-    recovering = [m.frame for m in drive.decisions(fallback=True)]
-    answered = [m.frame for m in drive.decisions(fallback=False)][driven:]
-    assert set(answered[:2]) <= set(recovering)  # a row of three good decisions ends the stop
-    assert not set(answered[2:]) & set(recovering)
+    observer.until(lambda: len(drive.decisions(fallback=False)) >= driven + 5)
     observer.until(lambda: drive.report("carla_bridge")[2].get("watchdog") == "driving")
+    applied = drive.decisions(fallback=False)[-1].frame
+    assert applied not in {m.frame for m in drive.decisions(fallback=True)}
 
 
 def test_the_car_brakes_on_decisions_that_are_not_numbers(port, start, observe, weights):

@@ -113,7 +113,10 @@ class CarlaBridge(Node):
         self._pacer = Pacer()
         while not stop.requested:
             self._publish(frame)
-            command = self._decide(frame, executor, stop)
+            self._wait_for_the_decision(executor, stop)
+            if stop.requested:
+                break
+            command = self._command()
             if not self._lockstep:
                 self._wait_for_the_boundary(executor)
             if self._over_since and frame.frame - self._over_since >= HELD_FRAMES:
@@ -172,12 +175,10 @@ class CarlaBridge(Node):
         self._odometry_out.publish(_odometry(header, frame))
         self._frames.add()
 
-    def _decide(self, frame: DriveFrame, executor: SingleThreadedExecutor, stop: Stop) -> VehicleCommand:
-        """The command for this frame: the decision's, or the brake."""
-        while not self._answered and not stop.requested and (remaining := self._watchdog.remaining()) > 0.0:
-            executor.spin_once(timeout_sec=min(remaining, SPIN_SECONDS))
+    def _command(self) -> VehicleCommand:
+        """What this frame's decision asks for, or the brake."""
         ruling = self._watchdog.rule()
-        if self._lockstep and not self._answered and not stop.requested:
+        if self._lockstep and not self._answered:
             raise UserError(f"{ruling.reason[0].upper()}{ruling.reason[1:]}: is the explainer running?")
         if ruling.fallback:
             self._fallbacks += 1
@@ -239,6 +240,10 @@ class CarlaBridge(Node):
             self._waiting = "waiting for an explainer"
             executor.spin_once(timeout_sec=0.1)
         self._waiting = ""
+
+    def _wait_for_the_decision(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+        while not self._answered and not stop.requested and (remaining := self._watchdog.remaining()) > 0.0:
+            executor.spin_once(timeout_sec=min(remaining, SPIN_SECONDS))
 
     def _wait_for_the_boundary(self, executor: SingleThreadedExecutor) -> None:
         assert self._pacer is not None

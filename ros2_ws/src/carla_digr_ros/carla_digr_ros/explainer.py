@@ -15,7 +15,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from carla_digr.driving.control import command
+from carla_digr.driving.control import ACTION_NAMES, command
 from carla_digr.errors import UserError
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.explainer import Decision, Explainer, Saliency
@@ -43,6 +43,11 @@ class ExplainerNode(Node):
             self, "colormap", "inferno", "colours of the map in the overlay", choices=tuple(COLORMAPS)
         )
         self._explainer = Explainer.from_checkpoint(weights)
+        if self._explainer.action_names != ACTION_NAMES:
+            raise UserError(
+                f"The policy {weights} decides between {', '.join(self._explainer.action_names)}; "
+                f"driving needs {', '.join(ACTION_NAMES)}: train it again."
+            )
 
         self._decisions = topics.DECISION.publisher(self)
         self._saliencies = topics.SALIENCY.publisher(self)

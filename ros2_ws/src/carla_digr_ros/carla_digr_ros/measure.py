@@ -1,10 +1,9 @@
-"""Node `measure`: watches every topic of a drive and writes its figures, with what must hold beside them."""
+"""Node `measure`: watches every topic of a drive and prints its figures, with what must hold, as a line of JSON."""
 
 from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
 from nav_msgs.msg import Odometry
@@ -14,7 +13,6 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write
 from carla_digr.live.measurement import RATE, Measurement, ProcessorTime, criteria
 from carla_digr.live.page_reader import PageReader
 from carla_digr_ros import topics
@@ -25,7 +23,7 @@ LAST_ANSWERS_SECONDS = 0.5  # after the last picture
 
 
 class Measure(Node):
-    """Ends by itself after ``duration`` seconds of frames, or writes what there is when it is asked to stop.
+    """Ends by itself after ``duration`` seconds of frames, or prints what there is when it is asked to stop.
 
     A latency runs from the time at which the bridge's writer stamped the picture to the callback here, both on this
     machine's system clock.
@@ -34,7 +32,6 @@ class Measure(Node):
     def __init__(self) -> None:
         super().__init__("measure")
         duration = declare(self, "duration", 60.0, "drive to measure, s", (1.0, 86400.0))
-        self._path = declare(self, "json", "", "file for the figures; empty: standard output")
         page = declare(self, "page", "", "address of a web page to read like a browser; empty: none")
         processes = declare(self, "processes", [""], "name=pid of the processes whose CPU time is measured")
         self._pids = {name: int(pid) for name, _, pid in (entry.partition("=") for entry in processes) if pid}
@@ -55,7 +52,7 @@ class Measure(Node):
             self._page.close()
 
     def run(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        """Measure, then write."""
+        """Measure, then print."""
         ending = None
         while not stop.requested and (ending is None or time.monotonic() < ending):
             executor.spin_once(timeout_sec=0.1)
@@ -63,9 +60,9 @@ class Measure(Node):
                 self._processor_time, self._started = ProcessorTime(self._pids), time.monotonic()
             if self._measurement.full and ending is None:
                 ending = time.monotonic() + LAST_ANSWERS_SECONDS
-        self._write()
+        self._print()
 
-    def _write(self) -> None:
+    def _print(self) -> None:
         if self._processor_time is None:
             raise UserError("No frame with picture, decision, map and overlay came, so there is nothing to measure.")
         figures = self._measurement.figures()
@@ -76,12 +73,7 @@ class Measure(Node):
             "figures": figures,
             **self._processor_time.report(time.monotonic() - self._started),
         }
-        text = json.dumps(report, indent=2) + "\n"
-        if self._path:
-            with atomic_write(Path(self._path)) as file:
-                file.write(text.encode())
-        else:
-            print(text, end="", flush=True)
+        print(json.dumps(report), flush=True)
 
     def _on_frame(self, message: DriveFrame) -> None:
         self._measurement.facts(
