@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
+from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from carla_digr.driving.control import VehicleCommand, pedals
 from carla_digr.live.composition import PAGE_IS_AT
 from carla_digr.live.viewer.server import ViewerServer
 from carla_digr_ros import topics
@@ -31,6 +33,7 @@ class Parts:
     rgb: NDArray | None = None
     arrived: float = math.nan
     facts: DriveFrame | None = None
+    odometry: Odometry | None = None
     decision: DrivingDecision | None = None
     fallback: DrivingDecision | None = None
     saliency: NDArray | None = None
@@ -57,6 +60,7 @@ class ViewerNode(Node):
         self._newest = (0, 0)
         Reporter(self, "web page", self._status)
         topics.FRAME.subscribe(self, self._on_frame)
+        topics.ODOMETRY.subscribe(self, self._on_odometry)
         topics.IMAGE.subscribe(self, self._on_image)
         topics.DECISION.subscribe(self, self._on_decision)
         topics.SALIENCY.subscribe(self, self._on_saliency)
@@ -68,6 +72,9 @@ class ViewerNode(Node):
 
     def _on_frame(self, message: DriveFrame) -> None:
         self._update(message.header, facts=message)
+
+    def _on_odometry(self, message: Odometry) -> None:
+        self._update(message.header, odometry=message)
 
     def _on_image(self, message: Image) -> None:
         try:
@@ -147,7 +154,10 @@ def _for_the_page(frame: Parts) -> dict[str, Any]:
         )
     applied = frame.fallback or frame.decision
     if applied is not None:
-        shown.update(throttle=applied.throttle, steer=applied.steer, brake=applied.brake)
+        wanted = VehicleCommand(applied.steer, applied.throttle, applied.brake, applied.target_speed)
+        speed = frame.odometry.twist.twist.linear.x if frame.odometry else math.nan
+        throttle, brake = pedals(wanted, speed)  # what the cruise control makes of it at this speed
+        shown.update(throttle=throttle, steer=applied.steer, brake=brake)
     if frame.saliency is not None:
         shown["saliency_flat"] = not frame.saliency.any()
     facts = frame.facts
