@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from carla_digr.live.composition import ARGUMENTS, PACKAGE, PARAMETERS_FILE, live
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, LogInfo, OpaqueFunction
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+
+from carla_digr.live.composition import ARGUMENTS, PACKAGE, PARAMETERS_FILE, live
 
 
 def generate_launch_description():

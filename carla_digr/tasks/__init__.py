@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from carla_digr.config import Config
 
@@ -25,6 +26,13 @@ class Task(Protocol):
     @property
     def action_names(self) -> tuple[str, ...]:
         """One name per action, in the order of the policy's logits."""
+
+    @property
+    def expert(self) -> Callable[[Any], Callable[[np.ndarray], np.ndarray]] | None:
+        """Makes, for environments of this task, a policy that sees their full state; None where there is none.
+
+        The policy is called with the observations, like the learned ones, and returns actions (N,).
+        """
 
     @property
     def idle_action(self) -> int | None:

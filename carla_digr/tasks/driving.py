@@ -22,7 +22,6 @@ in process; over CARLA's protocol the reward is progress and the terminal -1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -50,7 +49,7 @@ from carla_digr.driving.control import (
     signed_speed,
     start_index,
 )
-from carla_digr.simulator.planner import KEEP, Planner
+from carla_digr.simulator.planner import Planner
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.simulator.vehicle import KINDS, MAX_BRAKING
@@ -76,26 +75,27 @@ class Driving:
         """Highways in this process; see Task.make_vec_env."""
         return DrivingVecEnv(environments, seed, self.config, evaluation)
 
-    def reference_policies(self) -> dict[str, Callable[[DrivingVecEnv], NDArray[np.int64]]]:
-        """What learned policies are measured against: wheels held straight, and the full-state planner."""
-        return {"straight": lambda env: np.full(env.num_envs, KEEP), "planner": PlannerPolicy()}
+    def expert(self, env: DrivingVecEnv) -> PlannerPolicy:
+        """The full-state planner, the upper reference of learned policies."""
+        return PlannerPolicy(env)
 
 
 class PlannerPolicy:
     """The full-state planner as a policy of a batch: one planner an environment, forgotten at an episode's end."""
 
-    def __init__(self) -> None:
-        self.planners: dict[int, tuple[int, Planner]] = {}
+    def __init__(self, env: DrivingVecEnv):
+        self.env = env
+        self.planners = [Planner(WHEEL_ANGLE, CRUISE_SPEED, BRAKE * MAX_BRAKING) for _ in env.episodes]
+        self.started = env.started.copy()
 
-    def __call__(self, env: DrivingVecEnv) -> NDArray[np.int64]:
-        """One action an environment, (N,)."""
-        actions = np.full(env.num_envs, KEEP)
-        for i, episode in enumerate(env.episodes):
-            started = int(env.started[i])
-            if self.planners.get(i, (0, None))[0] != started:
-                self.planners[i] = started, Planner(WHEEL_ANGLE, CRUISE_SPEED, BRAKE * MAX_BRAKING)
-            actions[i] = self.planners[i][1].observe(episode.drive.world, episode.drive.ego)
-        return actions
+    def __call__(self, observations: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """One action an environment, (N,); the pictures are not looked at."""
+        for i in np.flatnonzero(self.started != self.env.started):
+            self.planners[i].reset()
+        self.started = self.env.started.copy()
+        drives = [episode.drive for episode in self.env.episodes]
+        actions = [planner.observe(d.world, d.ego) for planner, d in zip(self.planners, drives, strict=True)]
+        return np.array(actions, np.int64)
 
 
 class InProcessDrive:

@@ -45,6 +45,7 @@ class RedFetchGreen:
     observation_shape = OBSERVATION_SHAPE
     action_names = ACTION_NAMES
     idle_action = None
+    expert = None
 
     def __init__(self, config: RedFetchGreenConfig):
         self.config = config

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from tqdm import tqdm
 
@@ -82,34 +83,40 @@ def _evaluation_seed(config: Config) -> int:
     return config.seed + 3_000_003  # no stage before has seen these episodes
 
 
-def _contestants(config: Config, task: Task, teacher: ActorCritic, student: ActorCritic) -> dict[str, Act]:
-    """Every policy to measure; each draws from its own generator."""
+def _contestants(
+    config: Config, task: Task, teacher: ActorCritic, student: ActorCritic
+) -> dict[str, Callable[[VecEnv], Act]]:
+    """Every policy to measure, made for the environments that it is to act in; each draws from its own generator."""
 
     def rng(k: int) -> np.random.Generator:
         return np.random.default_rng((_evaluation_seed(config), k))
 
     actions = len(task.action_names)
     random = rng(0)
-    contestants: dict[str, Act] = {
-        "teacher, sampled": sampled(teacher, rng(1)),
-        "student, sampled": sampled(student, rng(1)),
-        "teacher, greedy": greedy(teacher),
-        "student, greedy": greedy(student),
-        "random": lambda observations: random.integers(actions, size=len(observations)),
+    contestants: dict[str, Callable[[VecEnv], Act]] = {
+        "teacher, sampled": lambda env: sampled(teacher, rng(1)),
+        "student, sampled": lambda env: sampled(student, rng(1)),
+        "teacher, greedy": lambda env: greedy(teacher),
+        "student, greedy": lambda env: greedy(student),
+        "random": lambda env: lambda observations: random.integers(actions, size=len(observations)),
     }
     idle = task.idle_action
     if idle is not None:
         name = f"always {task.action_names[idle]}"
-        contestants[name] = lambda observations: np.full(len(observations), idle)
+        contestants[name] = lambda env: lambda observations: np.full(len(observations), idle)
+    if task.expert is not None:
+        contestants["expert with full state"] = task.expert
     return contestants
 
 
-def _performance(config: Config, task: Task, act: Act, name: str) -> dict[str, dict[str, float]]:
+def _performance(
+    config: Config, task: Task, contestant: Callable[[VecEnv], Act], name: str
+) -> dict[str, dict[str, float]]:
     """Mean and standard error of each of the task's metrics."""
     settings = config.evaluation
     env = task.make_vec_env(min(settings.environments, settings.episodes), _evaluation_seed(config))
     try:
-        episodes = run_episodes(env, act, settings.episodes, name)
+        episodes = run_episodes(env, contestant(env), settings.episodes, name)
     finally:
         env.close()
     result = {}
