@@ -170,6 +170,50 @@ def add_simulator(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def add_benchmark(commands: argparse._SubParsersAction) -> None:
+    """`benchmark`: how fast the embedded highway is here."""
+
+    def run(args: argparse.Namespace) -> int:
+        from carla_digr.driving.benchmark import benchmark_simulator
+
+        return 0 if benchmark_simulator(args.out, args.seconds) else 1
+
+    parser = commands.add_parser(
+        "benchmark",
+        help="measure how fast the embedded highway is",
+        description="Measure the embedded highway in process and over CARLA's protocol; write a table and two plots. "
+        "Exit status 1 says that a goal was missed.",
+    )
+    parser.add_argument("what", choices=("simulator",), help="what to measure")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/benchmark"), help="where results go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.5, help="how long each point is measured (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_check_simulator(commands: argparse._SubParsersAction) -> None:
+    """`check-simulator`: whether a CARLA server can be driven on."""
+
+    def run(args: argparse.Namespace) -> int:
+        from carla_digr.driving.acceptance import check_simulator
+
+        return 0 if check_simulator(args.host, args.port, args.timeout) else 1
+
+    parser = commands.add_parser(
+        "check-simulator",
+        help="check a CARLA server or the embedded highway, step by step",
+        description="Check whether the live drive can run on a CARLA 0.9.16 server; one line a check: what was "
+        "expected, what was seen, pass or fail, and what to do. Exit status 1 says that a check failed.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="where the server runs (default: this machine)")
+    parser.add_argument("--port", type=int, default=2000, help="its port for calls (default: 2000)")
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds for each call (default: %(default)g)")
+    parser.set_defaults(run=run)
+
+
 # --- the live drive ---
 
 
@@ -205,7 +249,16 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-JOBS = (add_train_teacher, add_make_dataset, add_distill, add_evaluate, add_simulator, add_live)
+JOBS = (
+    add_train_teacher,
+    add_make_dataset,
+    add_distill,
+    add_evaluate,
+    add_simulator,
+    add_check_simulator,
+    add_benchmark,
+    add_live,
+)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,11 @@ class Scenario:
         self._ego.apply_control(carla.VehicleControl(throttle=throttle, steer=command.steer, brake=brake))
         return self._tick()
 
+    def others(self) -> list[float]:
+        """Speeds (m/s) of the other vehicles in the present frame."""
+        vehicles = self._session.world.get_actors().filter("vehicle.*")
+        return [vehicle.get_velocity().length() for vehicle in vehicles if vehicle.id != self._ego.id]
+
     def close(self) -> None:
         """Remove traffic, sensors and ego, restore the server's settings; safe to call twice."""
         self._session.close()

@@ -54,6 +54,8 @@ class Session:
         self.gone = False
         """Whether the simulator stopped answering."""
         self.frame = 0
+        self.found_synchronous = False
+        """Whether the world was in synchronous mode when the session came."""
         self._closed = False
         self._found: carla.WorldSettings | None = None
         """The settings to give back."""
@@ -101,6 +103,7 @@ class Session:
     def _own_tick(self) -> None:
         self.world = self.client.get_world()
         found = self.world.get_settings()
+        self.found_synchronous = found.synchronous_mode
         if found.synchronous_mode:
             self._refuse_if_owned()
             found.synchronous_mode = False  # its owner is dead, or the world would move
