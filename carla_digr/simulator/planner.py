@@ -27,12 +27,13 @@ _FIRST_CHANGE = (0.0, 1.0, 2.0, 3.5)  # s until the first lane change
 _SECOND_CHANGE = (2.5, 4.5)  # s from the first to the second
 _BRAKE_FIRST = (0.0, 1.0, 2.5)  # s of braking before all else
 _SIDE_SPEED, _SIDE_ACCELERATION = 2.0, 1.0  # m/s and m/s2 of the ego's lane changes
+_LEAST_BRAKING = 0.4  # m/s2, for distances where a curve lets no braking slow the ego
 _SLOWING_TIME = 2.0  # s that a vehicle that brakes is expected to go on braking
 _FRONT_MARGIN, _SIDE_MARGIN = 2.0, 0.4  # m kept free where possible
 _CRASH = 1000.0  # costs; a second at standstill costs 22
 _NEAR = 20.0  # a second inside the margins
 _CHANGE = 1.0  # a lane change
-_SWITCH = 1.5  # another lane than the tick before wanted
+_SWITCH = 0.5  # another lane than the tick before wanted
 _BLOCKED = 6.0  # ending right behind a slower vehicle
 
 # Columns of the obstacle table: distance ahead, offset, speed, offset it heads for, half measures, deceleration.
@@ -52,17 +53,18 @@ def _wanted_curvature(d, angle, speed, goal, curvature, tightest):
 
 @njit(cache=True, nogil=True)
 def _braking_left(curvature, tightest, speed, cruise, braking):
-    """Mean deceleration of a driver that brakes while it follows the road, m/s2, at least a tenth of ``braking``.
+    """Mean deceleration of a driver that brakes while it follows the road, m/s2; negative where it gets faster.
 
     Braking steers straight, so a curve leaves only part of the time for it; in the rest the cruise control pulls.
     """
     part = max(1.0 - abs(curvature) / tightest, 0.0)
-    return max(part * braking - (1.0 - part) * min(max(cruise - speed, 0.0), 4.0), 0.1 * braking)
+    return part * braking - (1.0 - part) * min(max(cruise - speed, 0.0), 4.0)
 
 
 @njit(cache=True, nogil=True)
 def _must_brake(obstacles, ahead, d, speed, goal, half_length, half_width, braking):
     """True when a vehicle ahead, in the own path or the lane headed for, is nearer than braking now allows for."""
+    braking = max(braking, _LEAST_BRAKING)
     low, high = min(d, goal) - half_width - 0.25, max(d, goal) + half_width + 0.25
     for k in range(obstacles.shape[0]):
         o = obstacles[k]
