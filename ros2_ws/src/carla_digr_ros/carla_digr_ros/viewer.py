@@ -116,7 +116,7 @@ class ViewerNode(Node):
             decision["latency_ms"] = (time.monotonic() - frame.arrived) * 1000.0
         self._shown.add(decision.get("latency_ms", math.nan))
         assert frame.rgb is not None
-        number = frame.facts.frame if frame.facts else 0
+        number = frame.facts.frame if frame.facts else 0  # a camera without a bridge has no numbers
         self._server.publish(key[0] + key[1] * 1e-9, number, frame.rgb, frame.saliency, decision)
         # What is older comes too late; the page runs forward only.
         self._newest = max(self._newest, key)

@@ -1,0 +1,127 @@
+"""The node `viewer` alone: synthetic topics in, the page's stream out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import aiohttp
+import live_support
+import numpy as np
+import pytest
+
+live_support.workspace()
+
+from builtin_interfaces.msg import Time  # noqa: E402
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision  # noqa: E402
+from carla_digr_ros import conversion, topics  # noqa: E402
+from carla_digr_ros.viewer import PATIENCE  # noqa: E402
+from nav_msgs.msg import Odometry  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+
+from carla_digr.driving.control import VehicleCommand, pedals  # noqa: E402
+from carla_digr.live.composition import Process  # noqa: E402
+
+
+class Page:
+    """Keeps the headers of the frames that a browser would get, by frame number."""
+
+    def __init__(self, port: int):
+        self.frames: dict[int, dict] = {}
+        self.connected = threading.Event()
+        self._port = port
+        threading.Thread(target=lambda: asyncio.run(self._read()), daemon=True).start()
+        assert self.connected.wait(live_support.LIMIT)
+
+    async def _read(self) -> None:
+        url = f"http://127.0.0.1:{self._port}/ws"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url) as stream:
+            await stream.receive()  # hello
+            self.connected.set()
+            async for message in stream:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    size = int.from_bytes(message.data[:4], "little")
+                    header = json.loads(message.data[4 : 4 + size])
+                    self.frames[header["frame"]] = header
+                    await stream.send_str(str(header["sequence"]))
+
+
+class Feed:
+    """Publishes parts of frames as bridge and explainer do."""
+
+    def __init__(self, observer):
+        kinds = (topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY)
+        self.out = {topic.name: topic.publisher(observer.node) for topic in kinds}
+        observer.until(lambda: all(publisher.get_subscription_count() for publisher in self.out.values()))
+
+    def send(self, number: int, *topics_to_send, fallback: bool = False, saliency: float = 0.5) -> None:
+        header = Header(stamp=Time(sec=number // 20, nanosec=number % 20 * 50_000_000))
+        odometry = Odometry(header=header)
+        odometry.twist.twist.linear.x = 20.0
+        messages = {
+            topics.FRAME.name: DriveFrame(header=header, frame=number, collision="static.guardrail"),
+            topics.ODOMETRY.name: odometry,
+            topics.IMAGE.name: conversion.to_message(np.full((128, 128, 3), number, np.uint8), "rgb8", header),
+            topics.SALIENCY.name: conversion.to_message(np.full((128, 128), saliency, np.float32), "32FC1", header),
+            topics.DECISION.name: DrivingDecision(
+                header=header,
+                action_names=[] if fallback else ["left", "keep", "right", "brake"],
+                probabilities=[] if fallback else [0.5, 0.25, 0.25, 0.0],
+                target_speed=float("nan") if fallback else 22.0,
+                brake=1.0 if fallback else 0.0,
+                fallback=fallback,
+            ),
+        }
+        for topic in topics_to_send:
+            self.out[topic.name].publish(messages[topic.name])
+
+
+ALL = (topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY)
+
+
+@pytest.fixture
+def feed_and_page(start, observe):
+    port = live_support.free_port()
+    viewer = start(Process("viewer", parameters={"port": port}))
+    live_support.until(lambda: f"The page is at http://127.0.0.1:{port}/" in viewer.output)
+    return Feed(observe()), Page(port)
+
+
+def test_the_page_gets_what_belongs_to_a_frame_together(feed_and_page):
+    feed, page = feed_and_page
+    feed.send(41, *ALL)
+    live_support.until(lambda: 41 in page.frames)  # the newest frame wins: sent at once, the first could be left out
+    feed.send(42, topics.FRAME, topics.SALIENCY, topics.DECISION, topics.IMAGE, saliency=0.0)  # in another order
+    live_support.until(lambda: 42 in page.frames)
+    whole, flat = page.frames[41], page.frames[42]
+    assert whole["stamp"] == pytest.approx(2.05)
+    assert whole["saliency"] == [128, 128]
+    decision = whole["decision"]
+    assert decision["action_names"] == ["left", "keep", "right", "brake"]
+    assert decision["probabilities"] == [0.5, 0.25, 0.25, 0.0]
+    throttle, brake = pedals(VehicleCommand(0.0, target_speed=22.0), 20.0)
+    assert (decision["throttle"], decision["brake"]) == (throttle, brake)
+    assert decision["latency_ms"] >= 0.0
+    assert decision["events"] == ["collision"]
+    assert not decision["fallback"]
+    assert flat["decision"]["saliency_flat"] and not decision["saliency_flat"]
+
+
+def test_a_fallback_is_an_alarm_with_the_brakes_of_the_bridge(feed_and_page):
+    feed, page = feed_and_page
+    feed.send(1, topics.FRAME, topics.IMAGE)
+    feed.send(1, topics.DECISION, fallback=True)
+    live_support.until(lambda: 1 in page.frames)
+    alone = page.frames[1]
+    assert alone["saliency"] is None
+    assert (alone["decision"]["fallback"], alone["decision"]["brake"]) == (True, 1.0)
+
+
+def test_a_frame_without_map_is_shown_when_newer_ones_have_come(feed_and_page):
+    feed, page = feed_and_page
+    for number in range(1, PATIENCE + 2):
+        feed.send(number, topics.FRAME, topics.IMAGE, topics.DECISION)
+    live_support.until(lambda: 1 in page.frames)
+    assert page.frames[1]["saliency"] is None
+    assert page.frames[1]["decision"]["probabilities"] == [0.5, 0.25, 0.25, 0.0]
