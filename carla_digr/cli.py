@@ -194,6 +194,49 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def add_rollout(commands: argparse._SubParsersAction) -> None:
+    """`rollout`: a policy's episodes on running simulators."""
+
+    def run(args: argparse.Namespace) -> None:
+        import json
+
+        from tqdm import tqdm
+
+        from carla_digr.config import parse_section, read_yaml
+        from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
+        from carla_digr.files import atomic_write
+        from carla_digr.live.explainer import Explainer
+        from carla_digr.training import prepare_process
+
+        prepare_process()
+        config = parse_section(RolloutConfig, read_yaml(args.config), str(args.config), "")
+        explainer = Explainer.from_checkpoint(args.weights)
+        with tqdm(total=config.episodes, unit="episode") as progress:
+            episodes = drive_episodes(config, lambda rgb: explainer.decide(rgb).action, lambda _: progress.update())
+        figures = summary(episodes)
+        on = "the embedded highway" if config.kind == "embedded" else "CARLA 0.9.16"
+        results = {"simulator": on, "policy": explainer.policy_hash, "mean": figures, "episodes": episodes}
+        with atomic_write(args.out) as file:
+            file.write(json.dumps(results, indent=2).encode())
+        print(
+            f"{len(episodes)} episodes on {on}: {100 * figures['clean']:.0f} % clean, {figures['distance']:.0f} m and "
+            f"{figures['mean_speed']:.1f} m/s on average; each of them is in {args.out}"
+        )
+
+    parser = commands.add_parser(
+        "rollout",
+        help="drive a policy's episodes on running simulators",
+        description="Drive episodes on one or several running simulators at once and write down how they ended.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file like configs/rollout.yaml")
+    weights = Path(__file__).parent / "weights" / "driving_student.safetensors"
+    parser.add_argument("--weights", type=Path, default=weights, help="the policy (default: the student that ships)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/rollout.json"), help="where results go (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
 def add_check_simulator(commands: argparse._SubParsersAction) -> None:
     """`check-simulator`: whether a CARLA server can be driven on."""
 
@@ -256,6 +299,7 @@ JOBS = (
     add_evaluate,
     add_simulator,
     add_check_simulator,
+    add_rollout,
     add_benchmark,
     add_live,
 )

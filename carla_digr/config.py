@@ -164,6 +164,15 @@ def load_config(path: str | Path) -> Config:
     Raises:
         UserError: the file is missing or not YAML, or a key or value in it is wrong.
     """
+    return parse_config(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The plain values of a YAML file, for parse_config or parse_section.
+
+    Raises:
+        UserError: the file is missing or not YAML.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -171,10 +180,9 @@ def load_config(path: str | Path) -> Config:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise UserError(f"Cannot read the configuration {path}: {reason}.") from error
     try:
-        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    return parse_config(values, str(path))
 
 
 def parse_config(values: Any, source: str) -> Config:

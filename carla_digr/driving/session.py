@@ -33,6 +33,8 @@ ROLE = "carla_digr"
 _open_addresses: set[str] = set()
 """Servers whose tick this process owns."""
 OWNER_WAIT = 1.0  # s in which a living tick owner moves the world
+_TIME_OUT = re.compile(r"time-out of (\d+)ms")
+"""How the client library's error begins when the server does not answer."""
 CLOSE_TIMEOUT = 2.0  # s a call may take while cleaning up
 
 
@@ -182,10 +184,15 @@ class Session:
     def spawn(
         self, blueprint: carla.ActorBlueprint, transform: carla.Transform, parent: carla.Actor | None = None
     ) -> carla.Actor:
-        """Make an actor that the session destroys when it closes. Raises UserError where the server refuses it."""
+        """Make an actor that the session destroys when it closes.
+
+        Raises UserError where the server refuses it, SimulatorGone where it does not answer.
+        """
         try:
             actor = self.world.spawn_actor(blueprint, transform, attach_to=parent)
         except RuntimeError as error:
+            if _TIME_OUT.match(str(error)):
+                raise self.lost(describe(error)) from None
             raise UserError(f"{self.address} does not spawn {blueprint.id}: {describe(error)}") from None
         self._actors.append(actor)
         return actor
@@ -338,6 +345,6 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 def describe(error: Exception) -> str:
     """What an error of the client library says, in a few words."""
-    if found := re.match(r"time-out of (\d+)ms", str(error)):
+    if found := _TIME_OUT.match(str(error)):
         return f"no answer in {int(found[1]) / 1000:g} s"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -36,8 +36,13 @@ class Simulator:
 
     def memory(self) -> int:
         """Resident memory in bytes."""
-        with open(f"/proc/{self.process.pid}/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident(self.process.pid)
+
+
+def resident(process: int) -> int:
+    """Resident memory of a process in bytes."""
+    with open(f"/proc/{process}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def eventually(condition: Callable[[], bool], limit: float = 20.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import struct
@@ -14,7 +15,7 @@ import carla
 import msgpack
 import numpy as np
 import pytest
-from simulator_process import Simulator, eventually, run_client
+from simulator_process import Simulator, eventually, resident, run_client
 
 from carla_digr.driving.control import VehicleCommand
 from carla_digr.driving.scenario import Scenario
@@ -247,15 +248,18 @@ def test_a_caller_that_does_not_read_answers_is_dropped(simulator):
         session.tick()
 
 
-def test_memory_stays_flat_over_episodes(simulator):
+def test_memory_stays_flat_over_50_episodes(simulator):
+    """On both sides, with one camera and one ego for all of them."""
     with Scenario.connect("embedded", "127.0.0.1", simulator.port, vehicles=30) as drive:
-        sizes = []
-        for episode in range(24):
+        server, client = [], []
+        for episode in range(50):
             drive.reset(episode)
             for _ in range(10):
                 drive.step(VehicleCommand(steer=0.0, target_speed=22.0))
-            sizes.append(simulator.memory())
-    assert sizes[-1] - sizes[5] < 2e6
+            server.append(simulator.memory())
+            client.append(resident(os.getpid()))
+    assert server[-1] - server[5] < 2e6
+    assert client[-1] - client[5] < 4e6
 
 
 VANISHING = """

@@ -1,0 +1,153 @@
+"""Episodes of a policy on one or several simulators at once, a thread for each, measured like the offline ones."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_digr.config import setting
+from carla_digr.driving.control import TICK, command
+from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.session import SimulatorGone
+from carla_digr.errors import UserError
+
+IDLE = 0.2  # s between looks for an episode
+Decide = Callable[[NDArray[np.uint8]], int]
+"""Picture, uint8 (H, W, 3) RGB, to action; called by one thread at a time."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Where and how long to drive."""
+
+    simulators: tuple[str, ...]  # host:port of each
+    kind: Literal["embedded", "carla"] = "embedded"  # whose traffic: the embedded highway's, or the Traffic Manager's
+    vehicles: int = setting(64, minimum=0, maximum=400)
+    roads: tuple[int, ...] | None = None  # OpenDRIVE ids of the roads on which episodes start
+    spawn_points: tuple[int, ...] | None = None  # indices of the map's spawn points at which they start
+    episodes: int = setting(20, minimum=1)
+    episode_seconds: float = setting(50.0, minimum=1)
+    seed: int = setting(0, minimum=0, maximum=2**30)  # of the first episode; every further one adds 1
+    timeout: float = setting(10.0, minimum=0.1)  # s for each call
+    patience: float = setting(60.0, minimum=0)  # s in which a simulator that hung or died must be back
+
+
+def drive_episodes(
+    config: RolloutConfig, decide: Decide, finished: Callable[[dict[str, Any]], object] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Drive all episodes; which simulator drives which one depends on who is free.
+
+    Parameters:
+        finished: called with each episode as it ends
+
+    Returns one dict an episode, in the order of their seeds: seed, simulator (address), clean, collision (what was
+    hit, or None), off_road, seconds, distance (m), mean_speed (m/s).
+
+    An episode during which its simulator hangs is driven again once the simulator is back, or by another one if it
+    does not come back within ``patience``. Raises UserError when a simulator cannot be connected at the start, and
+    when none is left.
+    """
+    addresses = [_address(text) for text in config.simulators]
+    drives: list[Scenario] = []
+    work = _Work(config, decide, finished)
+    try:
+        for host, port in addresses:
+            drives.append(
+                Scenario.connect(
+                    config.kind,
+                    host,
+                    port,
+                    config.timeout,
+                    config.vehicles,
+                    config.roads or (),
+                    config.spawn_points or (),
+                )
+            )
+        with ThreadPoolExecutor(len(drives)) as pool:
+            try:
+                workers = [pool.submit(work.drive, i, drives) for i in range(len(drives))]
+                failures = [error for worker in workers if (error := worker.exception()) is not None]
+            finally:
+                work.stop.set()
+    finally:
+        for drive in drives:
+            drive.close()
+    unexpected = [error for error in failures if not isinstance(error, UserError)]
+    if unexpected or len(work.results) < config.episodes:
+        raise (unexpected or failures)[0]
+    return [work.results[i] for i in range(config.episodes)]
+
+
+def summary(episodes: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each figure over the episodes."""
+    names = ("clean", "seconds", "distance", "mean_speed")
+    return {name: float(np.mean([episode[name] for episode in episodes])) for name in names}
+
+
+class _Work:
+    """Episodes to be driven and those that were."""
+
+    def __init__(self, config: RolloutConfig, decide: Decide, finished: Callable[[dict[str, Any]], object]):
+        self.config, self.decide, self.finished = config, decide, finished
+        self.results: dict[int, dict[str, Any]] = {}
+        self.stop = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for i in range(config.episodes):
+            self._waiting.put(i)
+
+    def drive(self, worker: int, drives: list[Scenario]) -> None:
+        """Drive episodes on one simulator until all are done; ``drives[worker]`` is replaced after a reconnection."""
+        while not self.stop.is_set() and len(self.results) < self.config.episodes:
+            try:
+                number = self._waiting.get(timeout=IDLE)
+            except queue.Empty:
+                continue  # another simulator may yet give its episode back
+            try:
+                try:
+                    episode = self._episode(drives[worker], number)
+                except SimulatorGone:
+                    drives[worker] = drives[worker].reconnect(self.config.patience)
+                    episode = self._episode(drives[worker], number)
+            except BaseException:
+                self._waiting.put(number)
+                raise
+            with self._lock:
+                self.results[number] = {**episode, "simulator": self.config.simulators[worker]}
+                self.finished(self.results[number])
+
+    def _episode(self, drive: Scenario, number: int) -> dict[str, Any]:
+        seed = self.config.seed + number
+        frame = drive.reset(seed)
+        ticks, distance = 0, 0.0
+        while ticks * TICK < self.config.episode_seconds - 1e-9 and not self.stop.is_set():
+            with self._lock:
+                action = self.decide(np.ascontiguousarray(frame.image))
+            frame = drive.step(command(action))
+            ticks += 1
+            distance += frame.speed * TICK
+            if frame.collision or frame.off_road:
+                break
+        return {
+            "seed": seed,
+            "clean": not (frame.collision or frame.off_road),
+            "collision": frame.collision,
+            "off_road": frame.off_road,
+            "seconds": ticks * TICK,
+            "distance": distance,
+            "mean_speed": distance / max(ticks * TICK, TICK),
+        }
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"a simulator must be given as host:port, not {text!r}")
+    return host, int(port)

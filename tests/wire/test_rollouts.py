@@ -1,0 +1,116 @@
+"""Episodes on several simulators at once: the same as on one, and as in process; simulators may hang on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import numpy as np
+import pytest
+from simulator_process import Simulator
+
+from carla_digr.cli import main
+from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
+from carla_digr.errors import UserError
+from carla_digr.tasks.driving import DrivingEnv
+
+KEEP = 1
+
+
+def keep(_: np.ndarray) -> int:
+    return KEEP
+
+
+def config(*simulators: Simulator, **changes) -> RolloutConfig:
+    addresses = tuple(f"127.0.0.1:{simulator.port}" for simulator in simulators)
+    return RolloutConfig(addresses, **({"episodes": 6, "episode_seconds": 4.0, "vehicles": 40, "seed": 5} | changes))
+
+
+@pytest.fixture(scope="module")
+def other():
+    started = Simulator()
+    yield started
+    started.stop()
+
+
+def test_several_simulators_drive_what_one_drives_and_what_is_driven_in_process(shared_simulator, other):
+    def without_place(episodes):
+        return [{name: value for name, value in e.items() if name != "simulator"} for e in episodes]
+
+    one = drive_episodes(config(shared_simulator), keep)
+    both = drive_episodes(config(shared_simulator, other), keep)
+    assert without_place(one) == without_place(both)
+    assert len({episode["simulator"] for episode in both}) == 2
+    assert [episode["seed"] for episode in one] == list(range(5, 11))
+    for episode in one:
+        env = DrivingEnv()
+        env.drive.vehicles = 40
+        env.reset(seed=episode["seed"])
+        ticks = 0
+        while ticks < 80:
+            _, _, over, _, _ = env.step(KEEP)
+            ticks += 1
+            if over:
+                break
+        assert episode["seconds"] == pytest.approx(0.05 * ticks)
+        assert episode["clean"] == (not over)
+    assert summary(one)["clean"] == np.mean([e["clean"] for e in one])
+
+
+def test_an_episode_of_a_simulator_that_hung_is_driven_again(other):
+    """And the results are those of simulators that never hung."""
+    victim = Simulator()
+    calls = threading.Semaphore(0)
+    stopped = threading.Event()
+
+    def decide(_: np.ndarray) -> int:
+        calls.release()
+        if not stopped.is_set() and calls._value == 40:
+            stopped.set()
+            victim.process.send_signal(signal.SIGSTOP)
+            threading.Timer(3.0, victim.process.send_signal, [signal.SIGCONT]).start()
+        return KEEP
+
+    expected = drive_episodes(config(other), keep)
+    seen = drive_episodes(config(victim, timeout=1.0, patience=30.0), decide)
+    assert stopped.is_set()
+    assert [e["distance"] for e in seen] == [e["distance"] for e in expected]
+    victim.stop()
+
+
+def test_the_others_take_over_from_a_simulator_that_does_not_come_back(shared_simulator):
+    victim = Simulator()
+
+    def decide(_: np.ndarray) -> int:
+        victim.process.kill()
+        return KEEP
+
+    episodes = drive_episodes(config(victim, shared_simulator, timeout=1.0, patience=0.0), decide)
+    assert len(episodes) == 6
+    assert {e["simulator"] for e in episodes} == {f"127.0.0.1:{shared_simulator.port}"}
+    victim.stop()
+    with pytest.raises(UserError, match="no simulator answers"):
+        drive_episodes(config(victim, timeout=0.3), keep)
+
+
+@pytest.mark.parametrize("text", ["2000", "localhost:", ":2000", "host:http"])
+def test_an_address_must_be_host_and_port(text):
+    with pytest.raises(UserError, match="must be given as host:port"):
+        drive_episodes(RolloutConfig((text,)), keep)
+
+
+def test_the_command_writes_each_episode_and_whose_they_are(shared_simulator, other, tmp_path, capsys):
+    file, out = tmp_path / "rollout.yaml", tmp_path / "results.json"
+    file.write_text(
+        f"simulators: [127.0.0.1:{shared_simulator.port}, 127.0.0.1:{other.port}]\n"
+        "episodes: 3\nepisode_seconds: 2.0\nspawn_points: [3, 4]\n"
+    )
+    assert main(["rollout", str(file), "--out", str(out)]) == 0
+    results = json.loads(out.read_text())
+    assert results["simulator"] == "the embedded highway"
+    assert len(results["episodes"]) == 3
+    assert "3 episodes on the embedded highway" in capsys.readouterr().out
+    file.write_text("simulators: []\n")
+    assert main(["rollout", str(file), "--out", str(out)]) == 2
+    assert "'simulators' must not be an empty list" in capsys.readouterr().err
