@@ -272,10 +272,10 @@ class CarlaBridge(Node):
         }
         if self._waiting:
             return WARN, self._waiting, values
-        if self._over_since:
-            return WARN, "the episode is over: collision or off the road", values
         if self._watchdog.state is not State.DRIVING:
             return WARN, self._ruling.reason, values
+        if self._over_since:
+            return WARN, "the episode is over: collision or off the road", values
         return OK, f"driving at {self._frames.rate():.1f} frames/s", values
 
 
