@@ -1,7 +1,10 @@
 """Settings all tests share."""
 
+import live_support
 import pytest
 from hypothesis import settings
+
+from carla_digr.live.supervisor import free_domain
 
 # The first example of a property compiles numba code; a deadline would measure that.
 settings.register_profile("default", deadline=None)
@@ -20,3 +23,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def long(pytestconfig: pytest.Config) -> bool:
     """Whether the full length of a proof is asked for."""
     return pytestconfig.getoption("long")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    return live_support.make_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def domain():
+    with free_domain() as number:
+        yield number
+
+
+@pytest.fixture
+def start(domain, tmp_path):
+    with live_support.stage(domain, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def observe(domain):
+    observers = []
+
+    def make(*names, qos=None):
+        observers.append(live_support.Observer(domain, *names, qos=qos))
+        return observers[-1]
+
+    yield make
+    for observer in observers:
+        observer.close()
