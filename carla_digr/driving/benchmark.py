@@ -198,7 +198,11 @@ def _plot(path: Path, rates: dict[str, dict[int, Rate]], label: str) -> None:
     axes.minorticks_off()
     axes.set_xlabel(label)
     axes.set_ylabel("a second")
-    axes.set_ylim(bottom=0.0)
+    values = [rate for points in rates.values() for rate in points.values()]
+    if max(values).per_second > 5.0 * min(values).per_second:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0.0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     with atomic_write(path) as file:
