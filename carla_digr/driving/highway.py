@@ -28,7 +28,7 @@ def highway_points(
             those with at least LEAST_LANES lanes for the next AHEAD metres, no junction and no bend the ego cannot
             follow at full speed
 
-    Raises UserError, naming what to change, for an index or a road the map does not have and when nothing is left.
+    Raises UserError, naming what to change, for an index or a road without spawn points and when nothing is left.
     """
     points = road_map.get_spawn_points()
     if spawn_points:
@@ -36,11 +36,15 @@ def highway_points(
         if beyond:
             raise UserError(f"the map {road_map.name} has the spawn points 0 to {len(points) - 1}, not {beyond[0]}")
         return [points[index] for index in spawn_points]
-    found = []
-    for point in points:
-        start = road_map.get_waypoint(point.location)
-        if start is not None and (not roads or start.road_id in roads) and _is_highway(start):
-            found.append(point)
+    starts = [road_map.get_waypoint(point.location) for point in points]
+    elsewhere = set(roads) - {start.road_id for start in starts if start is not None}
+    if elsewhere:
+        raise UserError(f"the map {road_map.name} has no spawn point on the road {min(elsewhere)}; choose other roads")
+    found = [
+        point
+        for point, start in zip(points, starts, strict=True)
+        if start is not None and (not roads or start.road_id in roads) and _is_highway(start)
+    ]
     if found:
         return found
     where = f" on the roads {', '.join(map(str, roads))}" if roads else ""

@@ -66,9 +66,11 @@ def test_a_wide_bend_is_a_highway():
 
 def test_roads_and_spawn_points_can_be_chosen():
     town = Town("Chosen")
-    assert highway_points(town, roads=[4, 9]) == highway_points(town)
-    with pytest.raises(UserError, match="no highway on the roads 5, 6"):
-        highway_points(town, roads=[5, 6])
+    assert highway_points(town, roads=[4]) == highway_points(town)
+    with pytest.raises(UserError, match="no spawn point on the road 5"):
+        highway_points(town, roads=[4, 5, 6])
+    with pytest.raises(UserError, match="no highway on the roads 4: none of its 12 spawn points"):
+        highway_points(Town("Two", lanes=2), roads=[4])
     last = len(town.get_spawn_points()) - 1
     assert highway_points(town, spawn_points=[last, 0]) == [town.get_spawn_points()[last], town.get_spawn_points()[0]]
     with pytest.raises(UserError, match=f"has the spawn points 0 to {last}, not {last + 1}"):
@@ -80,7 +82,7 @@ def test_every_spawn_point_of_the_embedded_highway_is_one(session):
 
 
 def test_nothing_is_spawned_on_a_map_without_the_chosen_roads(shared_simulator):
-    with pytest.raises(UserError, match="no highway on the roads 777"):
+    with pytest.raises(UserError, match="no spawn point on the road 777"):
         Scenario.connect("embedded", "127.0.0.1", shared_simulator.port, roads=[777])
     client = carla.Client("127.0.0.1", shared_simulator.port)
     client.set_timeout(20.0)
