@@ -113,6 +113,22 @@ def test_the_bridge_ends_with_a_sentence_when_the_simulator_is_killed(start, obs
     assert "Traceback" not in drive.bridge.output
 
 
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"roads": "2, 777"}, "no spawn point on the road 777"),
+        ({"spawn_points": "5, 9999"}, "not 9999"),
+        ({"roads": "north"}, "roads must be a whole number"),
+    ],
+    ids=["roads", "points", "words"],
+)
+def test_places_that_the_map_does_not_have_are_refused_before_the_drive(port, start, parameters, sentence):
+    bridge = start(live_support.bridge(port, **parameters))
+    assert bridge.wait() == 2
+    assert sentence in bridge.output
+    assert "Traceback" not in bridge.output
+
+
 def test_the_bridge_leaves_the_simulator_as_it_was(port, start, observe, weights):
     """A second bridge can drive after the first one has ended."""
     observer = observe(topics.OVERLAY.name)

@@ -22,6 +22,7 @@ from std_msgs.msg import Header
 from carla_digr.driving.control import DriveFrame, VehicleCommand
 from carla_digr.driving.scenario import Scenario
 from carla_digr.errors import UserError
+from carla_digr.live.composition import whole_number
 from carla_digr.live.watchdog import FULL_BRAKE, Ruling, State, Watchdog
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message
@@ -63,6 +64,13 @@ class CarlaBridge(Node):
         self._start_seconds = declare(self, "start_seconds", 0.0, "time the simulator has to start, s", (0.0, 600.0))
         self._seed = declare(self, "seed", 1, "of the first episode; every further one adds 1", (0, 2**31 - 1))
         self._vehicles = declare(self, "vehicles", 64, "other vehicles on the ego's carriageway", (0, 400))
+        self._roads, self._spawn_points = (
+            _numbers(name, declare(self, name, "", description))
+            for name, description in (
+                ("roads", "OpenDRIVE ids of the roads on which drives start, separated by commas; empty: all highways"),
+                ("spawn_points", "indices of the map's spawn points at which drives start; empty: all on highways"),
+            )
+        )
         self._lockstep = declare(self, "lockstep", False, "wait for every decision instead of keeping to the clock")
         deadline = declare(self, "deadline", 0.040, "s after a frame within which its decision must come", (0.001, 1.0))
         recovery = declare(self, "recovery", 5, "good decisions in a row that end a stop", (1, 1000))
@@ -104,7 +112,13 @@ class CarlaBridge(Node):
         self._wait_for_the_simulator(executor, stop)
         if not stop.requested:
             self._drive = Scenario.connect(
-                self._simulator, self._host, self._port, CALL_SECONDS, vehicles=self._vehicles
+                self._simulator,
+                self._host,
+                self._port,
+                CALL_SECONDS,
+                vehicles=self._vehicles,
+                roads=self._roads,
+                spawn_points=self._spawn_points,
             )
             self._wait_for_an_explainer(executor, stop)
         if stop.requested:
@@ -277,6 +291,11 @@ class CarlaBridge(Node):
         if self._over_since:
             return WARN, "the episode is over: collision or off the road", values
         return OK, f"driving at {self._frames.rate():.1f} frames/s", values
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas, as a parameter has them."""
+    return tuple(whole_number(name, part.strip(), 0, 2**31 - 1) for part in text.split(",")) if text.strip() else ()
 
 
 def _camera_info(header: Header, fov: float, width: int, height: int) -> CameraInfo:
