@@ -135,6 +135,7 @@ def test_the_bridge_leaves_the_simulator_as_it_was(port, start, observe, weights
     start(Process("explainer", parameters={"weights": str(weights)}))
     for drive in (1, 2):
         bridge = start(live_support.bridge(port))
+        observer.until(lambda bridge=bridge: "Episode 1" in bridge.output)
         observer.received.clear()
         observer.until(lambda: len(observer.received[topics.OVERLAY.name]) >= 3)
         assert bridge.end() == 0, drive
