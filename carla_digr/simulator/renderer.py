@@ -144,6 +144,7 @@ class _Workspace:
         self.color = np.empty((rows, columns), np.uint32)
         self.ids = np.empty((rows, columns), np.int32)
         self.scratch = np.empty((2, max(rows, 4 * (MAX_CORNERS + 4))), np.float64)
+        self.lines = np.empty((4, width), np.float64)
         self.points = np.empty((3, MAX_CORNERS + 4, 3), np.float64)
 
 
@@ -185,7 +186,7 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
     ids = np.empty((height, width), np.int32)
     _paint(
         view, focal, supersample, scenery(road), textures(), models(), vehicles, palette.pack(), bgra, ids,
-        work.ground, work.ground_ids, work.depth, work.color, work.ids, work.scratch, work.points,
+        work.ground, work.ground_ids, work.depth, work.color, work.ids, work.scratch, work.points, work.lines,
     )  # fmt: skip
     if distances is not None:
         _measure(view, focal, work.depth, work.color, distances)
@@ -195,7 +196,7 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
 @compiled
 def _paint(
     view, focal, ss, world, patterns, mesh, vehicles, light, bgra, ids,
-    ground, ground_ids, depth, color, sample_ids, scratch, points,
+    ground, ground_ids, depth, color, sample_ids, scratch, points, lines,
 ):  # fmt: skip
     """The whole picture: everything on the ground, then ground and sky behind it, shadows, then the average.
 
@@ -221,7 +222,7 @@ def _paint(
         )  # fmt: skip
     for i in range(world.trees.shape[0]):
         paint_tree(view, fine, world.trees[i], noise, light, target)
-    paint_ground(view, focal, world, patterns, light, depth, ss, ground, ground_ids)
+    paint_ground(view, focal, world, patterns, light, depth, ss, ground, ground_ids, lines)
     for i in range(vehicles.x.shape[0]):
         kind = vehicles.kind[i]
         paint_shadow(
