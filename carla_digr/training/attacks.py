@@ -1,0 +1,96 @@
+"""Attacks on a policy's picture: what Figure 8 measures robustness against, and uniform noise as their reference.
+
+Each takes (policy, states, epsilon, generator) and returns states that differ by at most ``epsilon`` in each channel of
+each pixel and stay in [0, 1]. The gradient is that of the attacked policy. FGSM, PGD and MI-FGSM raise -log pi(a*|s)
+of the action a* that the policy prefers on the clean state; MAD raises KL(pi(s) || pi(s')).
+
+torchattacks 3.5 and foolbox 3.3 have the first three on classifiers, but not MAD, and they differentiate the
+cross-entropy by autograd, whose p - 1 is exactly 0 in float32 on a confident policy, so that confidence would pass for
+robustness. They would also bring torchvision, or GitPython and eagerpy. Here all four are a page on the closed-form
+input gradient that the saliency maps use already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from carla_digr.policy import ActorCritic
+from carla_digr.saliency.gradient import input_gradient
+
+Attack = Callable[[ActorCritic, Tensor, float, torch.Generator], Tensor]
+STEPS = 10  # of the iterated attacks
+
+
+def noise(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Uniform noise of the same size; it knows nothing of the policy."""
+    offsets = torch.rand(states.shape, generator=generator) * 2 - 1
+    return _project(states + epsilon * offsets, states, epsilon)
+
+
+def fgsm(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Goodfellow et al. 2015, on policies Huang et al. 2017: one step of the gradient's sign."""
+    action = _preferred(policy, states)
+    return _project(states + epsilon * _loss_gradient(policy, states, action).sign(), states, epsilon)
+
+
+def pgd(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Madry et al. 2018: a random start and projected steps of the sign."""
+    action = _preferred(policy, states)
+    attacked = noise(policy, states, epsilon, generator)
+    for _ in range(STEPS):
+        gradient = _loss_gradient(policy, attacked, action)
+        attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
+    return attacked
+
+
+def mi_fgsm(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Dong et al. 2018: steps along an accumulated gradient (decay 1), each normalised to a mean size of 1."""
+    action = _preferred(policy, states)
+    attacked, momentum = states, torch.zeros_like(states)
+    for _ in range(STEPS):
+        gradient = _loss_gradient(policy, attacked, action)
+        size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
+        momentum = momentum + gradient / torch.where(size > 0, size, torch.ones_like(size))
+        attacked = _project(attacked + epsilon / STEPS * momentum.sign(), states, epsilon)
+    return attacked
+
+
+def mad(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Zhang et al. 2020, maximal action difference: raise KL(pi(s) || pi(s')) from a random start.
+
+    The start matters: at s' = s the divergence has its minimum and no gradient.
+    """
+    with torch.no_grad():
+        clean = policy(states)[0].softmax(dim=1)
+        attacked = noise(policy, states, epsilon, generator)
+        for _ in range(STEPS):
+            logits, _, hidden = policy.trace(attacked)
+            gradient = input_gradient(policy, hidden, logits.softmax(dim=1) - clean)
+            attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
+    return attacked
+
+
+ATTACKS: dict[str, Attack] = {"FGSM": fgsm, "PGD": pgd, "MI-FGSM": mi_fgsm, "MAD": mad}
+
+
+def _preferred(policy: ActorCritic, states: Tensor) -> Tensor:
+    """The most probable action as one-hot rows, float (B, A)."""
+    with torch.no_grad():
+        logits = policy(states)[0]
+    return F.one_hot(logits.argmax(dim=1), policy.actions).to(states.dtype)
+
+
+def _loss_gradient(policy: ActorCritic, states: Tensor, action: Tensor) -> Tensor:
+    """d(-log pi(action)) / d s, float (B, C, H, W); the action's own weight keeps its digits when pi is nearly 1."""
+    with torch.no_grad():
+        logits, _, hidden = policy.trace(states)
+        others = logits.softmax(dim=1) * (1 - action)
+        return input_gradient(policy, hidden, others - action * others.sum(dim=1, keepdim=True))
+
+
+def _project(attacked: Tensor, states: Tensor, epsilon: float) -> Tensor:
+    return torch.minimum(torch.maximum(attacked, states - epsilon), states + epsilon).clamp(0, 1)
