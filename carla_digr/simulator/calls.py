@@ -19,6 +19,7 @@ from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 
 MAX_DELTA = 1.0  # s
+MAX_SPIN = 720.0  # deg/s
 MAX_SPEED = 150.0  # m/s; faster velocities are refused
 SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it
 BRAKE_LIGHT = 8  # bit of VehicleLightState
@@ -133,6 +134,38 @@ def add_actor_force(episode: Episode, actor_id: int, force: Vector3D) -> None:
 
 
 @rpc
+def set_actor_target_angular_velocity(episode: Episode, actor_id: int, velocity: Vector3D) -> None:
+    """Turn a vehicle about its vertical axis (deg/s) for one frame: then its tyres have the road again."""
+    entry = episode.vehicle(actor_id)
+    if abs(velocity.z) > MAX_SPIN:
+        raise CallFailed(f"vehicles turn at most {MAX_SPIN:.0f} deg/s, not {velocity.z:g}")
+    entry.spin = math.radians(velocity.z)
+
+
+@rpc
+def add_actor_angular_impulse(episode: Episode, actor_id: int, impulse: Vector3D) -> None:
+    """Turn a vehicle for one frame by an angular impulse (kg m2 deg/s), its mass spread evenly over its box."""
+    entry = episode.vehicle(actor_id)
+    kind = KINDS[entry.kind]
+    inertia = kind.mass * (kind.length**2 + kind.width**2) / 12.0
+    turn = math.degrees(entry.spin) + impulse.z / inertia
+    set_actor_target_angular_velocity(episode, actor_id, Vector3D(0.0, 0.0, turn))
+
+
+@rpc
+def add_actor_torque(episode: Episode, actor_id: int, torque: Vector3D) -> None:
+    """Turn a vehicle by a torque that lasts a frame. (Client 0.9.16 sends Actor.add_torque as an angular impulse.)"""
+    add_actor_angular_impulse(episode, actor_id, Vector3D(*(part * episode.delta for part in torque)))
+
+
+@rpc
+def set_actor_collisions(episode: Episode, actor_id: int, enabled: bool) -> None:
+    """Let everything pass through a vehicle, or not; other actors collide with nothing anyway."""
+    if episode.entry(actor_id).kind >= 0:
+        episode.world.vehicle(actor_id)["ghost"] = not enabled
+
+
+@rpc
 def enable_actor_constant_velocity(episode: Episode, actor_id: int, velocity: Vector3D) -> None:
     """Hold a velocity given in the vehicle's frame."""
     _check_speed(velocity)
@@ -147,7 +180,10 @@ def disable_actor_constant_velocity(episode: Episode, actor_id: int) -> None:
 
 @rpc
 def set_actor_simulate_physics(episode: Episode, actor_id: int, enabled: bool) -> None:
-    """Accepted without effect, for gone actors too: the Traffic Manager's thread dies of an error here."""
+    """Without physics only transforms move a vehicle; gone actors too, or the Traffic Manager's thread dies of it."""
+    entry = episode.actors.get(actor_id)
+    if entry is not None and entry.kind >= 0:
+        entry.held = not enabled
 
 
 @rpc
@@ -165,9 +201,33 @@ def get_actor_bounding_box(episode: Episode, actor_id: int) -> wire.BoundingBox:
 @rpc
 def apply_control_to_vehicle(episode: Episode, actor_id: int, control: wire.VehicleControl) -> None:
     """Set pedals and wheels until the next call; values beyond their range are cut."""
-    episode.vehicle(actor_id)
+    episode.vehicle(actor_id).ackermann = None
     throttle, steer, brake, hand_brake, reverse, *_ = control
     episode.world.set_control(actor_id, throttle, steer, brake, hand_brake, reverse)
+
+
+@rpc
+def apply_ackermann_control_to_vehicle(episode: Episode, actor_id: int, control: wire.AckermannControl) -> None:
+    """Hold a speed and a wheel angle until the next control.
+
+    The embedded vehicles answer to their pedals at once, so the target is met as fast as they and its limits allow,
+    without a controller; jerk has no meaning for them.
+    """
+    speed = min(max(control.speed, -MAX_SPEED), MAX_SPEED)
+    steer = min(max(control.steer, -math.pi), math.pi)
+    episode.vehicle(actor_id).ackermann = control._replace(speed=speed, steer=steer)
+
+
+@rpc
+def get_ackermann_controller_settings(episode: Episode, actor_id: int) -> wire.AckermannSettings:
+    """What was applied last, else CARLA's own values."""
+    return episode.vehicle(actor_id).ackermann_settings
+
+
+@rpc
+def apply_ackermann_controller_settings(episode: Episode, actor_id: int, settings: wire.AckermannSettings) -> None:
+    """Kept for get_ackermann_controller_settings; there is no controller to take them."""
+    episode.vehicle(actor_id).ackermann_settings = settings
 
 
 @rpc
@@ -194,6 +254,8 @@ def get_vehicle_light_state(episode: Episode, actor_id: int) -> tuple[int]:
 @rpc
 def set_vehicle_light_state(episode: Episode, actor_id: int, state: tuple[int]) -> None:
     """Keep light flags."""
+    if not 0 <= state[0] < 2**32:
+        raise CallFailed(f"light flags are 32 bits, not {state[0]}")
     episode.vehicle(actor_id).lights = state[0]
 
 
@@ -374,11 +436,15 @@ _SPAWN = wire.decoder(wire.SpawnCommand)
 _COMMANDS = {
     1: "destroy_actor",
     2: "apply_control_to_vehicle",
+    3: "apply_ackermann_control_to_vehicle",
     5: "apply_physics_control",
     6: "set_actor_transform",
     8: "set_actor_target_velocity",
+    9: "set_actor_target_angular_velocity",
     10: "add_actor_impulse",
     11: "add_actor_force",
+    12: "add_actor_angular_impulse",
+    13: "add_actor_torque",
     14: "set_actor_simulate_physics",
     15: "set_actor_enable_gravity",
     19: "set_actor_location",
@@ -391,7 +457,11 @@ def call(episode: Episode, name: str, arguments: list[Any]) -> Any:
     method = METHODS[name]
     if len(arguments) != len(method.arguments):
         raise CallFailed(f"{name} takes {len(method.arguments)} arguments, not {len(arguments)}")
-    return method.function(episode, *(d(a) for d, a in zip(method.arguments, arguments, strict=True)))
+    checked = [d(a) for d, a in zip(method.arguments, arguments, strict=True)]
+    try:
+        return method.function(episode, *checked)
+    except (ValueError, OverflowError) as error:  # numbers out of this world
+        raise CallFailed(f"{name}: {error}") from None
 
 
 def answer(episode: Episode, name: str, arguments: list[Any]) -> Any:

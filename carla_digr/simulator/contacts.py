@@ -101,6 +101,8 @@ def collide(vehicles, pieces, contacts):
         v = vehicles[i]
         for j in range(i + 1, n):
             w = vehicles[j]
+            if v.ghost or w.ghost:
+                continue
             if v.driver != CLIENT and w.driver != CLIENT and v.driver != w.driver:
                 continue
             dx, dy = w.x - v.x, w.y - v.y
@@ -121,7 +123,7 @@ def collide(vehicles, pieces, contacts):
             contacts[count, 0], contacts[count, 1] = i, j
             contacts[count, 2], contacts[count, 3], contacts[count, 4] = nx, ny, impulse
             count += 1
-        if v.driver == CLIENT:
+        if v.driver == CLIENT and not v.ghost:
             depth, direction, which = static_overlap(v, pieces)
             if depth > TOUCHING and count < contacts.shape[0]:
                 _, _, heading = project_to(pieces, v.x, v.y)

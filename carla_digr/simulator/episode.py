@@ -18,12 +18,13 @@ import numpy as np
 from carla_digr.errors import UserError
 from carla_digr.simulator import blueprints, sensors, wire
 from carla_digr.simulator.road import SPEED_LIMIT
-from carla_digr.simulator.vehicle import KINDS
+from carla_digr.simulator.vehicle import DRAG, KINDS, MAX_ACCELERATION, MAX_BRAKING, MAX_STEER, ROLLING
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 from carla_digr.simulator.world import Camera, SpawnCollision, World
 
 DEFAULT_DELTA = 0.05  # s, the step while a client has set none
 MAX_DISTANCE = 1e5  # m from the origin; farther positions are refused
+MAX_TURN = 1e6  # degrees; larger angles mean nothing and do not fit the protocol's 32 bits
 
 ORIGIN = Transform()
 CLEAR_NOON = wire.Weather(5.0, 0.0, 0.0, 10.0, -1.0, 45.0, 2.0, 0.75, 0.1, 0.0, 1.0, 0.03)
@@ -55,6 +56,12 @@ class Entry:
     lights: int = 0
     physics: wire.VehiclePhysics | None = None
     constant_velocity: Vector3D | None = None
+    ackermann: wire.AckermannControl | None = None
+    ackermann_settings: wire.AckermannSettings = field(default_factory=wire.AckermannSettings)
+    spin: float = 0.0
+    """rad/s by which a vehicle turns in the next frame besides what its wheels do."""
+    held: bool = False
+    """A vehicle without physics: only transforms move it."""
     traffic: list[int] = field(default_factory=list)
     """Vehicles of a traffic controller."""
 
@@ -96,10 +103,25 @@ class Episode:
 
         Only sensors whose stream is in ``wanted`` measure: a camera nobody listens to costs nothing.
         """
+        still, spinning = [], []
         for entry in self.actors.values():
-            if entry.constant_velocity is not None:
-                self._drive_constantly(entry)
+            if entry.held:
+                still.append((entry.id, self.pose(entry.id)))
+            elif entry.kind >= 0:
+                if entry.ackermann is not None:
+                    self._drive_ackermann(entry, entry.ackermann)
+                if entry.constant_velocity is not None:
+                    self._drive_constantly(entry)
+                if entry.spin:
+                    spinning.append(entry)
+        for entry in spinning:
+            self.world.vehicle(entry.id)["yaw"] += entry.spin * self.delta
         self.world.step(self.delta)
+        for entry in spinning:
+            self.world.vehicle(entry.id)["yaw_rate"] += entry.spin
+            entry.spin = 0.0
+        for vehicle, pose in still:
+            self.world.place(vehicle, *pose)
         for entry in list(self.actors.values()):
             if entry.stream in wanted and entry.stream and self.world.elapsed >= entry.due - 1e-6:
                 entry.due = self.world.elapsed + entry.sensor_tick
@@ -166,6 +188,24 @@ class Episode:
                     struck,
                     Vector3D(*map(float, contact.impulse)),
                 )
+
+    def _drive_ackermann(self, entry: Entry, wanted: wire.AckermannControl) -> None:
+        """Pedals and wheels that bring the vehicle nearest to an Ackermann target within the next frame."""
+        row = self.world.vehicle(entry.id)
+        speed, dt = float(row["speed"]), self.delta
+        limit = min(abs(wanted.acceleration) or MAX_BRAKING, 2.0 * MAX_BRAKING)
+        change = min(max((wanted.speed - speed) / dt, -limit), limit)
+        reverse = speed < 0.0 or (speed == 0.0 and wanted.speed < 0.0)
+        push = (-change if reverse else change) + ROLLING + DRAG * speed * speed
+        if wanted.speed == 0.0 and abs(speed) < MAX_BRAKING * dt:
+            push = -MAX_BRAKING  # stands, and goes on standing
+        angle = float(row["steer"]) * MAX_STEER
+        turn = min(max(wanted.steer, -MAX_STEER), MAX_STEER) - angle
+        if wanted.steer_speed:
+            turn = min(max(turn, -abs(wanted.steer_speed) * dt), abs(wanted.steer_speed) * dt)
+        self.world.set_control(
+            entry.id, push / MAX_ACCELERATION, (angle + turn) / MAX_STEER, -push / MAX_BRAKING, False, reverse
+        )
 
     def _drive_constantly(self, entry: Entry) -> None:
         _, _, yaw = self.pose(entry.id)
@@ -339,6 +379,8 @@ def check_place(transform: Transform) -> None:
     """Raise CallFailed for a position out of this world."""
     if max(map(abs, transform.location)) > MAX_DISTANCE:
         raise CallFailed(f"positions must be within {MAX_DISTANCE:.0f} m of the origin, not {transform.location}")
+    if max(map(abs, transform.rotation)) > MAX_TURN:
+        raise CallFailed(f"angles must be within {MAX_TURN:.0f} degrees, not {transform.rotation}")
 
 
 def _static(name: str) -> wire.Actor:

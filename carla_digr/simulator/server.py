@@ -36,7 +36,8 @@ EPISODE_SWITCH_LIMIT = 1.0  # s after which a new episode begins even if its cli
 SILENT_LIMIT = 10.0  # s a streaming connection may stay without a valid subscription
 PARENT_CHECK = 0.25  # s
 FAREWELL = 3.0  # s that SIGINT leaves clients to disconnect
-UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before its connection is dropped
+UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before frames wait for it or its connection is dropped
+STALL_LIMIT = 1.0  # s without reading after which a client is no longer waited for
 MAX_CONNECTIONS = 500
 CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER value with which closing forgets what the kernel still holds
@@ -52,6 +53,8 @@ class Connection:
     outgoing: bytearray = field(default_factory=bytearray)
     """What the kernel has not taken yet."""
     opened: float = field(default_factory=time.monotonic)
+    taken: float = 0.0
+    """When the kernel last took something of it."""
 
 
 @dataclass(eq=False)
@@ -153,7 +156,8 @@ class Server:
         now = time.monotonic()
         due = now + PARENT_CHECK
         if self._ticks:
-            due = min((limit for _, _, limit in self._announced), default=now)
+            limits = [limit for _, _, limit in self._announced] + [c.taken + STALL_LIMIT for c in self._awaited(now)]
+            due = min(limits, default=now)
         if self._switch is not None:
             due = min(due, self._switch[1])
         if not self._episode.settings.synchronous:
@@ -170,9 +174,18 @@ class Server:
                 self._next_step = max(self._next_step + self._episode.delta, now)
             return
         self._announced = [a for a in self._announced if now < a[2]]
-        if self._ticks and not self._announced:  # one at a time: other clients are heard in between
+        if self._ticks and not self._announced and not self._awaited(now):  # one at a time: others are heard in between
             self._step()
             self._answer_tick(self._episode.world.frame)
+
+    def _awaited(self, now: float) -> list[StreamConnection]:
+        """Listeners who read, but have not yet taken so much that the next frame of large pictures would pile up."""
+        return [
+            connection
+            for listeners in self._subscribers.values()
+            for connection in listeners
+            if len(connection.outgoing) > UNREAD_LIMIT and now - connection.taken < STALL_LIMIT
+        ]
 
     def _step(self) -> None:
         """Advance one frame and send its messages: sensors first, then the world state."""
@@ -337,11 +350,13 @@ class Server:
             self._send(connection, self._episode.state())  # or a client of a halted world would see it empty
 
     def _send(self, connection: Connection, data: bytes) -> None:
-        """Send without ever waiting; a client that leaves too much unread is disconnected."""
+        """Send without ever waiting; a client that leaves too much unread loses frames, then its connection."""
         if connection not in self._connections:
             return
         if connection.outgoing:
             if len(connection.outgoing) > UNREAD_LIMIT:
+                if isinstance(connection, StreamConnection) and time.monotonic() - connection.taken < STALL_LIMIT:
+                    return  # it reads, but slower than the clock of an asynchronous world: this frame passes it by
                 log.warning("a client that does not read was disconnected")
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self._close(connection)
@@ -356,6 +371,7 @@ class Server:
             self._close(connection)
             return
         if sent < len(data):
+            connection.taken = time.monotonic()
             connection.outgoing += memoryview(data)[sent:]
             self._selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
 
@@ -368,6 +384,7 @@ class Server:
             self._close(connection)
             return
         del connection.outgoing[:sent]
+        connection.taken = time.monotonic()
         if not connection.outgoing:
             self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
 

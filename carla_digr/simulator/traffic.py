@@ -32,6 +32,7 @@ VEHICLE = np.dtype(
         ("hand_brake", "?"),
         ("reverse", "?"),
         ("brake_light", "?"),
+        ("ghost", "?"),  # nothing collides with it
         ("length", "f8"),  # m, like all lengths
         ("width", "f8"),
         ("wheelbase", "f8"),

@@ -152,6 +152,27 @@ class VehicleControl(NamedTuple):
     gear: int = 0
 
 
+class AckermannControl(NamedTuple):
+    """CARLA's VehicleAckermannControl: rad to the right, rad/s, m/s, m/s2, m/s3; 0 in a rate means no limit."""
+
+    steer: float = 0.0
+    steer_speed: float = 0.0
+    speed: float = 0.0
+    acceleration: float = 0.0
+    jerk: float = 0.0
+
+
+class AckermannSettings(NamedTuple):
+    """CARLA's AckermannControllerSettings, gains of its speed and acceleration controllers."""
+
+    speed_kp: float = 0.15
+    speed_ki: float = 0.0
+    speed_kd: float = 0.25
+    accel_kp: float = 0.01
+    accel_ki: float = 0.0
+    accel_kd: float = 0.01
+
+
 class Weather(NamedTuple):
     """CARLA's weather: percentages, angles in degrees, fog distance in metres."""
 

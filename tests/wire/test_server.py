@@ -106,10 +106,6 @@ def test_what_is_not_offered_raises_and_the_client_lives(session):
         session.client.load_world("Town04")
     with pytest.raises(RuntimeError, match="builds no road from OpenDRIVE but its own"):
         session.client.generate_opendrive_world(ROAD.opendrive().replace("RingHighway", "Elsewhere", 1) + " ")
-    ego = spawn_ego(session)
-    ego.add_torque(carla.Vector3D(0.0, 0.0, 100.0))  # sent without waiting for the answer
-    with pytest.raises(RuntimeError):
-        ego.set_collisions(False)
     session.tick()
 
 
@@ -391,11 +387,11 @@ def test_batches_report_each_commands_error(session):
         command.ApplyTargetVelocity(first.actor_id, carla.Vector3D(15.0, 0.0, 0.0)),
         command.SetVehicleLightState(first.actor_id, carla.VehicleLightState.Interior),
         command.SetSimulatePhysics(first.actor_id, True),
-        command.ApplyTorque(first.actor_id, carla.Vector3D()),
+        command.ApplyWalkerState(first.actor_id, points[0], 1.0),
     ]
-    *done, torque = session.client.apply_batch_sync(changes, True)
+    *done, walker = session.client.apply_batch_sync(changes, True)
     assert not any(answer.error for answer in done)
-    assert "not implemented" in torque.error
+    assert "not implemented" in walker.error
     session.frame = session.world.get_snapshot().frame
     assert session.world.get_actor(third.actor_id).get_location().x == pytest.approx(points[5].location.x)
     assert session.world.get_actor(first.actor_id).get_velocity().x == pytest.approx(15.0, abs=0.3)
