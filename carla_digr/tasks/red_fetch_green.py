@@ -75,7 +75,6 @@ class RedFetchGreenVecEnv(VecEnv):
         self.agent = np.zeros((environments, 2), np.int64)  # x, y in cells
         self.direction = np.zeros(environments, np.int64)
         self.balls = np.zeros((environments, len(BALLS), 2), np.int64)
-        self._tiles = _tile_pictures()
         self._rows = np.arange(environments)
 
     def reset(self) -> np.ndarray:
@@ -146,8 +145,7 @@ class RedFetchGreenVecEnv(VecEnv):
 
     def observe(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Pictures uint8 (N, 3, 64, 64) of the environments ``rows`` (default all)."""
-        pictures = self._tiles[self.cells(rows)]  # (N, y, x, 3, tile row, tile column)
-        return pictures.transpose(0, 3, 1, 4, 2, 5).reshape(-1, *OBSERVATION_SHAPE)
+        return pictures_of(self.cells(rows))
 
     def importance(self) -> np.ndarray:
         """Which pixels matter, int8 (N, 64, 64).
@@ -155,10 +153,7 @@ class RedFetchGreenVecEnv(VecEnv):
         1 on the tiles of the agent and the target, 0 on empty floor, -1 (not counted) on walls and distractors:
         the split of the paper's Table 1.
         """
-        label = np.full(_AGENT + 4, -1, np.int8)
-        label[[_FLOOR, _BALL]] = 0, 1
-        label[_AGENT:] = 1
-        return label[self.cells()].repeat(TILE, axis=1).repeat(TILE, axis=2)
+        return importance_of(self.cells())
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on besides the constructor's arguments."""
@@ -222,6 +217,20 @@ class RedFetchGreenEnv(gymnasium.Env):
     def render(self) -> np.ndarray:
         """The picture as uint8 (64, 64, 3)."""
         return self._batch.observe()[0].transpose(1, 2, 0)
+
+
+def pictures_of(cells: np.ndarray) -> np.ndarray:
+    """Pictures uint8 (N, 3, 64, 64) of tile numbers (N, 8, 8)."""
+    pictures = _tile_pictures()[cells]  # (N, y, x, 3, tile row, tile column)
+    return pictures.transpose(0, 3, 1, 4, 2, 5).reshape(-1, *OBSERVATION_SHAPE)
+
+
+def importance_of(cells: np.ndarray) -> np.ndarray:
+    """``RedFetchGreenVecEnv.importance`` of tile numbers (N, 8, 8): int8 (N, 64, 64)."""
+    label = np.full(_AGENT + 4, -1, np.int8)
+    label[[_FLOOR, _BALL]] = 0, 1
+    label[_AGENT:] = 1
+    return label[cells].repeat(TILE, axis=1).repeat(TILE, axis=2)
 
 
 @lru_cache(maxsize=1)
