@@ -101,6 +101,7 @@ class DistillConfig:
     """
 
     start: Literal["teacher", "random"] = "teacher"  # the student's first weights
+    supervision: Literal["perturbation", "annotation"] = "perturbation"  # what is kept: M_p, or what the task knows
     activation: Literal["relu", "softplus"] = "softplus"  # the student's
     loss: Literal["coverage", "log_ratio", "share", "paper", "none"] = "coverage"
     regularisation_weight: tuple[float, float] = setting((0.05, 0.12), minimum=0)

@@ -73,6 +73,8 @@ class _Distillation:
         self.config, self.settings, self.out = config, config.distill, out
         self.teacher = teacher.requires_grad_(False)
         self.teacher_sha256 = card["weights_sha256"]
+        if self.settings.supervision == "annotation":
+            dataset = annotated(dataset, config.task)
         self.train_set, self.held_out = split(dataset, config.distill.held_out)
         self.threshold = config.saliency_dataset.threshold
         self.student = make_student(config, teacher)
@@ -278,6 +280,18 @@ def make_optimiser(settings: DistillConfig, student: ActorCritic) -> torch.optim
     groups = [{"params": actor}, {"params": critic}]
     kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.RMSprop
     return kind(groups, lr=settings.learning_rate)
+
+
+def annotated(dataset: SaliencyDataset, task: str) -> SaliencyDataset:
+    """The dataset with masks of the pixels that the task knows to matter in place of its perturbation maps.
+
+    Raises:
+        UserError: the task does not know them.
+    """
+    if dataset.importance is None:
+        raise UserError(f"The task {task} does not know which pixels matter; set distill.supervision to perturbation.")
+    masks = (dataset.importance == 1).half()
+    return replace(dataset, maps=masks, largest=masks.amax(dim=(1, 2)).float())
 
 
 def split(dataset: SaliencyDataset, held_out: float) -> tuple[SaliencyDataset, SaliencyDataset]:

@@ -12,10 +12,10 @@ from carla_digr.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("task", ENVIRONMENTS)
-def test_shipped_configurations_load_and_survive_a_card(task):
-    config = load_config(ROOT / "configs" / f"{task}.yaml")
-    assert config.task == task
+@pytest.mark.parametrize("name", [*ENVIRONMENTS, "red_fetch_green_stride4", "red_fetch_green_paper"])
+def test_shipped_configurations_load_and_survive_a_card(name):
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    assert name.startswith(config.task)
     assert parse_config(config.to_dict(), "card") == config
 
 

@@ -17,6 +17,7 @@ from carla_digr.config import DistillConfig
 from carla_digr.errors import UserError
 from carla_digr.training.distill import (
     StateRing,
+    annotated,
     distill,
     held_out_figures,
     make_student,
@@ -103,6 +104,15 @@ def test_the_split_keeps_later_states_for_validation(tiny_run):
     assert len(train.states) == 32 and len(held_out.states) == 11
     assert torch.equal(held_out.states, dataset.states[-11:])
     assert torch.equal(train.maps, torch.cat([dataset.maps[:5], dataset.maps[6:33]]))
+
+
+def test_annotation_keeps_the_known_objects_alone(tiny_run):
+    dataset = load_dataset(tiny_run / "dataset")
+    masks = annotated(dataset, "red_fetch_green")
+    assert torch.equal(masks.maps > 0.1, dataset.importance == 1)
+    assert set((masks.maps > 0.1).sum(dim=(1, 2)).tolist()) == {128}  # the tiles of agent and target
+    with pytest.raises(UserError, match="driving does not know which pixels matter"):
+        annotated(replace(dataset, importance=None), "driving")
 
 
 def test_a_killed_distillation_resumes_to_the_same_student_bit_for_bit(copied_run, tiny_yaml, tiny_run):
