@@ -108,12 +108,13 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.training.evaluate import evaluate
 
-        evaluate(config, out, args.teacher, args.student)
+        evaluate(config, out, args.teacher, args.student, args.quick)
 
     parser = _add_stage(commands, "evaluate", "measure teacher and student and write a report", run)
     weights = "(default: OUT/{0}.safetensors if there, else the weights that ship)"
     parser.add_argument("--teacher", type=Path, help="teacher's weights " + weights.format("teacher"))
     parser.add_argument("--student", type=Path, help="student's weights " + weights.format("student"))
+    parser.add_argument("--quick", action="store_true", help="measure a little of everything, in under a minute")
 
 
 def _add_stage(commands: argparse._SubParsersAction, name: str, summary: str, run) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,38 @@ from torch import Tensor
 from tqdm import tqdm
 
 from carla_digr import checkpoint
-from carla_digr.config import Config
+from carla_digr.config import Config, EvaluationConfig
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise, vanilla_gradient
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import Task, make_task
+from carla_digr.training import paper
 from carla_digr.training.rollout import Act, collect_states, greedy, load_policy, run_episodes, sampled
 
+QUICK = EvaluationConfig(
+    episodes=16,
+    saliency_states=16,
+    examples=3,
+    table_states=200,
+    slow_states=16,
+    attack_episodes=8,
+    attack_epsilons=(0.04,),
+)
 
-def evaluate(config: Config, out: Path, teacher_path: Path | None = None, student_path: Path | None = None) -> None:
-    """Measure, and write ``results.json``, ``report.md`` and ``examples.png`` to ``OUT/evaluation``.
+
+def evaluate(
+    config: Config,
+    out: Path,
+    teacher_path: Path | None = None,
+    student_path: Path | None = None,
+    quick: bool = False,
+) -> None:
+    """Measure, and write ``results.json``, ``report.md`` and pictures to ``OUT/evaluation``.
+
+    On Red-Fetch-Green with the paper's tables and figures. ``quick`` measures a little of everything, to
+    ``OUT/evaluation-quick``.
 
     A killed evaluation keeps the parts that it had finished. Without paths the weights of ``OUT`` are taken, or those
     that ship with the package.
@@ -42,10 +63,13 @@ def evaluate(config: Config, out: Path, teacher_path: Path | None = None, studen
     Raises:
         UserError: weights are missing, damaged or of another task.
     """
+    if quick:
+        config = replace(config, evaluation=QUICK)
     task = make_task(config)
+    student_path = student_path or _default_weights(config, out, "student")
     teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task)
-    student, student_card = load_policy(student_path or _default_weights(config, out, "student"), task)
-    directory = out / "evaluation"
+    student, student_card = load_policy(student_path, task)
+    directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
     performance = {
         name: parts.get(f"performance of {name}", partial(_performance, config, task, act, name))
@@ -62,15 +86,23 @@ def evaluate(config: Config, out: Path, teacher_path: Path | None = None, studen
         "performance": performance,
         "saliency": saliency,
     }
-    picture = _examples(config, teacher, student, states, reference)
-    with atomic_write(directory / "examples.png") as file:
-        file.write(picture)
+    pictures = {"examples.png": _examples(config, teacher, student, states, reference)}
     report = _report(results)
+    if config.task == "red_fetch_green":
+        seed = _evaluation_seed(config) + 2
+        results |= paper.measure(config, task, directory, teacher, student, student_path, seed, parts.get)
+        curve = student_path.parent / "distill" / "curve.csv"
+        drawn = paper.draw(config, directory, teacher, student, results, curve, seed)
+        report = "\n".join([report, "", *paper.report(config, results, drawn)])
+        pictures |= drawn
+    for name, picture in pictures.items():
+        with atomic_write(directory / name) as file:
+            file.write(picture)
     for name, text in (("results.json", json.dumps(results, indent=1)), ("report.md", report)):
         with atomic_write(directory / name) as file:
             file.write((text + "\n").encode())
     print(report)
-    print(f"{directory}: results.json, report.md, examples.png")
+    print(f"{directory}: results.json, report.md, {', '.join(pictures)}")
 
 
 def _default_weights(config: Config, out: Path, role: str) -> Path:

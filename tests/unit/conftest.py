@@ -36,7 +36,16 @@ TINY = {
         "validation_interval": 20,
         "checkpoint_interval": 10,
     },
-    "evaluation": {"episodes": 6, "environments": 4, "saliency_states": 12, "examples": 2},
+    "evaluation": {
+        "episodes": 6,
+        "environments": 4,
+        "saliency_states": 12,
+        "examples": 2,
+        "table_states": 20,
+        "slow_states": 5,
+        "attack_episodes": 4,
+        "attack_epsilons": [0.05],
+    },
 }
 
 
