@@ -18,7 +18,7 @@ from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 
-MAX_DELTA = 1.0  # s
+MIN_DELTA, MAX_DELTA = 1e-6, 1.0  # s; rates over a still shorter step would not fit the protocol's 32 bits
 MAX_SPIN = 720.0  # deg/s
 MAX_SPEED = 150.0  # m/s; faster velocities are refused
 SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it
@@ -291,8 +291,8 @@ def get_episode_settings(episode: Episode) -> tuple[Any, ...]:
 def set_episode_settings(episode: Episode, settings: wire.EpisodeSettings) -> int:
     """Take the settings; returns the present frame, whose state is out already."""
     delta = settings.fixed_delta
-    if delta is not None and not 0.0 <= delta <= MAX_DELTA:
-        raise CallFailed(f"fixed_delta_seconds must be between 0 and {MAX_DELTA}, not {delta}")
+    if delta and not MIN_DELTA <= delta <= MAX_DELTA:
+        raise CallFailed(f"fixed_delta_seconds must be 0 or between {MIN_DELTA} and {MAX_DELTA}, not {delta}")
     episode.settings = settings
     return episode.world.frame
 

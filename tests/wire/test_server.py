@@ -62,9 +62,10 @@ def test_settings_are_kept(session):
     assert session.world.get_snapshot().timestamp.delta_seconds == pytest.approx(0.025)
 
 
-def test_an_impossible_step_is_refused(session):
+@pytest.mark.parametrize("step", [30.0, 1e-300, -0.05])
+def test_an_impossible_step_is_refused(session, step):
     settings = session.world.get_settings()
-    settings.fixed_delta_seconds = 30.0
+    settings.fixed_delta_seconds = step
     with pytest.raises(RuntimeError, match="fixed_delta_seconds"):
         session.world.apply_settings(settings)
 
