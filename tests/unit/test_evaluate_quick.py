@@ -1,0 +1,36 @@
+"""`evaluate --quick` on Red-Fetch-Green: the paper's tables and figures, from tiny policies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+
+from carla_digr.cli import main
+from carla_digr.training.paper import TABLE_1
+
+
+def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):
+    out = copied_run("teacher.safetensors", "teacher.json", "student.safetensors", "student.json", "distill")
+    for suffix in ("safetensors", "json"):
+        shutil.copy(out / f"student.{suffix}", out / f"student_distillation.{suffix}")
+    assert main(["evaluate", str(tiny_yaml), "--out", str(out), "--quick"]) == 0
+    directory = out / "evaluation-quick"
+    results = json.loads((directory / "results.json").read_text())
+    assert list(results["table_1"]) == list(TABLE_1)
+    for row in results["table_1"].values():
+        assert 0 <= row["auc"] <= 1 and 0 <= row["important"] <= 128 and 0 <= row["unimportant"] <= 2048
+    assert results["table_1"]["SARFA"]["states"] == 16 and results["table_1"]["DIGR"]["states"] == 200
+    assert list(results["robustness"]) == ["teacher", "DIGR", "distillation only"]
+    for by_attack in results["robustness"].values():
+        assert list(by_attack) == ["FGSM", "PGD", "MI-FGSM", "MAD", "uniform noise"]
+        clean = {curve["0"]["mean"] for curve in by_attack.values()}
+        assert len(clean) == 1  # without an attack the curves meet
+    report = (directory / "report.md").read_text()
+    assert "72.52" in report and "| SARFA |" in report
+    for name in ("figure_1b_time", "figure_3_maps", "figure_8_attacks", "figure_9_training", "examples"):
+        picture = cv2.imread(str(directory / f"{name}.png"))
+        assert picture is not None and np.ptp(picture) > 200, name
+        assert f"({name}.png)" in report
