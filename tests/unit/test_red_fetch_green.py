@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -11,7 +13,11 @@ from minigrid.core.mission import MissionSpace
 from minigrid.core.world_object import Ball
 from minigrid.minigrid_env import MiniGridEnv
 
+from carla_digr import checkpoint
+from carla_digr.config import load_config
+from carla_digr.tasks import make_task
 from carla_digr.tasks.red_fetch_green import BALLS, PICKUP, SIZE, TILE, RedFetchGreenVecEnv
+from carla_digr.training.rollout import load_policy, run_episodes, sampled
 
 MAX_STEPS = 60
 
@@ -131,3 +137,15 @@ def test_the_gymnasium_environment_keeps_the_interface():
     while not (terminated or truncated):
         _, reward, terminated, truncated, _ = env.step(PICKUP)
     assert truncated or reward >= 0
+
+
+def test_the_weights_that_ship_belong_together_and_fetch_the_target():
+    config = load_config(Path(__file__).parents[2] / "configs" / "red_fetch_green.yaml")
+    task, cards = make_task(config), {}
+    for role in ("teacher", "student"):
+        path = checkpoint.WEIGHTS_DIRECTORY / f"red_fetch_green_{role}.safetensors"
+        policy, cards[role] = load_policy(path, task)
+        act = sampled(policy, np.random.default_rng(0))
+        episodes = run_episodes(task.make_vec_env(32, seed=4_000_003), act, 64)
+        assert np.mean([episode["success"] for episode in episodes]) > 0.9
+    assert cards["student"]["teacher_sha256"] == cards["teacher"]["weights_sha256"]
