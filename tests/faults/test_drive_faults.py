@@ -35,12 +35,12 @@ def port(tmp_path_factory):
 class Drive:
     """A paced drive with a deadline that only a missing decision passes."""
 
-    def __init__(self, port, start, observe, weights, fault=""):
+    def __init__(self, port, start, observe, weights, fault="", **parameters):
         self.start, self.weights = start, weights
         self.observer = observe(
             topics.DECISION.name, topics.OVERLAY.name, topics.ODOMETRY.name, topics.DIAGNOSTICS.name
         )
-        self.bridge = start(live_support.bridge(port, deadline=1.0, recovery=3))
+        self.bridge = start(live_support.bridge(port, deadline=1.0, recovery=3, **parameters))
         self.explainer = self.start_explainer(fault)
 
     def start_explainer(self, fault=""):
@@ -104,12 +104,42 @@ def test_a_map_that_fails_never_stops_the_decisions(port, start, observe, weight
 def test_the_bridge_ends_with_a_sentence_when_the_simulator_is_killed(start, observe, weights):
     port = live_support.free_port()
     simulator = start(live_support.simulator(port))
-    drive = Drive(port, start, observe, weights)
+    drive = Drive(port, start, observe, weights, patience=1.0)
     drive.observer.until(lambda: len(drive.decisions(fallback=False)) >= 5)
     simulator.end(signal.SIGKILL)
     assert drive.bridge.wait() == 2
     sentences = [line for line in drive.bridge.output.splitlines() if line.startswith("carla-digr: ")]
-    assert len(sentences) == 1 and "is gone" in sentences[0]
+    assert len(sentences) == 1 and "no simulator answers" in sentences[0]
+    assert "is gone" in drive.bridge.output
+    assert "Traceback" not in drive.bridge.output
+
+
+@pytest.mark.parametrize("kind", ["embedded", "carla"])
+def test_the_drive_goes_on_after_the_simulator_hung_and_after_it_was_killed(kind, start, observe, weights):
+    """With the world's own traffic and with the Traffic Manager's; each time ego, camera and traffic are new."""
+    port = live_support.free_port()
+    simulator = start(live_support.simulator(port))
+    drive = Drive(port, start, observe, weights, simulator=kind, vehicles=8)
+    observer = drive.observer
+
+    def goes_on(episode: int) -> None:
+        observer.until(lambda: f"Episode {episode}" in drive.bridge.output)
+        driven = len(drive.decisions(fallback=False))
+        observer.until(lambda: len(drive.decisions(fallback=False)) >= driven + 10)
+        observer.until(lambda: drive.report("carla_bridge")[2].get("watchdog") == "driving")
+
+    goes_on(1)
+    simulator.popen.send_signal(signal.SIGSTOP)
+    observer.until(lambda: "the simulator does not answer" in drive.report("carla_bridge")[1])
+    assert drive.report("carla_bridge")[0] == b"\1"
+    simulator.popen.send_signal(signal.SIGCONT)
+    goes_on(2)
+    if kind == "embedded":  # a Traffic Manager's thread ends its whole process when its server dies
+        simulator.end(signal.SIGKILL)
+        observer.until(lambda: drive.bridge.output.count("is gone") == 2)
+        start(live_support.simulator(port))
+        goes_on(3)
+    assert drive.bridge.end() == 0
     assert "Traceback" not in drive.bridge.output
 
 

@@ -21,6 +21,7 @@ from std_msgs.msg import Header
 
 from carla_digr.driving.control import DriveFrame, VehicleCommand
 from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 from carla_digr.live.composition import whole_number
 from carla_digr.live.watchdog import FULL_BRAKE, Ruling, State, Watchdog
@@ -41,8 +42,12 @@ class Pacer:
     """Boundaries of a fixed grid of wall-clock time; nothing drifts, and periods that were missed are counted."""
 
     def __init__(self) -> None:
-        self.next = time.monotonic() + PERIOD
         self.missed = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new grid now."""
+        self.next = time.monotonic() + PERIOD
 
     def advance(self) -> None:
         """The present boundary is used; aim at the next one that is not over yet."""
@@ -70,6 +75,9 @@ class CarlaBridge(Node):
                 ("roads", "OpenDRIVE ids of the roads on which drives start, separated by commas; empty: all highways"),
                 ("spawn_points", "indices of the map's spawn points at which drives start; empty: all on highways"),
             )
+        )
+        self._patience = declare(
+            self, "patience", 60.0, "s in which a simulator that hung or died must be back", (0.0, 86400.0)
         )
         self._lockstep = declare(self, "lockstep", False, "wait for every decision instead of keeping to the clock")
         deadline = declare(self, "deadline", 0.040, "s after a frame within which its decision must come", (0.001, 1.0))
@@ -107,9 +115,9 @@ class CarlaBridge(Node):
         """Drive until asked to stop.
 
         Raises:
-            UserError: the simulator is gone, or in lockstep no decision comes.
+            UserError: the simulator is gone and does not come back, or in lockstep no decision comes.
         """
-        self._wait_for_the_simulator(executor, stop)
+        self._wait_for_the_simulator(executor, stop, self._start_seconds)
         if not stop.requested:
             self._drive = Scenario.connect(
                 self._simulator,
@@ -123,8 +131,18 @@ class CarlaBridge(Node):
             self._wait_for_an_explainer(executor, stop)
         if stop.requested:
             return
-        frame = self._begin(self._drive)
         self._pacer = Pacer()
+        while not stop.requested:
+            try:
+                self._drive_on(self._drive, executor, stop)
+            except SimulatorGone as lost:
+                self._recover(self._drive, lost, executor, stop)
+
+    def _drive_on(self, drive: Scenario, executor: SingleThreadedExecutor, stop: Stop) -> None:
+        """Drive one episode after the other until asked to stop. Raises SimulatorGone."""
+        assert self._pacer is not None
+        frame = self._begin(drive)
+        self._pacer.restart()
         while not stop.requested:
             self._publish(frame)
             self._wait_for_the_decision(executor, stop)
@@ -135,12 +153,35 @@ class CarlaBridge(Node):
                 self._wait_for_the_boundary(executor)
             if self._over_since and frame.frame - self._over_since >= HELD_FRAMES:
                 self._seed += 1
-                frame = self._begin(self._drive)
+                frame = self._begin(drive)
                 continue
             start = time.monotonic()
-            frame = self._drive.step(command)
+            frame = drive.step(command)
             self._ticks.add((time.monotonic() - start) * 1000.0)
             self._account(frame)
+
+    def _recover(self, drive: Scenario, lost: SimulatorGone, executor: SingleThreadedExecutor, stop: Stop) -> None:
+        """Wait for a simulator that hung or died, then make ego, camera and traffic anew.
+
+        Raises UserError when it is not back within the patience.
+        """
+        self.get_logger().error(f"{lost}; waiting {self._patience:g} s for it")
+        end = time.monotonic() + self._patience
+        self._seed += 1
+        while not stop.requested:
+            self._waiting = "the simulator does not answer"
+            self._reporter.report()
+            self._wait_for_the_simulator(executor, stop, end - time.monotonic())
+            try:
+                self._drive = drive.reconnect(patience=0.0)
+            except UserError:
+                if time.monotonic() >= end:
+                    raise
+                executor.spin_once(timeout_sec=SPIN_SECONDS)
+            else:
+                self.get_logger().info("The simulator is back")
+                break
+        self._waiting = ""
 
     def _begin(self, drive: Scenario) -> DriveFrame:
         frame = drive.reset(self._seed)
@@ -232,9 +273,9 @@ class CarlaBridge(Node):
 
     # --- waiting ---
 
-    def _wait_for_the_simulator(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+    def _wait_for_the_simulator(self, executor: SingleThreadedExecutor, stop: Stop, seconds: float) -> None:
         """Until something listens on the simulator's port; what it is, and if nothing does, `Scenario.connect` says."""
-        end = time.monotonic() + self._start_seconds
+        end = time.monotonic() + seconds
         while not stop.requested and time.monotonic() < end:
             try:
                 socket.create_connection((self._host, self._port), 1.0).close()
