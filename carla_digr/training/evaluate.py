@@ -36,11 +36,11 @@ from carla_digr.training.rollout import Act, collect_states, greedy, load_policy
 
 QUICK = EvaluationConfig(
     episodes=16,
-    saliency_states=16,
+    saliency_states=8,
     examples=3,
     table_states=200,
-    slow_states=16,
-    attack_episodes=8,
+    slow_states=8,
+    attack_episodes=4,
     attack_epsilons=(0.04,),
 )
 

@@ -29,6 +29,7 @@ def time_per_map(rows: dict[str, dict[str, Any]]) -> bytes:
     for y, value in enumerate(values):
         axes.text(value * 1.08, y, f"{value:.3g} ms", va="center", fontsize=9)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(min(values) / 2, max(values) * 4)
     axes.invert_yaxis()
     axes.set_xlabel("time per map, ms, one thread of this machine (logarithmic)")

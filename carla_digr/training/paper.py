@@ -87,8 +87,10 @@ def measure(
         for attack_name, attack in attacks.items():
             curve = robustness.setdefault(policy_name, {})[attack_name] = {}
             for epsilon in sorted({0.0, *config.evaluation.attack_epsilons}):
-                measurement = partial(attacked_success, config, task, policy, attack, epsilon, seed + 1)
                 of = "no attack" if epsilon == 0 else f"{attack_name} {epsilon}"  # every curve starts at the same point
+                measurement = partial(
+                    attacked_success, config, task, policy, attack, epsilon, seed + 1, f"{policy_name}, {of}"
+                )
                 curve[f"{epsilon:g}"] = part(f"{policy_name} {digest} under {of}", measurement)
     return {"table_1": table, "robustness": robustness}
 
@@ -207,7 +209,7 @@ def table_row(config: Config, name: str, method: Method, cells: NDArray[np.uint8
 
 
 def attacked_success(
-    config: Config, task: Task, policy: ActorCritic, attack: Attack, epsilon: float, seed: int
+    config: Config, task: Task, policy: ActorCritic, attack: Attack, epsilon: float, seed: int, label: str = ""
 ) -> dict[str, float]:
     """Success over ``attack_episodes`` episodes in which the policy, sampled, sees only attacked states.
 
@@ -227,7 +229,7 @@ def attacked_success(
 
     env = task.make_vec_env(settings.attack_episodes, seed)
     try:
-        episodes = run_episodes(env, act, settings.attack_episodes)
+        episodes = run_episodes(env, act, settings.attack_episodes, label)
     finally:
         env.close()
     values = np.array([episode["success"] for episode in episodes])

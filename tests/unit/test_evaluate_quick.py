@@ -22,7 +22,7 @@ def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):
     assert list(results["table_1"]) == list(TABLE_1)
     for row in results["table_1"].values():
         assert 0 <= row["auc"] <= 1 and 0 <= row["important"] <= 128 and 0 <= row["unimportant"] <= 2048
-    assert results["table_1"]["SARFA"]["states"] == 16 and results["table_1"]["DIGR"]["states"] == 200
+    assert results["table_1"]["SARFA"]["states"] == 8 and results["table_1"]["DIGR"]["states"] == 200
     assert list(results["robustness"]) == ["teacher", "DIGR", "distillation only"]
     for by_attack in results["robustness"].values():
         assert list(by_attack) == ["FGSM", "PGD", "MI-FGSM", "MAD", "uniform noise"]
