@@ -38,6 +38,7 @@ PARENT_CHECK = 0.25  # s
 FAREWELL = 3.0  # s that SIGINT leaves clients to disconnect
 UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before frames wait for it or its connection is dropped
 STALL_LIMIT = 1.0  # s without reading after which a client is no longer waited for
+HOLD_LIMIT = 5.0  # s a frame waits for clients that read slowly; then they are disconnected
 MAX_CONNECTIONS = 500
 CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER value with which closing forgets what the kernel still holds
@@ -96,6 +97,8 @@ class Server:
         """Streams whose token was handed out: id, to whom, and until when ticks wait for them."""
         self._ticks: deque[tuple[RpcConnection, int]] = deque()
         """tick_cue calls not answered yet."""
+        self._held_since: float | None = None
+        """When the next frame began to wait for clients that have not read the last ones."""
         self._switch: tuple[RpcConnection, float, bool] | None = None
         """A new episode that was asked for: by whom, when at the latest, and whether settings are reset."""
         self._next_step = time.monotonic()
@@ -174,8 +177,17 @@ class Server:
                 self._next_step = max(self._next_step + self._episode.delta, now)
             return
         self._announced = [a for a in self._announced if now < a[2]]
-        if self._ticks and not self._announced and not self._awaited(now):  # one at a time: others are heard in between
-            self._step()
+        if not self._ticks or self._announced:
+            return
+        if awaited := self._awaited(now):
+            self._held_since = self._held_since or now
+            if now - self._held_since > HOLD_LIMIT:
+                log.warning("a client that reads too slowly was disconnected")
+                for connection in awaited:
+                    self._close(connection)
+        else:
+            self._held_since = None
+            self._step()  # one frame at a time: other clients are heard in between
             self._answer_tick(self._episode.world.frame)
 
     def _awaited(self, now: float) -> list[StreamConnection]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,8 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import carla
@@ -232,6 +235,35 @@ def test_a_client_that_stops_reading_is_dropped_and_blocks_nobody(simulator):
         with pytest.raises(ConnectionResetError):
             while stalled.recv(1 << 20):
                 pass
+
+
+def test_a_client_that_reads_drop_by_drop_holds_the_others_only_for_a_while(simulator):
+    with Session.connect("127.0.0.1", simulator.port, 20.0) as session:
+        camera = session.spawn(
+            session.blueprint("sensor.camera.rgb", image_size_x=2048, image_size_y=2048),
+            carla.Transform(carla.Location(0.0, 5.0, 4.0)),
+        )
+        pictures = SensorStream(session, camera)
+        slow = connect(simulator.streaming_port)
+        _, _, _, token = call(connect(simulator.port), msgpack.Unpacker(raw=True), "get_sensor_token", camera.id + 1)
+        slow.sendall(token[0][1][0][:4])
+        over = threading.Event()
+
+        def sip() -> None:
+            with contextlib.suppress(ConnectionResetError):
+                while not over.is_set() and slow.recv(1 << 14):
+                    time.sleep(0.01)
+
+        reader = threading.Thread(target=sip)
+        reader.start()
+        try:
+            for _ in range(6):
+                pictures.take(session.tick().frame)
+        finally:
+            over.set()
+            reader.join()
+            slow.close()
+    assert "reads too slowly" in simulator.stop()
 
 
 def test_a_caller_that_does_not_read_answers_is_dropped(simulator):
