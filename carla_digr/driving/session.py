@@ -134,11 +134,15 @@ class Session:
         if after == before and not owners:
             return
         who = str(owners.pop()) if owners else "another client"
-        raise UserError(f"{who} owns the tick of {self.address}; stop it, or use another simulator")
+        raise UserError(
+            f"{who} owns the tick of {self.address}; stop it (if it is dead already, restart the simulator), "
+            "or use another simulator"
+        )
 
     def _remove_leftovers(self) -> None:
-        """Destroy what killed sessions of this program left behind."""
-        ours = [actor for actor in self.world.get_actors() if _owner(actor)]
+        """Destroy what killed sessions of this program on this machine left behind."""
+        here = socket.gethostname()
+        ours = [a for a in self.world.get_actors() if (owner := _owner(a)) and owner.host == here]
         for actor in sorted(ours, key=lambda a: not a.type_id.startswith("sensor.")):
             actor.destroy()
 
@@ -301,9 +305,9 @@ class _Owner(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether that process runs; on another machine, which cannot be looked up, no."""
+        """Whether that process runs; on another machine, which cannot be looked up, it is taken to."""
         if self.host != socket.gethostname():
-            return False
+            return True
         try:
             state = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:

@@ -55,7 +55,6 @@ def test_the_four_stages_leave_a_report(tmp_path, tiny_yaml, tiny_run, capsys):
     [
         ("make-dataset", "Cannot read the policy weights"),
         ("distill", "Cannot read the policy weights"),
-        ("evaluate", "Cannot read the policy weights"),
     ],
 )
 def test_a_stage_without_its_input_is_one_sentence(tmp_path, tiny_yaml, capsys, stage, sentence):

@@ -237,6 +237,25 @@ def test_a_drive_goes_on_with_a_simulator_that_was_started_again():
     simulator.stop()
 
 
+def test_a_session_on_another_machine_keeps_its_tick_and_its_actors(simulator):
+    client = carla.Client("127.0.0.1", simulator.port)
+    client.set_timeout(20.0)
+    world = client.get_world()
+    found = world.get_settings()
+    settings = world.get_settings()
+    settings.synchronous_mode, settings.fixed_delta_seconds = True, 0.05
+    world.apply_settings(settings)
+    blueprint = world.get_blueprint_library().find("vehicle.tesla.model3")
+    blueprint.set_attribute("role_name", "carla_digr elsewhere 17")
+    theirs = world.spawn_actor(blueprint, world.get_map().get_spawn_points()[0])
+    world.tick()
+    with pytest.raises(UserError, match="process 17 on elsewhere owns the tick"):
+        Session.connect("127.0.0.1", simulator.port, 10.0)
+    world.apply_settings(found)
+    with Session.connect("127.0.0.1", simulator.port, 10.0) as mine:
+        assert mine.world.get_actor(theirs.id) is not None
+
+
 def test_a_process_owns_a_tick_only_once(session, shared_simulator):
     with pytest.raises(UserError, match="this process already owns the tick"):
         Session.connect("127.0.0.1", shared_simulator.port)
