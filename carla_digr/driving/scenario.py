@@ -109,9 +109,9 @@ class Scenario:
 
         Raises the UserError of the last try.
         """
-        self.close()
         deadline = time.monotonic() + patience
         while True:
+            self.close()
             try:
                 return self._again()
             except UserError:
@@ -253,8 +253,9 @@ class SimulatorTraffic:
 class ManagedTraffic:
     """Vehicles driven by the client's Traffic Manager, for servers without drivers of their own.
 
-    It does not change lanes above about 40 km/h, and it removes vehicles at dead ends. When the server dies, the client
-    library's own thread ends this process with an abort; nothing here can catch that.
+    It does not change lanes above about 40 km/h, and it removes vehicles at dead ends. When the server dies, or
+    hangs while the library's own thread waits for it, that thread ends this process with an abort (SIGABRT) which
+    nothing here can catch: who runs such a drive starts its process again.
     """
 
     def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):

@@ -30,8 +30,8 @@ VERSION = "0.9.16"
 """The only server version this client speaks; others have other message layouts."""
 ROLE = "carla_digr"
 """First word of our actors' role_name; host and process id follow, so that a later session knows whose they are."""
-_open_addresses: set[str] = set()
-"""Servers whose tick this process owns."""
+_owners: dict[str, Session] = {}
+"""Which session of this process owns a server's tick, by address."""
 OWNER_WAIT = 1.0  # s in which a living tick owner moves the world
 _TIME_OUT = re.compile(r"time-out of (\d+)ms")
 """How the client library's error begins when the server does not answer."""
@@ -67,7 +67,7 @@ class Session:
         self._handle_sigterm()
         try:
             self._own_tick()
-            _open_addresses.add(self.address)
+            _owners[self.address] = self
         except BaseException:
             self.close()
             raise
@@ -121,7 +121,7 @@ class Session:
 
     def _refuse_if_owned(self) -> None:
         """Raise UserError if a living client owns the tick: the world moves, or its actors name a living process."""
-        if self.address in _open_addresses:
+        if self.address in _owners:
             raise UserError(f"this process already owns the tick of {self.address}; close that session first")
         with contextlib.suppress(RuntimeError):  # the state a new subscriber is sent, or none
             self.world.wait_for_tick(OWNER_WAIT / 2)
@@ -203,15 +203,14 @@ class Session:
 
     def destroy(self, actor: carla.Actor) -> None:
         """Destroy an actor made by :meth:`spawn`, if nobody else has. Raises SimulatorGone."""
-        self._actors.remove(actor)
-        if not actor.is_alive:
-            return
         try:
-            if isinstance(actor, carla.Sensor):
-                actor.stop()
-            actor.destroy()
+            if actor.is_alive:
+                if isinstance(actor, carla.Sensor):
+                    actor.stop()
+                actor.destroy()
         except RuntimeError as error:
             raise self.lost(describe(error)) from None
+        self._actors.remove(actor)
 
     # ---------------------------------------------------------------------------------------------------- end
 
@@ -220,23 +219,45 @@ class Session:
         self._farewells.append(farewell)
 
     def close(self) -> None:
-        """Destroy the own actors, last made first, and give the server its settings back. Safe to call twice."""
+        """Destroy the own actors, last made first, and give the server its settings back. Safe to call twice.
+
+        A server that does not answer now is left to a further call, and to the end of the interpreter: it may only be
+        hung, and what is left on it would stand there for ever.
+        """
         if self._closed:
             return
-        self._closed = True
-        atexit.unregister(self.close)
-        self._restore_sigterm()
-        if self._found is not None:
-            _open_addresses.discard(self.address)
-        if self.gone or self._found is None:
+        if _owners.get(self.address) is self:
+            del _owners[self.address]
+        elif self.address in _owners:  # a later session, which has removed what this one left
+            self._end()
             return
         self.client.set_timeout(CLOSE_TIMEOUT)
+        if self.gone and not self._answers():
+            return
+        self._end()
+        if self._found is None:
+            return
+        self.frame = 0  # a tick without an answer may have happened all the same
         with contextlib.suppress(RuntimeError, UserError):  # it may vanish right now; nothing is left to do then
             while self._farewells:
                 self._farewells.pop()()
             while self._actors:
                 self.destroy(self._actors[-1])
+            if self.gone:
+                self._remove_leftovers()  # made by calls without an answer
             self.world.apply_settings(self._found)
+
+    def _answers(self) -> bool:
+        try:
+            self.client.get_server_version()
+        except RuntimeError:
+            return False
+        return True
+
+    def _end(self) -> None:
+        self._closed = True
+        atexit.unregister(self.close)
+        self._restore_sigterm()
 
     def __enter__(self) -> Session:
         return self

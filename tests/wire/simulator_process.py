@@ -56,4 +56,5 @@ def eventually(condition: Callable[[], bool], limit: float = 20.0) -> None:
 def run_client(program: str, simulator: Simulator) -> subprocess.Popen:
     """A process with a session of its own; the program says "here" when it has got there."""
     text = textwrap.dedent(program).replace("PORT", str(simulator.port))
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", text], stdin=pipe, stdout=pipe, stderr=pipe, text=True)

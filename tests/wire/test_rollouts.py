@@ -12,6 +12,7 @@ from simulator_process import Simulator
 
 from carla_digr.cli import main
 from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
+from carla_digr.driving.session import Session
 from carla_digr.errors import UserError
 from carla_digr.tasks.driving import DrivingEnv
 
@@ -59,7 +60,7 @@ def test_several_simulators_drive_what_one_drives_and_what_is_driven_in_process(
 
 
 def test_an_episode_of_a_simulator_that_hung_is_driven_again(other):
-    """And the results are those of simulators that never hung."""
+    """And the results are those of simulators that never hung; nothing is left on it."""
     victim = Simulator()
     calls = threading.Semaphore(0)
     stopped = threading.Event()
@@ -76,6 +77,10 @@ def test_an_episode_of_a_simulator_that_hung_is_driven_again(other):
     seen = drive_episodes(config(victim, timeout=1.0, patience=30.0), decide)
     assert stopped.is_set()
     assert [e["distance"] for e in seen] == [e["distance"] for e in expected]
+    with Session.connect("127.0.0.1", victim.port) as session:
+        assert not session.found_synchronous
+        session.tick()
+        assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
     victim.stop()
 
 
