@@ -177,6 +177,8 @@ class Server:
                 self._next_step = max(self._next_step + self._episode.delta, now)
             return
         self._announced = [a for a in self._announced if now < a[2]]
+        if not self._ticks:
+            self._held_since = None  # whoever waited has given up
         if not self._ticks or self._announced:
             return
         if awaited := self._awaited(now):

@@ -7,13 +7,12 @@ order, which is what a ``NamedTuple`` packs to; angles are degrees here, as ever
 
 from __future__ import annotations
 
-import math
 import struct
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -33,6 +32,13 @@ DEPTH_CAMERA, RGB_CAMERA, SEMANTIC_CAMERA, INSTANCE_CAMERA = 1, 13, 14, 15
 FLAG_MAP_CHANGED = 1
 ACTIVE = 1
 GREEN_LIGHT = 2
+
+
+MAX_FLOAT = float(np.finfo(np.float32).max)
+U8 = Annotated[int, range(2**8)]
+U32 = Annotated[int, range(2**32)]
+I32 = Annotated[int, range(-(2**31), 2**31)]
+"""Integers that are kept and sent to other clients, which die of one that does not fit."""
 
 
 class ProtocolError(Exception):
@@ -92,7 +98,7 @@ class AttributeValue(NamedTuple):
     """An attribute as an actor carries it."""
 
     id: str
-    type: int
+    type: U8
     value: str
 
 
@@ -108,7 +114,7 @@ class ActorDefinition(NamedTuple):
 class ActorDescription(NamedTuple):
     """What an actor was made from."""
 
-    uid: int
+    uid: U32
     id: str
     attributes: list[AttributeValue]
 
@@ -132,7 +138,7 @@ class EpisodeSettings(NamedTuple):
     fixed_delta: float | None = None
     substepping: bool = True
     max_substep_delta: float = 0.01
-    max_substeps: int = 10
+    max_substeps: I32 = 10
     max_culling_distance: float = 0.0
     deterministic_ragdolls: bool = True
     tile_stream_distance: float = 3000.0
@@ -249,8 +255,9 @@ Decoder = Callable[[Any], Any]
 def decoder(hint: Any) -> Decoder:
     """The function that checks and converts an unpacked msgpack value to the type ``hint``.
 
-    Known are bool, int, float (finite), str, bytes, Any, ``T | None`` (on the wire ``[false]`` or ``[true, value]``),
-    ``list[T]``, tuples of fixed length and NamedTuples (arrays in field order; what follows the known fields is
+    Known are bool, int (Annotated with its range where it has one), float (finite in 32 bits), str, bytes, Any,
+    ``T | None`` (on the wire ``[false]`` or ``[true, value]``), ``list[T]``, tuples of fixed length and NamedTuples
+    (arrays in field order; what follows the known fields is
     ignored). The function raises ProtocolError.
     """
     if hint is Any:
@@ -260,6 +267,8 @@ def decoder(hint: Any) -> Decoder:
     if hint in (bool, int, str, bytes):
         return _exactly(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _within(arguments[1])
     if origin is list:
         return _list(decoder(arguments[0]))
     if origin is tuple:
@@ -267,13 +276,13 @@ def decoder(hint: Any) -> Decoder:
     if origin in (typing.Union, types.UnionType):
         (inner,) = (a for a in arguments if a is not type(None))
         return _optional(decoder(inner))
-    hints = typing.get_type_hints(hint)
+    hints = typing.get_type_hints(hint, include_extras=True)
     return _fields(hint._make, [decoder(hints[name]) for name in hint._fields])
 
 
 def _float(value: Any) -> float:
-    if (type(value) is not float and type(value) is not int) or not math.isfinite(value):
-        raise ProtocolError(f"expected a finite number, got {value!r:.60}")
+    if (type(value) is not float and type(value) is not int) or not abs(value) <= MAX_FLOAT:
+        raise ProtocolError(f"expected a finite 32-bit number, got {value!r:.60}")
     return float(value)
 
 
@@ -281,6 +290,15 @@ def _exactly(kind: type) -> Decoder:
     def decode(value: Any) -> Any:
         if type(value) is not kind:
             raise ProtocolError(f"expected {kind.__name__}, got {value!r:.60}")
+        return value
+
+    return decode
+
+
+def _within(numbers: range) -> Decoder:
+    def decode(value: Any) -> int:
+        if type(value) is not int or value not in numbers:
+            raise ProtocolError(f"expected an integer from {numbers[0]} to {numbers[-1]}, got {value!r:.60}")
         return value
 
     return decode

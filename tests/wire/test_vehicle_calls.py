@@ -177,3 +177,29 @@ def test_numbers_out_of_this_world_harm_nobody(simulator: Simulator):
         connection.close()
     assert_serves(simulator)
     assert "Traceback" not in simulator.stop()
+
+
+@pytest.mark.parametrize("bad", [*EXTREME, -(2**31) - 1])
+def test_what_fits_no_clients_numbers_is_refused_and_not_kept_for_others(session, shared_simulator, bad):
+    ego = spawn(session)
+    connection, unpacker = connect(shared_simulator.port), msgpack.Unpacker(strict_map_key=False)
+    before = session.world.get_settings(), session.world.get_weather(), ego.get_physics_control()
+    *_, result = call(connection, unpacker, "get_episode_settings")
+    settings = result[0][1]
+    settings[5] = bad
+    *_, refused = call(connection, unpacker, "set_episode_settings", settings)
+    assert refused[0][0] == 0
+    description = [bad, "vehicle.audi.a2", []]
+    *_, refused = call(connection, unpacker, "spawn_actor", description, [[0.0, 6.0, 0.5], [0.0, 0.0, 0.0]])
+    assert refused[0][0] == 0
+    if not abs(bad) <= 3.5e38:
+        *_, refused = call(connection, unpacker, "set_weather_parameters", [bad] * 14)
+        assert refused[0][0] is True
+        *_, result = call(connection, unpacker, "get_physics_control", ego.id)
+        physics = result[0][1]
+        physics[11] = bad
+        *_, refused = call(connection, unpacker, "apply_physics_control", ego.id, physics)
+        assert refused[0][0] is True
+    session.tick()
+    assert (session.world.get_settings(), session.world.get_weather(), ego.get_physics_control()) == before
+    connection.close()

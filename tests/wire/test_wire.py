@@ -33,12 +33,15 @@ def values(hint) -> st.SearchStrategy:
     simple = {float: f32, int: u32, bool: st.booleans(), str: text, bytes: st.binary(max_size=30)}
     if hint in simple:
         return simple[hint]
+    if hasattr(hint, "__metadata__"):
+        (numbers,) = hint.__metadata__
+        return st.integers(numbers[0], numbers[-1])
     arguments = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is list:
         return st.lists(values(arguments[0]), max_size=3)
     if getattr(hint, "__origin__", None) is tuple:
         return st.tuples(*map(values, arguments))
-    return st.builds(hint, **{name: values(h) for name, h in get_type_hints(hint).items()})
+    return st.builds(hint, **{name: values(h) for name, h in get_type_hints(hint, include_extras=True).items()})
 
 
 def over_the_wire(value):
@@ -73,7 +76,7 @@ def test_junk_is_refused_by_its_own_error(kind, value):
     assert isinstance(value, list) and len(value) >= len(kind._fields)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), True, "1", None])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e39, -(2**200), True, "1", None])
 def test_floats_are_finite_numbers(bad):
     with pytest.raises(wire.ProtocolError):
         wire.decoder(wire.Vector3D)([0.0, bad, 0.0])
