@@ -40,7 +40,6 @@ ARGUMENTS = (
     Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", ("true", "false")),
     Argument("viewer", "true", "serve the web page", ("true", "false")),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
-    Argument("record", "false", "record the drive as a new bag in this directory (true: in recordings)"),
 )
 
 
@@ -75,10 +74,6 @@ def live(values: Mapping[str, str]) -> list[Process]:
     if simulator == "embedded":
         arguments = ("simulator", "--host", host, "--port", str(port))
         processes.append(Process("simulator", module="carla_digr.cli", arguments=arguments))
-    if values["record"] not in ("false", ""):
-        directory = "recordings" if values["record"] == "true" else values["record"]
-        parameters = {"directory": str(Path(directory).absolute()), "weights": values["weights"]}
-        processes.append(Process("recorder", parameters=parameters, tidies_up=True))
     processes += [
         Process(
             "carla_bridge",

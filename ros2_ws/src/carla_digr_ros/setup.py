@@ -33,7 +33,6 @@ setup(
             "carla_bridge = carla_digr_ros.executables:carla_bridge",
             "explainer = carla_digr_ros.executables:explainer",
             "viewer = carla_digr_ros.executables:viewer",
-            "recorder = carla_digr_ros.executables:recorder",
             "measure = carla_digr_ros.executables:measure",
         ]
     },

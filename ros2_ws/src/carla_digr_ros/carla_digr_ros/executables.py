@@ -28,11 +28,6 @@ def viewer() -> None:
     _run("viewer")
 
 
-def recorder() -> None:
-    """Record a drive."""
-    _run("recorder")
-
-
 def measure() -> None:
     """Measure a drive."""
     _run("measure")
