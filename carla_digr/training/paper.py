@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from carla_digr.attacks import ATTACKS, Attack, noise
 from carla_digr.config import Config
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import baselines, metrics
@@ -23,7 +24,6 @@ from carla_digr.saliency.perturbation import Perturbation, perturbation_maps, sa
 from carla_digr.tasks import Task
 from carla_digr.tasks.red_fetch_green import importance_of, pictures_of
 from carla_digr.training import figures
-from carla_digr.training.attacks import ATTACKS, Attack, noise
 from carla_digr.training.rollout import load_policy, run_episodes
 from carla_digr.training.rooms import evaluation_rooms
 

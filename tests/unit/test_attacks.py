@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from carla_digr.attacks import ATTACKS, noise
 from carla_digr.config import PolicyConfig
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency.perturbation import kl_divergence
-from carla_digr.training.attacks import ATTACKS, noise
 
 EVERY = {**ATTACKS, "noise": noise}
 

@@ -17,6 +17,7 @@ LIBRARY = ROOT / "carla_digr"
 # part -> prefixes of modules it must not import
 WALLS = {
     "policy.py": ("carla_digr.training", "carla_digr.simulator", "carla_digr.tasks", "carla_digr.driving"),
+    "attacks.py": ("carla_digr.training", "carla_digr.simulator", "carla_digr.tasks", "carla_digr.driving"),
     "saliency": (
         "carla_digr.training",
         "carla_digr.simulator",
