@@ -14,6 +14,8 @@ PARAMETERS_FILE = "configs/live.yaml"  # in the package's share directory
 PAGE_IS_AT = "The page is at "  # how the viewer says that its page answers
 # The first start compiles the embedded highway; a CARLA server is there or it is not.
 START_SECONDS = {"embedded": 120.0, "carla": 0.0}
+# The carla client aborts its process when a server hangs while the client's Traffic Manager runs.
+BRIDGE_RESPAWNS = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Process:
     """One process of a drive: an executable of PACKAGE, which is a ROS node, or a Python module.
 
     ``parameters`` are the node's, on top of those in PARAMETERS_FILE. ``tidies_up``: it has a CARLA server to leave
-    in order, so it is asked to end, not killed, when its supervisor dies.
+    in order, so it is asked to end, not killed, when its supervisor dies. ``respawns``: how often it is started again
+    after a signal has killed it (a status it ends with itself always ends the drive).
     """
 
     name: str
@@ -56,6 +59,7 @@ class Process:
     arguments: tuple[str, ...] = ()
     parameters: Mapping[str, bool | int | float | str | list[str]] = field(default_factory=dict)
     tidies_up: bool = False
+    respawns: int = 0
 
 
 def live(values: Mapping[str, str]) -> list[Process]:
@@ -86,6 +90,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
                 "lockstep": lockstep,
             },
             tidies_up=True,
+            respawns=BRIDGE_RESPAWNS,
         ),
         Process("explainer", parameters={"weights": values["weights"]}),
     ]

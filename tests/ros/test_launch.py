@@ -1,7 +1,7 @@
-"""launch/live.launch.py without a ROS installation: recording stand-ins for `launch` and `launch_ros`.
+"""The launch files without a ROS installation: recording stand-ins for `launch` and `launch_ros`.
 
-What is started must exist: executables, parameter files and their parameters, arguments; and it must be what
-`carla-digr live` starts.
+What is started must exist: executables, parameter files and their parameters, arguments, included files; and it must
+be what `carla-digr` starts. Where the real `launch` can be imported, it starts them too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import live_support
 import pytest
@@ -19,83 +20,123 @@ import yaml
 
 live_support.workspace()
 
+from carla_digr.errors import UserError  # noqa: E402
 from carla_digr.live import composition  # noqa: E402
 from carla_digr.live.supervisor import command_line  # noqa: E402
 
-INSTALLED = live_support.installed("launch/live.launch.py")
+ROOT = Path(__file__).parents[2]
+LAUNCH_FILES = sorted(path.name.removesuffix(".launch.py") for path in (ROOT / "launch").glob("*.launch.py"))
 
 
 class Recorded:
-    """An action: its class's name and what it was made with."""
+    """An action: what it was made with."""
 
     def __init__(self, *args, **kwargs):
         self.args, self.kwargs = args, kwargs
 
 
-def action(name: str) -> type:
-    return type(name, (Recorded,), {})
+class LaunchDescription(Recorded):
+    def add_action(self, entity):
+        self.args[0].append(entity)
 
 
 class LaunchConfiguration(Recorded):
-    def perform(self, context: dict[str, str]) -> str:
-        return context[self.args[0]]  # KeyError: not declared
+    def perform(self, context):
+        return context.values[self.args[0]]  # KeyError: not declared
 
 
-STAND_INS = {
-    "launch": {"LaunchDescription": action("LaunchDescription")},
-    "launch.actions": {
-        name: action(name)
-        for name in ("DeclareLaunchArgument", "EmitEvent", "ExecuteProcess", "LogInfo", "OpaqueFunction")
-    },
-    "launch.events": {"Shutdown": action("Shutdown")},
+def stand_ins(*names: str) -> dict[str, type]:
+    return {name: type(name, (Recorded,), {}) for name in names}
+
+
+MODULES = {
+    "launch": {"LaunchDescription": LaunchDescription, **stand_ins("LaunchContext")},
+    "launch.action": stand_ins("Action"),
+    "launch.actions": stand_ins(
+        "DeclareLaunchArgument", "EmitEvent", "ExecuteProcess", "IncludeLaunchDescription", "LogInfo", "OpaqueFunction"
+    ),
+    "launch.event": stand_ins("Event"),
+    "launch.events": stand_ins("Shutdown"),
+    "launch.launch_description_sources": stand_ins("PythonLaunchDescriptionSource"),
     "launch.substitutions": {"LaunchConfiguration": LaunchConfiguration},
     "launch_ros": {},
-    "launch_ros.actions": {"Node": action("Node")},
+    "launch_ros.actions": stand_ins("Node"),
 }
 
 
+class Launched:
+    """What a launch file declares and starts, with those it includes, for values of its arguments."""
+
+    def __init__(self, name: str, **values: str):
+        self.values, self.arguments, self.actions, self.is_shutdown = dict(values), {}, [], False
+        self._include(live_support.installed(f"launch/{name}.launch.py"))
+        assert set(values) <= set(self.arguments)
+
+    def _include(self, path: Path) -> None:
+        spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self._visit(module.generate_launch_description().args[0])
+
+    def _visit(self, entities: list) -> None:
+        for entity in entities:
+            kind = type(entity).__name__
+            if kind == "DeclareLaunchArgument":
+                (name,) = entity.args
+                assert name not in self.arguments, f"{name} is declared twice"
+                self.arguments[name] = entity.kwargs
+                self.values.setdefault(name, entity.kwargs["default_value"])
+                assert entity.kwargs["choices"] is None or self.values[name] in entity.kwargs["choices"]
+            elif kind == "IncludeLaunchDescription":
+                given = dict(entity.kwargs["launch_arguments"])
+                self.values |= given
+                self._include(Path(entity.args[0].args[0]))
+                assert set(given) <= set(self.arguments)
+            elif kind == "OpaqueFunction":
+                self._visit(entity.kwargs["function"](self) or [])
+            else:
+                self.actions.append(entity)
+
+    def of(self, kind: str) -> list[dict]:
+        """The arguments of each action of a kind."""
+        return [action.kwargs for action in self.actions if type(action).__name__ == kind]
+
+    def end(self, name: str, status: int) -> list:
+        """The actions that follow when a process ends."""
+        (action,) = (a for a in self.actions if a.kwargs.get("name") == name)
+        return action.kwargs["on_exit"](SimpleNamespace(returncode=status), self)
+
+
 @pytest.fixture
-def description(monkeypatch):
-    """The declared arguments by name, and a function that gives the started actions for values of them."""
-    for name, content in STAND_INS.items():
+def launched(monkeypatch):
+    for name, content in MODULES.items():
         module = types.ModuleType(name)
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("live_launch", INSTALLED)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    entities = module.generate_launch_description().args[0]
-    arguments = {e.args[0]: e.kwargs for e in entities if type(e).__name__ == "DeclareLaunchArgument"}
-    (opaque,) = (e for e in entities if type(e).__name__ == "OpaqueFunction")
-
-    def start(**values):
-        assert set(values) <= set(arguments)
-        return opaque.kwargs["function"]({n: a["default_value"] for n, a in arguments.items()} | values)
-
-    return arguments, start
+    monkeypatch.delitem(sys.modules, "carla_digr_ros.launching", raising=False)
+    yield Launched
+    sys.modules.pop("carla_digr_ros.launching", None)
 
 
-def nodes(actions):
-    return {a.kwargs["executable"]: a.kwargs for a in actions if type(a).__name__ == "Node"}
+@pytest.mark.parametrize("name", LAUNCH_FILES)
+def test_every_argument_has_description_and_default_and_the_default_is_a_choice(launched, name):
+    arguments = launched(name).arguments
+    assert arguments
+    for argument, settings in arguments.items():
+        assert settings["description"], argument
+        assert settings["choices"] is None or settings["default_value"] in settings["choices"], argument
 
 
-def test_every_argument_has_description_and_default_and_the_default_is_a_choice(description):
-    arguments, _ = description
-    assert set(arguments) == {argument.name for argument in composition.ARGUMENTS} | {"rviz"}
-    for name, argument in arguments.items():
-        assert argument["description"], name
-        assert argument["choices"] is None or argument["default_value"] in argument["choices"], name
+def test_live_takes_the_arguments_of_the_command_line_and_rviz(launched):
+    assert set(launched("live").arguments) == {argument.name for argument in composition.ARGUMENTS} | {"rviz"}
 
 
-def test_it_starts_what_the_command_line_starts(description):
-    _, start = description
+def test_live_starts_what_the_command_line_starts(launched):
     for values in ({}, {"simulator": "carla", "host": "example", "viewer": "false", "lockstep": "true"}):
-        actions = start(rviz="false", **values)
+        actions = launched("live", rviz="false", **values).actions
         expected = composition.live({a.name: a.default for a in composition.ARGUMENTS} | values)
         assert [a.kwargs["name"] for a in actions] == [process.name for process in expected]
         for started, process in zip(actions, expected, strict=True):
-            (over,) = started.kwargs["on_exit"]
-            assert type(over.kwargs["event"]).__name__ == "Shutdown"
             if process.module:
                 assert started.kwargs["cmd"] == [sys.executable, "-m", process.module, *process.arguments]
             else:
@@ -104,27 +145,55 @@ def test_it_starts_what_the_command_line_starts(description):
                 assert set(yaml.safe_load(Path(file).read_text())) == {"carla_bridge", "explainer", "viewer"}
 
 
-def test_every_executable_exists_and_declares_the_parameters_it_is_given(description):
-    _, start = description
-    file = yaml.safe_load(live_support.installed(composition.PARAMETERS_FILE).read_text())
-    for name, node in nodes(start(rviz="false")).items():
-        given = set(node["parameters"][1]) | set(file[name]["ros__parameters"])
-        source = Path(importlib.util.find_spec(f"carla_digr_ros.{name}").origin).read_text()
+@pytest.mark.parametrize("name", LAUNCH_FILES)
+def test_every_executable_exists_and_declares_the_parameters_it_is_given(launched, name):
+    for node in launched(name).of("Node"):
+        if node["package"] != composition.PACKAGE:
+            continue
+        executable = node["executable"]
+        given = set()
+        for source in node.get("parameters", ()):
+            if isinstance(source, str):
+                source = yaml.safe_load(Path(source).read_text()).get(executable, {}).get("ros__parameters", {})
+            given |= set(source)
+        code = Path(importlib.util.find_spec(f"carla_digr_ros.{executable}").origin).read_text()
         for parameter in given:
-            assert f'"{parameter}"' in source, f"{name} does not declare {parameter}"
-        executable, *_ = command_line(composition.Process(name), live_support.workspace())
-        assert os.access(executable, os.X_OK)
+            assert f'"{parameter}"' in code, f"{executable} does not declare {parameter}"
+        command, *_ = command_line(composition.Process(executable), live_support.workspace())
+        assert os.access(command, os.X_OK)
 
 
-def test_rviz_is_started_only_where_it_is_installed(description, monkeypatch, tmp_path):
-    _, start = description
+def test_the_end_of_a_process_ends_the_launch_with_its_reason(launched):
+    drive = launched("live", rviz="false")
+    for status, reason in ((0, "explainer ended with status 0"), (-9, "explainer was killed by SIGKILL")):
+        with pytest.raises(UserError, match=reason):
+            drive.end("explainer", status)
+    drive.is_shutdown = True
+    assert drive.end("explainer", -2) == []
+
+
+def test_the_bridge_is_started_again_a_few_times_when_a_signal_kills_it(launched):
+    drive = launched("live", rviz="false")
+    for left in reversed(range(composition.BRIDGE_RESPAWNS)):
+        notice, again = drive.end("carla_bridge", -6)
+        assert f"killed by SIGABRT; starting it again, {left} more" in notice.kwargs["msg"]
+        (bridge,) = (node for node in drive.of("Node") if node["name"] == "carla_bridge")
+        assert again.kwargs["parameters"] == bridge["parameters"]
+        with pytest.raises(UserError, match="carla_bridge ended with status 2"):
+            drive.end("carla_bridge", 2)
+        drive.actions = [again]
+    with pytest.raises(UserError, match="carla_bridge was killed by SIGABRT"):
+        drive.end("carla_bridge", -6)
+
+
+def test_rviz_is_started_only_where_it_is_installed(launched, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    (notice,) = (a for a in start() if type(a).__name__ == "LogInfo")
-    assert "RViz is not installed" in notice.kwargs["msg"]
+    (notice,) = launched("live").of("LogInfo")
+    assert "RViz is not installed" in notice["msg"]
     rviz = tmp_path / "rviz2"
     rviz.touch(mode=0o755)
-    node = nodes(start())["rviz2"]
-    assert (node["package"], node["arguments"][0]) == ("rviz2", "-d")
+    (node,) = (node for node in launched("live").of("Node") if node["package"] == "rviz2")
+    assert (node["executable"], node["arguments"][0]) == ("rviz2", "-d")
     displays = yaml.safe_load(Path(node["arguments"][1]).read_text())["Visualization Manager"]["Displays"]
     from carla_digr_ros import topics
 
@@ -138,14 +207,15 @@ def test_rviz_is_started_only_where_it_is_installed(description, monkeypatch, tm
 
 def test_the_package_builds_copied_as_well_as_linked(tmp_path):
     """The workspace of the tests is linked; a copied build has the launch files, configs and executables too."""
-    root = Path(__file__).parents[2]
     command = [str(Path(sys.executable).parent / "colcon"), "--log-base", str(tmp_path / "log"), "build"]
-    command += ["--paths", str(root / "ros2_ws/src/carla_digr_ros"), "--packages-ignore", "carla_digr_msgs"]
+    command += ["--paths", str(ROOT / "ros2_ws/src/carla_digr_ros"), "--packages-ignore", "carla_digr_msgs"]
     command += ["--build-base", str(tmp_path / "build"), "--install-base", str(tmp_path / "install")]
     subprocess.run(command, check=True, capture_output=True, env=live_support.workspace(), cwd=tmp_path)
     prefix = tmp_path / "install/carla_digr_ros"
-    share = prefix / "share/carla_digr_ros"
-    assert (share / "launch/live.launch.py").read_text() == (root / "launch/live.launch.py").read_text()
-    assert not (share / "launch/live.launch.py").is_symlink()
-    assert (share / "configs/live.yaml").is_file() and (share / "rviz/live.rviz").is_file()
-    assert {path.name for path in (prefix / "lib/carla_digr_ros").iterdir()} >= {"carla_bridge", "explainer", "viewer"}
+    sources = {"launch": "launch", "configs": "configs", "rviz": "ros2_ws/src/carla_digr_ros/rviz"}
+    for part, source in sources.items():
+        copied = {path.name: path.read_bytes() for path in (prefix / "share/carla_digr_ros" / part).iterdir()}
+        assert copied == {path.name: path.read_bytes() for path in (ROOT / source).iterdir() if path.is_file()}
+        assert not any(path.is_symlink() for path in (prefix / "share/carla_digr_ros" / part).iterdir())
+    executables = {path.name for path in (prefix / "lib/carla_digr_ros").iterdir()}
+    assert executables >= {"carla_bridge", "explainer", "viewer", "measure"}

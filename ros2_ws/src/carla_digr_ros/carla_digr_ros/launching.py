@@ -1,0 +1,93 @@
+"""What the launch files share: arguments and processes of a composition as actions of `launch`.
+
+Imported by launch files only: the wheels of ROS 2 have no `launch`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription
+from launch.action import Action
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, LogInfo, OpaqueFunction
+from launch.event import Event
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from carla_digr.errors import UserError
+from carla_digr.live.composition import PACKAGE, PARAMETERS_FILE, Argument, Process
+
+SHARE = Path(get_package_share_directory(PACKAGE))
+
+
+def composed(
+    arguments: Iterable[Argument], processes: Callable[[Mapping[str, str]], list[Process]]
+) -> LaunchDescription:
+    """A launch description with the arguments of a composition, which starts its processes.
+
+    Args:
+        arguments: what can be set.
+        processes: from a text for each argument, what runs.
+    """
+    arguments = list(arguments)
+
+    def begin(context: LaunchContext) -> list[Action]:
+        values = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments}
+        return [start(process) for process in processes(values)]
+
+    return LaunchDescription([*(declare(argument) for argument in arguments), OpaqueFunction(function=begin)])
+
+
+def declare(argument: Argument) -> DeclareLaunchArgument:
+    """One argument, as `--show-args` lists it."""
+    return DeclareLaunchArgument(
+        argument.name,
+        default_value=argument.default,
+        description=argument.description,
+        choices=list(argument.choices) or None,
+    )
+
+
+def included(name: str, **values: str) -> IncludeLaunchDescription:
+    """Another launch file of this package, with values for its arguments."""
+    source = PythonLaunchDescriptionSource(str(SHARE / "launch" / f"{name}.launch.py"))
+    return IncludeLaunchDescription(source, launch_arguments=list(values.items()))
+
+
+def start(process: Process) -> Action:
+    """The action that starts a process; its end is the launch's, unless a signal killed it and it may respawn."""
+
+    def ended(event: Event, context: LaunchContext) -> list[Action]:
+        if context.is_shutdown:
+            return []
+        if event.returncode < 0 and process.respawns:
+            again = replace(process, respawns=process.respawns - 1)
+            killed = f"{process.name} was killed by {signal.Signals(-event.returncode).name}"
+            return [LogInfo(msg=f"{killed}; starting it again, {again.respawns} more such ends allowed."), start(again)]
+        # An exception, not a Shutdown event: both end the launch, but only this makes its exit status 1.
+        raise UserError(how_it_ended(process.name, event.returncode))
+
+    if process.module:
+        command = [sys.executable, "-m", process.module, *process.arguments]
+        return ExecuteProcess(cmd=command, name=process.name, output="screen", on_exit=ended)
+    return Node(
+        package=PACKAGE,
+        executable=process.name,
+        name=process.name,
+        arguments=list(process.arguments),
+        parameters=[str(SHARE / PARAMETERS_FILE), dict(process.parameters)],
+        output="screen",
+        on_exit=ended,
+    )
+
+
+def how_it_ended(name: str, status: int) -> str:
+    """One sentence about a process whose end is the launch's end."""
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return f"{name} {how}, so everything ends; what it said last is above."
