@@ -22,6 +22,7 @@ in process; over CARLA's protocol the reward is progress and the terminal -1.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -54,6 +55,7 @@ from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, 
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.simulator.vehicle import KINDS, MAX_BRAKING
 from carla_digr.simulator.world import Camera, World
+from carla_digr.tasks.highway_classes import SAMPLES, class_picture, importance_of
 
 OBSERVATION_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 EGO_KIND = [kind.blueprint for kind in KINDS].index(EGO_BLUEPRINT)
@@ -174,6 +176,11 @@ class InProcessDrive:
             collision=collision,
             off_road=off_road,
         )
+
+    def classes(self) -> NDArray[np.int8]:
+        """What each pixel of the present picture shows, int8 (H, W); see tasks.highway_classes."""
+        size = IMAGE_SIZE * SAMPLES
+        return class_picture(self.world.instances(replace(self.camera, width=size, height=size)), self.ego)
 
     def reward(self, config: DrivingConfig, seconds: float) -> float:
         """Reward of the last ``seconds`` if nothing ended in them."""
@@ -361,6 +368,14 @@ class DrivingVecEnv(VecEnv):
                 }
                 self._start_episode(i)
         return self.observations.copy(), rewards, dones, infos
+
+    def classes(self) -> NDArray[np.int8]:
+        """What each pixel of the present observations shows, int8 (N, 128, 128); see tasks.highway_classes."""
+        return np.stack([episode.drive.classes() for episode in self.episodes])
+
+    def importance(self) -> NDArray[np.int8]:
+        """Which pixels matter, int8 (N, 128, 128); see tasks.KnowsImportance."""
+        return importance_of(self.classes())
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on besides the constructor's arguments."""

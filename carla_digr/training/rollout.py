@@ -90,14 +90,17 @@ def run_episodes(env: VecEnv, act: Act, episodes: int, label: str = "") -> list[
 
 
 def collect_states(
-    env: VecEnv, act: Act, count: int, interval: int
+    env: VecEnv, act: Act, count: int, interval: int, label: str = "importance"
 ) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
     """States of running episodes, every ``interval`` steps of each environment.
 
+    Args:
+        label: the environment's method that gives what is kept beside each state, if it has it.
+
     Returns:
-        uint8 (count, C, H, W), and where the environment knows what matters, its importance, int8 (count, H, W).
+        uint8 (count, C, H, W), and where the environment has it, the label, int8 (count, H, W).
     """
-    importance = getattr(env, "importance", None)
+    importance = getattr(env, label, None)
     states: list[NDArray[np.uint8]] = []
     labels: list[NDArray[np.int8]] = []
     observations = np.asarray(env.reset())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import carla
 import numpy as np
 import pytest
 
-from carla_digr.driving.control import command
+from carla_digr.driving.control import CAMERA, IMAGE_SIZE, command
 from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.session import SensorStream
 from carla_digr.tasks.driving import DrivingEnv, InProcessDrive
+from carla_digr.tasks.highway_classes import SAMPLES, class_picture
 
 DECISION_TICKS = 5  # a held wheel angle makes the drives leave their lane, meet traffic and crash
 
@@ -51,3 +54,31 @@ def test_the_environment_is_the_same_over_both_routes(drive):
                 break
         # A contact comes on a connection of its own and may be told one frame after its picture.
         assert crashed is None or crashed[0]
+
+
+def test_the_classes_of_the_picture_are_the_same_over_carlas_instance_camera(drive):
+    """What a pixel shows (tasks.highway_classes), from an instance camera on the ego's own camera's place."""
+    here = InProcessDrive()
+    session, ego = drive._session, drive._ego
+    size = SAMPLES * IMAGE_SIZE
+    place = carla.Transform(
+        carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]), carla.Rotation(CAMERA["pitch"], CAMERA["yaw"])
+    )
+    blueprint = session.blueprint(
+        "sensor.camera.instance_segmentation", image_size_x=size, image_size_y=size, fov=CAMERA["fov"]
+    )
+    camera = session.spawn(blueprint, place, ego)
+    stream = SensorStream(session, camera)
+    while stream.poll(drive.step(command(1)).frame, 1.0) is None:
+        pass  # the subscription has not taken effect yet
+    here.reset(31)
+    there = drive.reset(31)
+    for action in actions(31, 30):
+        here.step(command(int(action)))
+        there = drive.step(command(int(action)))
+        picture = np.frombuffer(stream.take(there.frame).raw_data, np.uint8).reshape(size, size, 4).astype(np.int32)
+        number = picture[..., 1] + 256 * picture[..., 0]
+        vehicle = np.isin(picture[..., 2], [14, 15, 16])  # CARLA's labels of car, truck and bus
+        classes = class_picture(np.where(vehicle, number, -number), ego.id % 65536)
+        np.testing.assert_array_equal(classes, here.classes())
+    session.destroy(camera)
