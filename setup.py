@@ -36,7 +36,7 @@ setup(
         "train": ["stable-baselines3>=2.4", "tensorboard>=2.15", "captum>=0.7", "matplotlib>=3.8"],
         "minigrid": ["minigrid>=3"],
         "atari": ["ale-py>=0.12"],
-        "recording": ["rosbags>=0.11"],
+        "recording": ["rosbags>=0.11", "mcap>=1.2"],
     },
     entry_points={"console_scripts": ["carla-digr = carla_digr.cli:main"]},
 )

@@ -24,6 +24,7 @@ EXTRAS = {
     "ale_py": "atari",
     "carla": "carla",
     "rosbags": "recording",
+    "mcap": "recording",
 }
 
 
@@ -293,6 +294,32 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+# --- recordings ---
+
+
+def add_repair(commands: argparse._SubParsersAction) -> None:
+    """`repair`: what is whole of an unfinished or damaged recording."""
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.live.repair import repair
+
+        out = args.out or args.bag.with_name(f"{args.bag.stem}-repaired")
+        saved = repair(args.bag, out)
+        rest = f"; {saved.damaged_chunks} damaged chunks were left out" if saved.damaged_chunks else ""
+        rest += "; the file ended inside a record" if saved.cut else ""
+        print(f"{out}: {saved.messages} messages of {saved.topics} topics over {saved.seconds:.2f} s{rest}")
+
+    parser = commands.add_parser(
+        "repair",
+        help="save what is whole of a recording that was killed or damaged",
+        description="Make a whole bag of all complete chunks and messages of an unfinished or damaged MCAP recording, "
+        "which stays as it is.",
+    )
+    parser.add_argument("bag", metavar="BAG", type=Path, help="the bag's directory or its .mcap file")
+    parser.add_argument("--out", type=Path, metavar="BAG2", help="the new bag (default: BAG-repaired)")
+    parser.set_defaults(run=run)
+
+
 JOBS = (
     add_train_teacher,
     add_make_dataset,
@@ -303,6 +330,7 @@ JOBS = (
     add_rollout,
     add_benchmark,
     add_live,
+    add_repair,
 )
 
 

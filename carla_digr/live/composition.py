@@ -1,12 +1,15 @@
-"""What runs in a live drive: one description for `ros2 launch` and for `carla-digr live`."""
+"""What runs in a live drive and in a replay: one description for `ros2 launch` and for `carla-digr live|replay`."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from carla_digr.errors import UserError
+from carla_digr.saliency import METHODS
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "driving_student.safetensors"
 PACKAGE = "carla_digr_ros"
@@ -20,7 +23,7 @@ BRIDGE_RESPAWNS = 3
 
 @dataclass(frozen=True)
 class Argument:
-    """One setting of a drive, as text; ``choices`` empty: anything."""
+    """One setting of a drive or a replay, as text; ``choices`` empty: anything."""
 
     name: str
     default: str
@@ -42,6 +45,25 @@ ARGUMENTS = (
     Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", ("true", "false")),
     Argument("viewer", "true", "serve the web page", ("true", "false")),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
+    Argument("record", "false", "record the drive as a new bag in this directory (true: in recordings)"),
+)
+REPLAY_ARGUMENTS = (
+    Argument("bag", "", "the recording: a bag's directory, or its .mcap or .db3 file"),
+    Argument("rate", "1.0", "speed of the replay; 2.0 is twice as fast as the drive was"),
+    Argument("start", "0.0", "seconds of the recording that are left out at its beginning"),
+    Argument("duration", "0.0", "seconds of the recording to replay; 0: to its end"),
+    Argument("loop", "false", "begin again at the end", ("true", "false")),
+    Argument("paused", "false", "begin with a pause; /player/pause and /player/step go on", ("true", "false")),
+    Argument("remap", "", "topics to publish under other names: /old:=/new, several separated by commas"),
+    Argument(
+        "method",
+        "recorded",
+        "show what was recorded, or explain the pictures anew by this method",
+        ("recorded", *METHODS),
+    ),
+    Argument("weights", str(WEIGHTS), "policy that explains anew"),
+    Argument("viewer", "true", "serve the web page", ("true", "false")),
+    Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
 )
 
 
@@ -49,17 +71,20 @@ ARGUMENTS = (
 class Process:
     """One process of a drive: an executable of PACKAGE, which is a ROS node, or a Python module.
 
-    ``parameters`` are the node's, on top of those in PARAMETERS_FILE. ``tidies_up``: it has a CARLA server to leave
-    in order, so it is asked to end, not killed, when its supervisor dies. ``respawns``: how often it is started again
-    after a signal has killed it (a status it ends with itself always ends the drive).
+    ``parameters`` are the node's, on top of those in PARAMETERS_FILE; ``remappings`` give its topics other names.
+    ``tidies_up``: it has something to leave in order (a CARLA server, a recording), so it is asked to end, not killed,
+    when its supervisor dies. ``respawns``: how often it is started again after a signal has killed it (a status it ends
+    with itself always ends the drive). ``finite``: when it ends with status 0 its work is done, and all others end too.
     """
 
     name: str
     module: str = ""
     arguments: tuple[str, ...] = ()
     parameters: Mapping[str, bool | int | float | str | list[str]] = field(default_factory=dict)
+    remappings: Mapping[str, str] = field(default_factory=dict)
     tidies_up: bool = False
     respawns: int = 0
+    finite: bool = False
 
 
 def live(values: Mapping[str, str]) -> list[Process]:
@@ -78,6 +103,10 @@ def live(values: Mapping[str, str]) -> list[Process]:
     if simulator == "embedded":
         arguments = ("simulator", "--host", host, "--port", str(port))
         processes.append(Process("simulator", module="carla_digr.cli", arguments=arguments))
+    if values["record"] not in ("false", ""):
+        directory = "recordings" if values["record"] == "true" else values["record"]
+        parameters = {"directory": str(Path(directory).absolute()), "weights": values["weights"]}
+        processes.append(Process("recorder", parameters=parameters, tidies_up=True))
     processes += [
         Process(
             "carla_bridge",
@@ -94,10 +123,78 @@ def live(values: Mapping[str, str]) -> list[Process]:
         ),
         Process("explainer", parameters={"weights": values["weights"]}),
     ]
-    if values["viewer"] == "true":
-        port = whole_number("viewer_port", values["viewer_port"], 1, 65535)
-        processes.append(Process("viewer", parameters={"port": port}))
-    return processes
+    return [*processes, *_viewer(values)]
+
+
+def replay(values: Mapping[str, str]) -> list[Process]:
+    """The processes of a replay, in the order in which they are started; `player` ends with the recording.
+
+    Args:
+        values: one text for each of REPLAY_ARGUMENTS.
+
+    Raises:
+        UserError: a value is not of its argument's kind, or no bag is named.
+    """
+    if not values["bag"]:
+        raise UserError("Name the recording to replay: bag:=DIRECTORY.")
+    processes = _viewer(values)
+    anew = values["method"] != "recorded"
+    if anew:
+        parameters = {"weights": values["weights"], "method": values["method"]}
+        processes.append(Process("explainer", parameters=parameters))
+    player = Process(
+        "player",
+        parameters={
+            "bag": str(Path(values["bag"]).absolute()),
+            "rate": number("rate", values["rate"], 0.01, 100.0),
+            "start": number("start", values["start"], 0.0, 1e9),
+            "duration": number("duration", values["duration"], 0.0, 1e9),
+            "loop": values["loop"] == "true",
+            "paused": values["paused"] == "true",
+            "explanations": not anew,
+            "listeners": [process.name for process in processes] or [""],
+        },
+        remappings=remappings(values["remap"]),
+        finite=True,
+    )
+    return [*processes, player]
+
+
+def _viewer(values: Mapping[str, str]) -> list[Process]:
+    if values["viewer"] != "true":
+        return []
+    port = whole_number("viewer_port", values["viewer_port"], 1, 65535)
+    return [Process("viewer", parameters={"port": port})]
+
+
+def remappings(text: str) -> dict[str, str]:
+    """ "/old:=/new, /a:=/b" as a table.
+
+    Raises:
+        UserError: a part is not of this kind.
+    """
+    table = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        old, separator, new = part.partition(":=")
+        if not separator or not all(re.fullmatch(r"/?\w+(/\w+)*", name) for name in (old, new)):
+            raise UserError(f"remap must be /old:=/new, several separated by commas, not {part!r}.")
+        table[old] = new
+    return table
+
+
+def number(name: str, text: str, smallest: float, largest: float) -> float:
+    """The number that an argument's text stands for.
+
+    Raises:
+        UserError: it is none, or out of range.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not smallest <= value <= largest:
+        raise UserError(f"{name} must be a number from {smallest:g} to {largest:g}, not {text!r}.")
+    return value
 
 
 def whole_number(name: str, text: str, smallest: int, largest: int) -> int:

@@ -16,7 +16,10 @@ from torch import Tensor
 from carla_digr import checkpoint
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
+from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
+from carla_digr.saliency.methods import raw_maps
+from carla_digr.saliency.perturbation import Perturbation
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Decision:
     probabilities: NDArray[np.float32]
     value: float
     inference_ms: float
+    state: Tensor = field(repr=False, compare=False)  # (1, C, H, W), what was decided on
     trace: tuple[Tensor, list[Tensor]] = field(repr=False, compare=False)  # logits and hidden layers, for the map
 
     @property
@@ -53,14 +57,28 @@ class Explainer:
 
     The map is eq. 2 of the DIGR paper, abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels, normalised. It is
     computed from what the decision's forward pass has left, so nothing is computed twice, and the decision is out
-    before the map is begun.
+    before the map is begun. Other methods compute theirs from the picture; most take longer than a frame lasts.
 
     Args:
         policy: actor-critic for three channels.
-        card: its checkpoint's card; ``action_names`` and ``weights_sha256`` are used.
+        card: its checkpoint's card; ``action_names``, ``weights_sha256`` and the perturbation that its dataset was made
+            with are used.
+        method: of the maps, a key of `carla_digr.saliency.METHODS`.
+
+    Raises:
+        UserError: there is no such method.
     """
 
-    def __init__(self, policy: ActorCritic, card: dict[str, Any]):
+    def __init__(self, policy: ActorCritic, card: dict[str, Any], method: str = "digr"):
+        if method not in METHODS:
+            raise UserError(f"There is no saliency method '{method}'; choose one of {', '.join(METHODS)}.")
+        self.method = method
+        settings = card.get("config", {}).get("saliency_dataset", {})
+        self._perturbation = Perturbation(
+            radius=settings.get("radius", 5.0),
+            blur_sigma=settings.get("blur_sigma", 3.0),
+            stride=settings.get("stride", 4),
+        )
         self.action_names: tuple[str, ...] = tuple(card["action_names"])
         self.policy_hash = checkpoint.policy_hash(card)
         channels, height, width = policy.input_shape
@@ -68,13 +86,13 @@ class Explainer:
         self._policy = policy.eval()
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], task: str = "driving") -> Explainer:
+    def from_checkpoint(cls, path: str | os.PathLike[str], task: str = "driving", method: str = "digr") -> Explainer:
         """Load a policy and run it once, so that the first frame is as fast as the others.
 
         Raises:
-            UserError: weights or card are missing, damaged or of another task.
+            UserError: weights or card are missing, damaged or of another task, or there is no such method.
         """
-        explainer = cls(*checkpoint.load(path, task))
+        explainer = cls(*checkpoint.load(path, task), method)
         explainer.explain(explainer.decide(np.zeros(explainer.image_shape, np.uint8)))
         return explainer
 
@@ -104,14 +122,19 @@ class Explainer:
             probabilities=probabilities,
             value=float(value),
             inference_ms=(time.perf_counter() - start) * 1000.0,
+            state=state,
             trace=(logits, hidden),
         )
 
     def explain(self, decision: Decision) -> Saliency:
         """The map of a decision's frame."""
         start = time.perf_counter()
-        with torch.inference_mode():
-            maps, flat = normalise(saliency_from_trace(self._policy, *decision.trace))
+        if self.method in ("digr", "vg"):
+            with torch.inference_mode():
+                raw = saliency_from_trace(self._policy, *decision.trace)
+        else:
+            raw = raw_maps(self.method, self._policy, decision.state.clone(), self._perturbation)
+        maps, flat = normalise(raw)
         return Saliency(
             map=maps[0].numpy(),
             flat=bool(flat[0]),

@@ -1,4 +1,4 @@
-"""`carla-digr live`: the processes of a drive, started together and ended together, without a ROS installation.
+"""`carla-digr live|replay`: the processes of a drive, started together and ended together, without a ROS installation.
 
 What `ros2 launch carla_digr_ros live.launch.py` does where ROS 2 is installed, from the same composition. Every
 process runs in a session of its own, so a Ctrl-C in the terminal reaches the supervisor only, and dies with the
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
-from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Process, live
+from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Process, live, replay
 
 SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
 SENTENCE = "carla-digr: "  # begins the line in which a process says why it ends
@@ -73,12 +73,40 @@ def run_live(
             if duration is not None:
                 page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
                 supervisor.start(measurement(duration, supervisor.pids(), page))
-            figures = supervisor.watch()
+            measured = supervisor.watch()
         finally:
             supervisor.end()
-    if figures is not None:
-        return conclude(figures, report)
+    if measured is not None:
+        return conclude(measured.figures, report)
     return 0 if duration is None else 130
+
+
+def run_replay(values: Mapping[str, str], verbose: bool = False) -> int:
+    """Replay a recording until its end or Ctrl-C.
+
+    Args:
+        values: a text for each of `composition.REPLAY_ARGUMENTS`.
+        verbose: show everything the processes say instead of warnings and errors.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        UserError: bad input, or a process that has died.
+    """
+    processes = replay(values)
+    stop = Stop()
+    environment = workspace_environment()
+    with free_domain() as domain:
+        environment.setdefault("ROS_DOMAIN_ID", str(domain))
+        supervisor = Supervisor(environment, stop, verbose)
+        try:
+            for process in processes:
+                supervisor.start(process)
+            supervisor.watch()
+        finally:
+            supervisor.end()
+    return 0
 
 
 class Stop:
@@ -96,8 +124,9 @@ class Stop:
 class Child:
     """One running process, what it said last, and its output that is not a whole line yet."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]):
+    def __init__(self, name: str, process: subprocess.Popen[bytes], finite: bool = False):
         self.name = name
+        self.finite = finite
         self.process = process
         self.lines: deque[str] = deque(maxlen=20)
         self.partial = b""
@@ -148,12 +177,12 @@ class Supervisor:
         )
         assert popen.stdout is not None
         os.set_blocking(popen.stdout.fileno(), False)
-        child = Child(process.name, popen)
+        child = Child(process.name, popen, process.finite)
         self._children.append(child)
         self._output.register(popen.stdout, selectors.EVENT_READ, child)
 
-    def watch(self) -> str | None:
-        """Until a stop is requested (None) or the measurement has ended well (its figures as JSON).
+    def watch(self) -> Child | None:
+        """Until a stop is requested (None) or a finite process has ended well.
 
         Raises:
             UserError: a process has died.
@@ -165,8 +194,8 @@ class Supervisor:
                 if status is None:
                     continue
                 self._forward(timeout=0.0)
-                if child.name == "measure" and status == 0:
-                    return child.figures
+                if child.finite and status == 0:
+                    return child
                 raise UserError(obituary(child, status))
         return None
 
@@ -228,7 +257,7 @@ def obituary(child: Child, status: int) -> str:
 def measurement(duration: float, pids: Mapping[str, int], page: str) -> Process:
     """The process that measures the others."""
     processes = [f"{name}={pid}" for name, pid in pids.items()]
-    return Process("measure", parameters={"duration": duration, "processes": processes, "page": page})
+    return Process("measure", parameters={"duration": duration, "processes": processes, "page": page}, finite=True)
 
 
 def conclude(figures: str, report: Path | None) -> int:
@@ -262,6 +291,8 @@ def command_line(process: Process, environment: Mapping[str, str]) -> list[str]:
     command += ["--params-file", str(Path(prefix) / "share" / PACKAGE / PARAMETERS_FILE)]
     for name, value in process.parameters.items():
         command += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML, and quotes what looks like a number
+    for old, new in process.remappings.items():
+        command += ["-r", f"{old}:={new}"]
     return command
 
 

@@ -12,7 +12,11 @@ from carla_digr import checkpoint
 from carla_digr.config import PolicyConfig
 from carla_digr.errors import UserError
 from carla_digr.live.explainer import Explainer
-from carla_digr.policy import ActorCritic
+from carla_digr.policy import ActorCritic, to_input
+from carla_digr.saliency import METHODS
+from carla_digr.saliency.gradient import normalise
+from carla_digr.saliency.methods import raw_maps
+from carla_digr.saliency.perturbation import Perturbation
 
 NAMES = ["left", "keep", "right", "brake"]
 CONFIG = PolicyConfig(convolutions=((8, 8, 4), (8, 4, 2), (8, 3, 1)), features=32, activation="softplus")
@@ -117,3 +121,23 @@ def test_a_checkpoint_becomes_an_explainer_with_its_names_and_hash(policy, tmp_p
     assert explainer.image_shape == (48, 64, 3)
     with pytest.raises(UserError, match="task driving"):
         Explainer.from_checkpoint(path, task="breakout")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_the_same_map_of_the_same_picture_twice(policy, method):
+    card = {"action_names": NAMES, "weights_sha256": "0" * 64}
+    card["config"] = {"saliency_dataset": {"radius": 3.0, "blur_sigma": 2.0, "stride": 8}}
+    explainer = Explainer(policy, card, method)
+    decision = explainer.decide(picture(1))
+    saliency = explainer.explain(decision)
+    assert saliency.map.shape == (48, 64) and saliency.map.dtype == np.float32
+    assert saliency.map.max() == 1.0 and saliency.map.min() >= 0.0 and not saliency.flat
+    np.testing.assert_array_equal(explainer.explain(explainer.decide(picture(1))).map, saliency.map)
+    state = to_input(torch.from_numpy(picture(1).transpose(2, 0, 1)[None].copy()))
+    raw = raw_maps(method, policy, state, Perturbation(radius=3.0, blur_sigma=2.0, stride=8))
+    np.testing.assert_allclose(saliency.map, normalise(raw)[0][0].numpy(), atol=1e-6)
+
+
+def test_an_unknown_method_is_refused_by_the_known_ones(policy):
+    with pytest.raises(UserError, match="no saliency method 'lime'; choose one of digr, vg, gb"):
+        Explainer(policy, {"action_names": NAMES, "weights_sha256": "0" * 64}, "lime")

@@ -33,6 +33,7 @@ setup(
             "carla_bridge = carla_digr_ros.executables:carla_bridge",
             "explainer = carla_digr_ros.executables:explainer",
             "viewer = carla_digr_ros.executables:viewer",
+            "recorder = carla_digr_ros.executables:recorder",
             "measure = carla_digr_ros.executables:measure",
         ]
     },

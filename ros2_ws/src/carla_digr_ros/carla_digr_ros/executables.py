@@ -28,6 +28,11 @@ def viewer() -> None:
     _run("viewer")
 
 
+def recorder() -> None:
+    """Record a drive."""
+    _run("recorder")
+
+
 def measure() -> None:
     """Measure a drive."""
     _run("measure")

@@ -19,6 +19,7 @@ from carla_digr.driving.control import ACTION_NAMES, command
 from carla_digr.errors import UserError
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.explainer import Decision, Explainer, Saliency
+from carla_digr.saliency import METHODS
 from carla_digr.saliency.overlay import COLORMAPS, overlay
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message, to_rgb
@@ -42,7 +43,8 @@ class ExplainerNode(Node):
         self._colormap = declare(
             self, "colormap", "inferno", "colours of the map in the overlay", choices=tuple(COLORMAPS)
         )
-        self._explainer = Explainer.from_checkpoint(weights)
+        method = declare(self, "method", "digr", "how the maps are computed", choices=tuple(METHODS))
+        self._explainer = Explainer.from_checkpoint(weights, method=method)
         if self._explainer.action_names != ACTION_NAMES:
             raise UserError(
                 f"The policy {weights} decides between {', '.join(self._explainer.action_names)}; "

@@ -57,6 +57,6 @@ IMAGE = Topic("/carla_digr/camera/image", Image, ("carla_bridge",))  # rgb8
 DECISION = Topic("/carla_digr/decision", DrivingDecision, ("explainer", "carla_bridge"))
 SALIENCY = Topic("/carla_digr/saliency", Image, ("explainer",))  # 32FC1 in [0, 1]
 OVERLAY = Topic("/carla_digr/overlay", Image, ("explainer",))  # rgb8
-DIAGNOSTICS = Topic("/diagnostics", DiagnosticArray, ("carla_bridge", "explainer", "viewer"), rate=1.0)
+DIAGNOSTICS = Topic("/diagnostics", DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder"), rate=1.0)
 
 TOPICS = (CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, DECISION, SALIENCY, OVERLAY, DIAGNOSTICS)

@@ -1,0 +1,389 @@
+"""Recordings of a drive: rosbag2 bags of MCAP with zstd chunks, written once a second, read, and repaired.
+
+No ROS in here: messages are the bytes that a subscription gives raw. The format: https://mcap.dev/spec and rosbag2's
+metadata.yaml, both by rosbags.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, ReaderError, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from carla_digr.errors import UserError
+
+MESSAGES = Path(__file__).parents[2] / "ros2_ws" / "src" / "carla_digr_msgs" / "msg"
+FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
+JUMP_BACK = 10**9  # ns; less is a late message
+WAITING_BYTES = 1 << 26  # that wait for room on a full disk before messages are dropped
+NAME = "recording"  # of the file in bags made from other bags: equal content, equal bytes
+
+
+class Channel(NamedTuple):
+    """A topic of a bag: its type, the type's definition (msg or IDL text) and what its publishers offered."""
+
+    topic: str
+    type: str
+    definition: str
+    qos: tuple[Qos, ...] = ()
+
+
+def offered_qos(latched: bool = False) -> tuple[Qos, ...]:
+    """A reliable publisher's quality of service."""
+    zero = QosTime(0, 0)
+    durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
+    keep, liveliness = QosHistory.KEEP_LAST, QosLiveliness.AUTOMATIC
+    return (Qos(keep, 10, QosReliability.RELIABLE, durability, zero, zero, liveliness, zero, False),)
+
+
+def typestore(messages: Path = MESSAGES) -> Typestore:
+    """The standard message types and carla_digr_msgs's, from its .msg files."""
+    store = get_typestore(Stores.ROS2_KILTED)
+    for path in sorted(messages.glob("*.msg")):
+        store.register(get_types_from_msg(path.read_text(), f"carla_digr_msgs/msg/{path.stem}"))
+    return store
+
+
+def definition(store: Typestore, message_type: str) -> str:
+    """The text that defines a type and all types in it."""
+    return store.generate_msgdef(message_type, ros_version=2)[0]
+
+
+def type_hash(channel: Channel) -> str:
+    """The RIHS01 hash of a channel's type.
+
+    Raises:
+        UserError: the definition cannot be read.
+    """
+    store = get_typestore(Stores.EMPTY)
+    parse = get_types_from_idl if channel.definition.startswith("=" * 80 + "\nIDL: ") else None
+    try:
+        types = parse(channel.definition) if parse else get_types_from_msg(channel.definition, channel.type)
+        store.register(types)
+        return store.hash_rihs01(channel.type)
+    except Exception as error:  # rosbags documents none of what a broken definition raises
+        raise UserError(f"The type {channel.type} of the topic {channel.topic} has no readable definition.") from error
+
+
+class _Tail:
+    """The end of a growing file: what is written waits in memory until `commit` finds room for it on disk."""
+
+    def __init__(self, path: Path):
+        self._file = FileIO(path, "ab")
+        self._committed = path.stat().st_size
+        self.waiting = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.waiting += data
+        return len(data)
+
+    def tell(self) -> int:
+        return self._committed + len(self.waiting)
+
+    def commit(self) -> None:
+        """Raises OSError; what fits is on disk then, and the rest waits for the next call."""
+        while self.waiting:
+            written = self._file.write(self.waiting)
+            del self.waiting[:written]
+            self._committed += written
+
+    def close(self) -> None:
+        try:
+            self.commit()
+        finally:
+            self._file.close()
+
+
+class BagWriter:
+    """A new bag. What has been written is safe from a kill after the next `commit`.
+
+    Args:
+        path: the bag's directory, which must not exist.
+        channels: all topics; their schemas stand before the first message.
+
+    Raises:
+        UserError: the path exists or cannot be made.
+    """
+
+    def __init__(self, path: Path, channels: list[Channel]):
+        self.path = path
+        try:
+            self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
+            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+            self._writer.open()
+        except Exception as error:
+            raise UserError(f"Cannot make the recording {path}: {_reason(error)}.") from error
+        storage: Any = self._writer.storage
+        self._storage = storage
+        storage.bio.close()  # with the file's header in it
+        self._tail = storage.bio = _Tail(storage.path)
+        self._connections = {}
+        for channel in channels:
+            self._connections[channel.topic, channel.type] = self._writer.add_connection(
+                channel.topic,
+                channel.type,
+                msgdef=channel.definition,
+                rihs01=type_hash(channel),
+                offered_qos_profiles=channel.qos,
+            )
+        self.messages = 0
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait in memory for room on the disk."""
+        return len(self._tail.waiting)
+
+    def write(self, topic: str, message_type: str, time: int, data: bytes) -> None:
+        """Add a message (CDR) at ``time`` in ns; it waits in memory."""
+        self._writer.write(self._connections[topic, message_type], time, data)
+        self.messages += 1
+
+    def commit(self) -> None:
+        """End the chunk and hand it to the operating system.
+
+        Raises:
+            OSError: the disk is full or broken; what did not fit waits for the next call.
+        """
+        if self._storage.chunk.msgs:
+            self._storage.close_chunk()
+        self._tail.commit()
+
+    def close(self, facts: Mapping[str, str] | None = None) -> None:
+        """Write index and metadata.yaml; ``facts`` go to its custom_data.
+
+        Raises:
+            OSError: no room; `repair` makes a bag of what is there.
+        """
+        for key, value in (facts or {}).items():
+            self._writer.set_custom_data(key, value)
+        self._writer.close()
+
+
+def _reason(error: BaseException) -> str:
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+class Timeline:
+    """Stamps of a drive as one time that never runs back: a simulator that is started again begins anew at 0.
+
+    Topics arrive one before the other, so each is watched for itself: where its stamps fall back by more than
+    JUMP_BACK, it goes over to the next clock, which goes on where the first topic to notice found the one before.
+    """
+
+    def __init__(self) -> None:
+        self.now: int | None = None  # ns, the latest time
+        self._offsets = [0]  # ns, of each clock
+        self._topics: dict[str, tuple[int, int]] = {}  # clock and latest stamp
+
+    def place(self, topic: str, stamp: int) -> int:
+        """The time in ns of a topic's stamp in ns."""
+        clock, latest = self._topics.get(topic, (len(self._offsets) - 1, stamp))
+        if stamp < latest - JUMP_BACK:
+            clock, latest = clock + 1, stamp
+            if clock == len(self._offsets):
+                assert self.now is not None
+                self._offsets.append(self.now - stamp)
+        self._topics[topic] = clock, max(stamp, latest)
+        time = stamp + self._offsets[clock]
+        self.now = time if self.now is None else max(self.now, time)
+        return time
+
+
+@dataclass
+class Recorder:
+    """Writes a drive's messages with the time that they carry, and goes on when the disk is full.
+
+    One thread may call. The first message of the bag is FACTS_TOPIC's, so that even a recording that was killed
+    says which policy drove. Messages without a time of their own get the latest one.
+
+    Args:
+        path: the new bag's directory.
+        channels: the drive's topics.
+        facts: what is known at the start.
+    """
+
+    path: Path
+    channels: list[Channel]
+    facts: Mapping[str, str]
+    problem: str = ""
+    dropped: int = 0
+    _early: deque[tuple[Channel, bytes]] = field(default_factory=lambda: deque(maxlen=100))
+    _timeline: Timeline = field(default_factory=Timeline)
+
+    def __post_init__(self) -> None:
+        store = get_typestore(Stores.ROS2_KILTED)
+        self._store = store
+        text = "std_msgs/msg/String"
+        self._facts_channel = Channel(FACTS_TOPIC, text, definition(store, text), offered_qos(latched=True))
+        self._bag = BagWriter(self.path, [self._facts_channel, *self.channels])
+
+    @property
+    def messages(self) -> int:
+        """Messages in the bag."""
+        return self._bag.messages
+
+    def add(self, channel: Channel, data: bytes, time: int | None) -> None:
+        """A message (CDR) with its time in ns; None: it has none."""
+        now = self._timeline.now
+        if now is None and time is None:
+            self._early.append((channel, data))
+            return
+        if self._bag.waiting > WAITING_BYTES:
+            self.dropped += 1
+            return
+        time = now if time is None else self._timeline.place(channel.topic, time)
+        assert time is not None
+        if now is None:
+            text = self._store.types["std_msgs/msg/String"](json.dumps(dict(self.facts)))
+            facts = bytes(self._store.serialize_cdr(text, "std_msgs/msg/String"))
+            for early, content in [(self._facts_channel, facts), *self._early]:
+                self._bag.write(early.topic, early.type, time, content)
+            self._early.clear()
+        self._bag.write(channel.topic, channel.type, time, data)
+
+    def commit(self) -> None:
+        """Once a second: what has been added is on disk, or ``problem`` says why not."""
+        try:
+            self._bag.commit()
+        except OSError as error:
+            self.problem = f"Cannot write the recording {self.path}: {_reason(error)}."
+        else:
+            self.problem = ""
+
+    def close(self) -> None:
+        """Finish the bag; if that fails, ``problem`` says so."""
+        try:
+            self._bag.close(self.facts)
+        except OSError as error:
+            self.problem = (
+                f"Cannot finish the recording {self.path}: {_reason(error)}; make room and run "
+                f"`carla-digr repair {self.path}`."
+            )
+
+
+# --- reading ---
+
+
+class Bag:
+    """An open bag: MCAP or sqlite3, a directory or the file in it.
+
+    Attributes:
+        channels: its topics.
+        start, end: ns of the first message and after the last one.
+        messages: how many there are.
+    """
+
+    def __init__(self, path: Path, reader: Reader):
+        self.path = path
+        self._reader = reader
+        self.channels = [
+            Channel(c.topic, c.msgtype, c.msgdef.data, tuple(c.ext.offered_qos_profiles))  # type: ignore[union-attr]
+            for c in reader.connections
+        ]
+        self.start, self.end, self.messages = reader.start_time, reader.end_time, reader.message_count
+
+    def read(
+        self, start: int | None = None, end: int | None = None, wanted: Callable[[Channel], bool] = lambda _: True
+    ) -> Iterator[tuple[Channel, int, bytes]]:
+        """Channel, time in ns and CDR bytes of the messages in order of time, from ``start`` to before ``end``.
+
+        Raises:
+            UserError: the bag is damaged at some place.
+        """
+        by_id = {c.id: channel for c, channel in zip(self._reader.connections, self.channels, strict=True)}
+        connections = [c for c in self._reader.connections if wanted(by_id[c.id])]
+        if not connections:
+            return
+        messages = self._reader.messages(connections, start, end)
+        while True:
+            try:
+                connection, time, data = next(messages)
+            except StopIteration:
+                return
+            except Exception as error:  # decompressors and unpackers each have their own
+                raise UserError(_damaged(self.path, error)) from error
+            yield by_id[connection.id], time, bytes(data)
+
+
+@contextmanager
+def open_bag(path: Path) -> Iterator[Bag]:
+    """A bag to read.
+
+    Raises:
+        UserError: it is missing, no bag, of an unknown version, damaged, unfinished or empty.
+    """
+    if not path.exists():
+        raise UserError(f"There is no recording {path}.")
+    target = path
+    if path.is_dir() and not (path / "metadata.yaml").exists():
+        target = storage_file(path)
+    elif path.is_file() and path.suffix not in (".mcap", ".db3"):
+        raise UserError(f"{path} is no recording: name a bag's directory or its .mcap or .db3 file.")
+    reader = Reader(target)
+    try:
+        reader.open()
+    except PermissionError as error:
+        raise UserError(f"Cannot read the recording {path}: {_reason(error)}.") from error
+    except Exception as error:
+        raise UserError(_damaged(path, error)) from error
+    try:
+        if not reader.message_count:
+            raise UserError(f"The recording {path} is empty: there are no messages in it.")
+        yield Bag(path, reader)
+    finally:
+        reader.close()
+
+
+def storage_file(path: Path) -> Path:
+    """The one .mcap or .db3 file of a bag's directory. Raises UserError."""
+    files = [file for file in sorted(path.iterdir()) if file.suffix in (".mcap", ".db3")]
+    if not files:
+        raise UserError(f"{path} is no recording: it has neither metadata.yaml nor an .mcap or .db3 file.")
+    if len(files) > 1:
+        raise UserError(f"{path} has several files but no metadata.yaml: name one of them.")
+    return files[0]
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    known = isinstance(error, (ReaderError, sqlite3.Error, OSError))
+    why = _reason(error) if known else f"its content is not readable ({type(error).__name__})"
+    return f"The recording {path} is unfinished or damaged: {why}; `carla-digr repair {path}` saves what is whole."
+
+
+@contextmanager
+def new_bag(path: Path, channels: list[Channel], custom: Mapping[str, str] | None = None) -> Iterator[BagWriter]:
+    """A bag that appears under its name once it is complete, or not at all.
+
+    Raises:
+        UserError: the name is taken, or there is no room.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another name for the new recording.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"Cannot make the recording {path}: {_reason(error)}.") from error
+    try:
+        bag = BagWriter(directory / NAME, channels)
+        yield bag
+        bag.close(custom)
+        (directory / NAME).rename(path)
+    except OSError as error:
+        raise UserError(f"Cannot write the recording {path}: {_reason(error)}.") from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
