@@ -13,6 +13,7 @@ from pathlib import Path
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
+from carla_digr.training import STAGES
 
 # package -> the extra of setup.py that installs it
 EXTRAS = {
@@ -73,7 +74,7 @@ def add_train_teacher(commands: argparse._SubParsersAction) -> None:
 
         train_teacher(config, out)
 
-    _add_stage(commands, "train-teacher", "train the teacher by PPO", run)
+    _add_stage(commands, "train-teacher", run)
 
 
 def add_make_dataset(commands: argparse._SubParsersAction) -> None:
@@ -85,7 +86,7 @@ def add_make_dataset(commands: argparse._SubParsersAction) -> None:
 
         make_dataset(config, out, args.teacher or out / "teacher.safetensors")
 
-    parser = _add_stage(commands, "make-dataset", "compute the teacher's perturbation saliency maps", run)
+    parser = _add_stage(commands, "make-dataset", run)
     parser.add_argument("--teacher", type=Path, help="teacher's weights (default: OUT/teacher.safetensors)")
 
 
@@ -98,7 +99,7 @@ def add_distill(commands: argparse._SubParsersAction) -> None:
 
         distill(config, out, args.teacher or out / "teacher.safetensors")
 
-    parser = _add_stage(commands, "distill", "distil the student by DIGR", run)
+    parser = _add_stage(commands, "distill", run)
     parser.add_argument("--teacher", type=Path, help="teacher's weights (default: OUT/teacher.safetensors)")
 
 
@@ -111,20 +112,27 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 
         evaluate(config, out, args.teacher, args.student, args.quick)
 
-    parser = _add_stage(commands, "evaluate", "measure teacher and student and write a report", run)
+    parser = _add_stage(commands, "evaluate", run)
     weights = "(default: OUT/{0}.safetensors if there, else the weights that ship)"
     parser.add_argument("--teacher", type=Path, help="teacher's weights " + weights.format("teacher"))
     parser.add_argument("--student", type=Path, help="student's weights " + weights.format("student"))
     parser.add_argument("--quick", action="store_true", help="measure a little of everything, in under a minute")
 
 
-def _add_stage(commands: argparse._SubParsersAction, name: str, summary: str, run) -> argparse.ArgumentParser:
+def _add_stage(commands: argparse._SubParsersAction, name: str, run) -> argparse.ArgumentParser:
+    summary = next(stage.summary for stage in STAGES if stage.name == name)
     parser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. A job that was stopped resumes."
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a task's YAML file")
     parser.add_argument("--out", type=Path, help="where results and saved states go (default: runs/<task>)")
     parser.add_argument("--seed", type=int, help="replaces the configuration's seed")
+    parser.add_argument(
+        "--progress",
+        choices=("bar", "json"),
+        default="bar",
+        help="a bar, or for programs once a second a line of JSON on standard output (default: %(default)s)",
+    )
     parser.set_defaults(run=run, interrupted="Interrupted; run the same command again to resume.")
     return parser
 
@@ -146,7 +154,9 @@ def _stage(args: argparse.Namespace):
         raise UserError(f"Cannot write to {out}: {existing} is not a writable directory; choose another --out.")
 
     from carla_digr.training import prepare_process
+    from carla_digr.training.progress import Progress
 
+    Progress.as_json = args.progress == "json"
     prepare_process()
     return config, out
 

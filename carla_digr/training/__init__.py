@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One offline stage: its name on the command line, what it does, and what it leaves in the output directory."""
+
+    name: str
+    summary: str
+    output: str
+
+
+# In the order in which each needs the outputs of those before it.
+STAGES = (
+    Stage("train-teacher", "train the teacher by PPO", "teacher.safetensors"),
+    Stage("make-dataset", "compute the teacher's perturbation saliency maps", "dataset"),
+    Stage("distill", "distil the student by DIGR", "student.safetensors"),
+    Stage("evaluate", "measure teacher and student and write a report", "evaluation/report.md"),
+)
 
 
 def prepare_process() -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from carla_digr import checkpoint
 from carla_digr.config import Config, DistillConfig
@@ -34,6 +33,7 @@ from carla_digr.saliency.gradient import (
 from carla_digr.saliency.perturbation import kl_divergence
 from carla_digr.tasks import make_task
 from carla_digr.training.gradient_surgery import project_conflicting
+from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, sampled
 from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
 from carla_digr.training.state import (
@@ -107,7 +107,7 @@ class _Distillation:
     def run(self) -> None:
         """Iterate to the end, validate, and write the best student."""
         settings = self.settings
-        progress = tqdm(total=settings.iterations, initial=self.iteration, unit="it", desc="distill", mininterval=1)
+        progress = Progress(total=settings.iterations, initial=self.iteration, unit="it", desc="distill")
         with progress:
             if not self.history:
                 self._validate()
@@ -117,7 +117,7 @@ class _Distillation:
                 last = self.iteration == settings.iterations
                 if self.iteration % settings.validation_interval == 0 or last:
                     self._validate(losses)
-                    progress.set_postfix({k: f"{v:.4g}" for k, v in self.best.items()}, refresh=False)
+                    progress.set_postfix(self.best, refresh=False)
                 if self.iteration % settings.checkpoint_interval == 0 or last:
                     self._save()
                 progress.update()

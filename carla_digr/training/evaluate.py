@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from tqdm import tqdm
 
 from carla_digr import checkpoint
 from carla_digr.config import Config, EvaluationConfig
@@ -32,6 +31,7 @@ from carla_digr.saliency.gradient import normalise, vanilla_gradient
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import Task, make_task
 from carla_digr.training import paper
+from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import Act, collect_states, greedy, load_policy, run_episodes, sampled
 
 QUICK = EvaluationConfig(
@@ -173,7 +173,7 @@ def _reference(
     perturbation = Perturbation(dataset.radius, dataset.blur_sigma, dataset.stride)
     maps = [
         perturbation_maps(teacher, to_input(torch.from_numpy(state[None])), perturbation)
-        for state in tqdm(states, unit="map", desc="reference maps", mininterval=1)
+        for state in Progress(states, unit="map", desc="reference maps")
     ]
     return states, importance, normalise(torch.cat(maps))[0]
 

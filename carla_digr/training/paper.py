@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from carla_digr.attacks import ATTACKS, Attack, noise
 from carla_digr.config import Config
@@ -24,6 +23,7 @@ from carla_digr.saliency.perturbation import Perturbation, perturbation_maps, sa
 from carla_digr.tasks import Task
 from carla_digr.tasks.red_fetch_green import importance_of, pictures_of
 from carla_digr.training import figures
+from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, run_episodes
 from carla_digr.training.rooms import evaluation_rooms
 
@@ -189,7 +189,7 @@ def table_row(config: Config, name: str, method: Method, cells: NDArray[np.uint8
     if name in SLOW:
         cells = cells[: config.evaluation.slow_states]
     maps = []
-    for chunk in tqdm(np.array_split(cells, -(-len(cells) // 32)), desc=name, unit="batch", mininterval=1):
+    for chunk in Progress(np.array_split(cells, -(-len(cells) // 32)), desc=name, unit="batch"):
         maps.append(normalise(method(to_input(torch.from_numpy(pictures_of(chunk)))))[0].numpy())
     scores = metrics.score(np.concatenate(maps), importance_of(cells))
     one = to_input(torch.from_numpy(pictures_of(cells[:1])))

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm import tqdm
 
 from carla_digr import checkpoint
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.tasks import Task
+from carla_digr.training.progress import Progress
 
 Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
 
@@ -76,7 +76,7 @@ def run_episodes(env: VecEnv, act: Act, episodes: int, label: str = "") -> list[
     finished: list[dict[str, float]] = []
     returns = np.zeros(env.num_envs)
     observations = np.asarray(env.reset())
-    with tqdm(total=episodes, unit="episode", desc=label, mininterval=1) as progress:
+    with Progress(total=episodes, unit="episode", desc=label) as progress:
         while quota.any():
             observations, rewards, dones, infos = env.step(act(observations))  # type: ignore[assignment]
             returns += rewards
@@ -105,7 +105,7 @@ def collect_states(
     labels: list[NDArray[np.int8]] = []
     observations = np.asarray(env.reset())
     steps = 0
-    with tqdm(total=count, unit="state", desc="states", mininterval=1) as progress:
+    with Progress(total=count, unit="state", desc="states") as progress:
         while len(states) * env.num_envs < count:
             observations = np.asarray(env.step(act(observations))[0])
             steps += 1

@@ -22,7 +22,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from carla_digr import checkpoint
 from carla_digr.config import Config
@@ -33,6 +32,7 @@ from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import make_task
 from carla_digr.training import prepare_process
+from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import collect_states, load_policy, sampled
 from carla_digr.training.state import check_same_job, only_job_in
 
@@ -75,7 +75,7 @@ def _make_dataset(
     _ensure_states(directory, manifest, config, policy)
     todo = [k for k in range(_shard_count(config)) if not _intact(directory, manifest["shards"].get(str(k)))]
     done = settings.maps - sum(len(_rows(config, k)) for k in todo)
-    progress = tqdm(total=settings.maps, initial=done, unit="map", desc="maps", mininterval=1)
+    progress = Progress(total=settings.maps, initial=done, unit="map", desc="maps")
     with progress, closing(_computed(config, directory, teacher_path, todo)) as shards:
         for k, entry in shards:
             manifest["shards"][str(k)] = entry

@@ -23,7 +23,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from carla_digr import checkpoint
 from carla_digr.config import Config, PolicyConfig
@@ -31,6 +30,7 @@ from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.tasks import Task, make_task
+from carla_digr.training.progress import Progress
 from carla_digr.training.state import (
     check_same_job,
     load_state,
@@ -153,13 +153,12 @@ class _Job(BaseCallback):
     def __init__(self, config: Config, task: Task, env: VecMonitor, out: Path, state_path: Path):
         super().__init__()
         self.config, self.task, self.env, self.out, self.state_path = config, task, env, out, state_path
-        self.progress = tqdm(
+        self.progress = Progress(
             total=config.teacher.total_steps,
             unit="step",
             unit_scale=True,
             desc="teacher",
             smoothing=0.02,
-            mininterval=1,
         )
         self.started_at = self.saved_at = 0  # steps
 
