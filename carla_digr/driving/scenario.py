@@ -53,6 +53,10 @@ class Scenario:
         self._traffic = traffic
         session.before_close(traffic.close)
         self._ego = self._spawn_ego()
+        self._contacts: deque[tuple[int, str]] = deque(maxlen=100)
+        # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
+        contact_sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), self._ego)
+        contact_sensor.listen(self._note_contact)
         place = carla.Transform(
             carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),
             carla.Rotation(pitch=CAMERA["pitch"], yaw=CAMERA["yaw"], roll=CAMERA["roll"]),
@@ -61,9 +65,6 @@ class Scenario:
             "sensor.camera.rgb", image_size_x=IMAGE_SIZE, image_size_y=IMAGE_SIZE, fov=CAMERA["fov"]
         )
         self._pictures = SensorStream(session, session.spawn(camera, place, self._ego))
-        self._contacts: deque[tuple[int, str]] = deque(maxlen=100)
-        contact_sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), self._ego)
-        contact_sensor.listen(self._note_contact)
         self._wait_for_pictures()
         self._speed = 0.0
         self._first_frame = 0
@@ -202,7 +203,9 @@ class Scenario:
     def _collision(self) -> str | None:
         """What was hit in this episode since the last look.
 
-        Contacts come on their own connection: one that arrives after its frame's picture is told with the next frame.
+        Contacts come on their own connection. The embedded simulator sends them before pictures and state, and the
+        client handles messages in the order they come in: what a frame touched is known with its picture. Where a
+        server or a network changes the order, a contact that comes late is told with the next frame.
         """
         found = None
         while self._contacts:

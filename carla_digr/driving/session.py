@@ -83,7 +83,7 @@ class Session:
         another client owns the tick.
         """
         _wait_for_port(host, port, timeout)
-        client = carla.Client(host, port)
+        client = carla.Client(host, port, worker_threads=1)  # one: sensor data are handled in the order they come in
         client.set_timeout(timeout)
         try:
             version = client.get_server_version()
