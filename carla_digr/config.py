@@ -57,6 +57,15 @@ class DrivingConfig:
 
 
 @dataclass(frozen=True)
+class BreakoutConfig:
+    """The Atari game Breakout; see carla_digr.tasks.breakout."""
+
+    repeat_action_probability: float = setting(0.0, minimum=0, maximum=1)  # sticky actions (Machado et al. 2018: 0.25)
+    idle_frames_max: int = setting(30, minimum=1)  # a game starts with 1 to this many frames without action
+    max_frames: int = setting(108_000, minimum=100)  # of one game at 60 a second: half an hour
+
+
+@dataclass(frozen=True)
 class TeacherConfig:
     """PPO. Defaults are the paper's Table 2 for Red-Fetch-Green."""
 
@@ -162,7 +171,11 @@ class Config:
         return _plain(asdict(self))
 
 
-ENVIRONMENTS: dict[str, type] = {"red_fetch_green": RedFetchGreenConfig, "driving": DrivingConfig}
+ENVIRONMENTS: dict[str, type] = {
+    "red_fetch_green": RedFetchGreenConfig,
+    "driving": DrivingConfig,
+    "breakout": BreakoutConfig,
+}
 
 
 def load_config(path: str | Path) -> Config:

@@ -68,4 +68,8 @@ def make_task(config: Config) -> Task:
         from carla_digr.tasks.driving import Driving
 
         return Driving(config.environment)
+    if config.task == "breakout":
+        from carla_digr.tasks.breakout import Breakout
+
+        return Breakout(config.environment)
     raise ValueError(f"no task {config.task!r}")

@@ -73,6 +73,7 @@ def train_teacher(config: Config, out: Path) -> None:
             steps = algorithm.num_timesteps
             algorithm.set_logger(Logger(str(out), [_CurveWriter(out / "teacher", steps)]))
             job = _Job(config, task, env, out, state_path)
+            job.scores.extend(saved[1].get("scores", []) if saved else [])
             with job.progress:
                 remaining = settings.total_steps - steps
                 if remaining > 0:
@@ -161,6 +162,7 @@ class _Job(BaseCallback):
             smoothing=0.02,
         )
         self.started_at = self.saved_at = 0  # steps
+        self.scores: deque[float] = deque(maxlen=100)  # of whole games, where an episode of training is less
 
     def _on_training_start(self) -> None:
         self.started_at = self.saved_at = self.model.num_timesteps
@@ -171,7 +173,7 @@ class _Job(BaseCallback):
         """After an update and before the next rollout: the only moment at which the state is whole."""
         settings = self.config.teacher
         if self.model.num_timesteps > self.started_at:
-            self.model.dump_logs()
+            self.write_curve()
         if self.model.num_timesteps - self.saved_at >= settings.checkpoint_interval:
             self.save()
         done = min(1.0, self.model.num_timesteps / settings.total_steps)
@@ -181,12 +183,20 @@ class _Job(BaseCallback):
             self.progress.set_postfix(_recent(self.model), refresh=False)
 
     def _on_training_end(self) -> None:
-        self.model.dump_logs()
+        self.write_curve()
         self.save()
 
     def _on_step(self) -> bool:
         self.progress.update(self.training_env.num_envs)
+        metrics = [info["metrics"] for info in self.locals["infos"] if "metrics" in info]
+        self.scores.extend(item["score"] for item in metrics if "score" in item)
         return True
+
+    def write_curve(self) -> None:
+        """One row about the last rollout and update."""
+        if self.scores:
+            self.logger.record("rollout/score", float(np.mean(self.scores)))
+        self.model.dump_logs()
 
     def save(self) -> None:
         """Write the state to resume from, then the policy."""
@@ -208,6 +218,7 @@ class _Job(BaseCallback):
             "optimiser_groups": groups,
             "random_numpy": numpy_values,
             "episodes": [{k: float(v) for k, v in item.items()} for item in algorithm.ep_info_buffer or ()],
+            "scores": list(self.scores),
             "successes": [bool(item) for item in algorithm.ep_success_buffer or ()],
         }
         save_state(self.state_path, tensors, values)
@@ -289,6 +300,7 @@ class _CurveWriter(KVWriter):
     COLUMNS = (
         ("steps", "time/total_timesteps"),
         ("return", "rollout/ep_rew_mean"),
+        ("score", "rollout/score"),
         ("length", "rollout/ep_len_mean"),
         ("success", "rollout/success_rate"),
         ("learning_rate", "train/learning_rate"),

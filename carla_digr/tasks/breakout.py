@@ -1,0 +1,232 @@
+"""Breakout: the Atari 2600 game in the Arcade Learning Environment, with the usual preprocessing.
+
+| action | name | effect |
+|---|---|---|
+| 0 | noop | nothing |
+| 1 | fire | serves the ball, if there is none |
+| 2 | right | paddle to the right |
+| 3 | left | paddle to the left |
+
+An action is held for 4 frames. The state is the last two actions' pictures, the older first: uint8 (2, 84, 84), each
+the maximum over its last two frames, grey, scaled by area (Mnih et al. 2015). A game starts with 1 to 30 frames without
+action. The ball of every life is served for the player; from then both pictures of the state are of this life.
+
+Evaluation: an episode is a whole game of five lives, the reward its points (at most 864: two walls of 108 bricks).
+Training: an episode is one life, the reward the sign of the points (Mnih et al. 2015); after a lost life the game goes
+on. Truncation: max_frames of one game.
+
+The emulators are driven one by one: ale-py's own AtariVectorEnv (0.12.1) starts a new game after each lost life
+(``episodic_life``), so that nothing but the first life is ever trained, shows neither RAM nor emulator state, and takes
+1.6 times the processor time a step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ale_py import Action, ALEInterface, ALEState, LoggerMode, roms
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from carla_digr.config import BreakoutConfig
+
+ACTION_NAMES = ("noop", "fire", "right", "left")
+_ACTIONS = (Action.NOOP, Action.FIRE, Action.RIGHT, Action.LEFT)
+NOOP, FIRE, RIGHT, LEFT = range(4)
+STACK = 2  # pictures of a state
+FRAME_SKIP = 4  # frames an action is held
+SIDE = 84  # pixels
+OBSERVATION_SHAPE = (STACK, SIDE, SIDE)
+SCREEN = (210, 160)  # pixels: rows, columns
+WALL_POINTS = 432  # of one whole wall: 36 bricks each of 1, 4 and 7 points
+
+
+class Breakout:
+    """The task, as the offline stages see it."""
+
+    name = "breakout"
+    observation_shape = OBSERVATION_SHAPE
+    action_names = ACTION_NAMES
+    idle_action = NOOP
+    expert = None
+
+    def __init__(self, config: BreakoutConfig):
+        self.config = config
+
+    def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> BreakoutVecEnv:
+        """Emulators in this process; see Task.make_vec_env and, for what ``evaluation`` changes, this module."""
+        return BreakoutVecEnv(environments, seed, self.config, evaluation)
+
+
+class BreakoutVecEnv(VecEnv):
+    """N games.
+
+    Args:
+        environments: N.
+        seed: game e of environment i follows from (seed, i, e) and the actions.
+        config: of the task.
+        evaluation: episodes are whole games and rewards points; else lives, and the points' sign.
+
+    An episode's info has "metrics" ("score" in points, "steps") and "is_success" (the first wall is gone) if the game
+    ended with it.
+    """
+
+    def __init__(self, environments: int, seed: int, config: BreakoutConfig, evaluation: bool = True):
+        self.render_mode = None
+        super().__init__(environments, spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8), spaces.Discrete(len(_ACTIONS)))
+        self.games = [_Game(seed, i, config) for i in range(environments)]
+        self.evaluation = evaluation
+
+    def reset(self) -> NDArray[np.uint8]:
+        """Start a new game everywhere; uint8 (N, 2, 84, 84)."""
+        for game in self.games:
+            game.start()
+        return self.observe()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the actions of the next ``step_wait``."""
+        self._actions = np.asarray(actions)
+
+    def step_wait(self) -> tuple[NDArray[np.uint8], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """One action everywhere, as stable-baselines3 defines it; finished episodes restart."""
+        rewards = np.zeros(self.num_envs, np.float32)
+        dones = np.zeros(self.num_envs, bool)
+        infos: list[dict[str, Any]] = [{} for _ in self.games]
+        for i, (game, action) in enumerate(zip(self.games, self._actions, strict=True)):
+            points, life_lost = game.act(_ACTIONS[action])
+            rewards[i] = points if self.evaluation else np.sign(points)
+            over, truncated = game.ale.game_over(with_truncation=False), game.frames >= game.config.max_frames
+            if over or truncated or (life_lost and not self.evaluation):
+                dones[i] = True
+                infos[i] = {
+                    "terminal_observation": game.pictures.copy(),
+                    "TimeLimit.truncated": bool(truncated and not over and not (life_lost and not self.evaluation)),
+                    "metrics": {},
+                }
+            if over or truncated:
+                infos[i]["metrics"] = {"score": float(game.score), "steps": float(game.steps)}
+                infos[i]["is_success"] = bool(game.score >= WALL_POINTS)
+                game.start()
+            elif life_lost:
+                game.serve()
+        return self.observe(), rewards, dones, infos
+
+    def observe(self) -> NDArray[np.uint8]:
+        """The states, uint8 (N, 2, 84, 84)."""
+        return np.stack([game.pictures for game in self.games])
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything the following steps depend on besides the constructor's arguments."""
+        emulators = [np.frombuffer(game.ale.cloneState(include_rng=True).serialize(), np.uint8) for game in self.games]
+        return {
+            "emulators": np.concatenate(emulators),
+            "emulator_bytes": np.array([len(data) for data in emulators]),
+            "pictures": self.observe(),
+            "counters": np.array([game.counters for game in self.games]),
+        }
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from ``get_state``."""
+        ends = np.cumsum(state["emulator_bytes"])
+        for i, data in enumerate(np.split(state["emulators"], ends[:-1])):
+            self.games[i].ale.restoreState(ALEState(data.tobytes()))
+            self.games[i].pictures = state["pictures"][i].copy()
+            self.games[i].counters = tuple(state["counters"][i].tolist())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The attribute of the batch, once per environment."""
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set the attribute of the batch."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call the method of the batch once per environment."""
+        return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """No environment is wrapped."""
+        return [False] * len(list(self._get_indices(indices)))
+
+
+class _Game:
+    """One emulator and its state as the policy sees it."""
+
+    def __init__(self, seed: int, index: int, config: BreakoutConfig):
+        ALEInterface.setLoggerMode(LoggerMode.Error)
+        self.seed, self.index, self.config = seed, index, config
+        self.game = -1
+        self.frames = self.steps = self.score = self.lives = 0  # of this game
+        self.pictures = np.zeros(OBSERVATION_SHAPE, np.uint8)
+        self._screens = np.zeros((2, *SCREEN), np.uint8)
+        self.ale = ALEInterface()
+        self.ale.setFloat("repeat_action_probability", config.repeat_action_probability)
+        self.ale.loadROM(_rom())
+
+    @property
+    def counters(self) -> tuple[int, ...]:
+        """What the emulator does not know."""
+        return self.game, self.frames, self.steps, self.score, self.lives
+
+    @counters.setter
+    def counters(self, values: tuple[int, ...]) -> None:
+        self.game, self.frames, self.steps, self.score, self.lives = values
+
+    def start(self) -> None:
+        """Start a new game and serve its first ball."""
+        self.game += 1
+        rng = np.random.default_rng((self.seed, self.index, self.game))
+        if self.config.repeat_action_probability:  # only loading takes the emulator's seed
+            self.ale.setInt("random_seed", int(rng.integers(2**31)))
+            self.ale.loadROM(_rom())
+        self.ale.reset_game()
+        idle_frames = int(rng.integers(1, self.config.idle_frames_max + 1))
+        for _ in range(idle_frames):
+            self.ale.act(Action.NOOP)
+        self.frames, self.steps, self.score, self.lives = idle_frames, 0, 0, self.ale.lives()
+        self.serve()
+
+    def serve(self) -> None:
+        """Bring a new life's ball into play, as stable-baselines3's FireResetEnv does; no brick is in its reach."""
+        self.act(Action.FIRE)
+        self.pictures[:] = self.pictures[-1]
+        self.steps -= 1
+
+    def act(self, action: Action) -> tuple[int, bool]:
+        """Hold an action for FRAME_SKIP frames, less where the game ends.
+
+        Returns:
+            points, whether a life was lost.
+        """
+        points = 0
+        for frame in range(FRAME_SKIP):
+            points += self.ale.act(action)
+            self.frames += 1
+            over = self.ale.game_over(with_truncation=False)
+            if over:
+                self._screens[:] = self.ale.getScreenGrayscale()
+                break
+            if frame >= FRAME_SKIP - 2:
+                self.ale.getScreenGrayscale(self._screens[frame % 2])
+        self.pictures[0] = self.pictures[1]
+        pooled = np.maximum(self._screens[0], self._screens[1])
+        cv2.resize(pooled, (SIDE, SIDE), self.pictures[1], interpolation=cv2.INTER_AREA)
+        self.steps += 1
+        self.score += points
+        lives = self.ale.lives()
+        lost, self.lives = lives < self.lives, lives
+        return points, lost
+
+
+def _rom() -> Path:
+    path = roms.get_rom_path("breakout")
+    assert path is not None  # part of the ale-py package
+    return path
