@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carla_digr import checkpoint
+from carla_digr.attacks import fgsm, pgd
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
 from carla_digr.saliency.methods import raw_maps
 from carla_digr.saliency.perturbation import Perturbation
+
+ATTACKS = {"fgsm": fgsm, "pgd": pgd}
+"""What a picture can be attacked with while driving."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Explainer:
         channels, height, width = policy.input_shape
         self.image_shape = (height, width, channels)
         self._policy = policy.eval()
+        self._generator = torch.Generator().manual_seed(0)  # of PGD's random starts
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], task: str = "driving", method: str = "digr") -> Explainer:
@@ -104,19 +109,15 @@ class Explainer:
 
         Raises:
             UserError: the picture has another shape or type.
+            RuntimeError: the policy has not one output for each action.
         """
-        if rgb.shape != self.image_shape or rgb.dtype != np.uint8:
-            expected = " x ".join(map(str, self.image_shape))
-            got = " x ".join(map(str, rgb.shape))
-            raise UserError(
-                f"The policy needs a uint8 picture of {expected} (height x width x channels) but got {rgb.dtype} "
-                f"{got}: set the camera to the policy's size."
-            )
         start = time.perf_counter()
         with torch.inference_mode():
-            state = to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy()))
+            state = self._state(rgb)
             logits, value, hidden = self._policy.trace(state)
             probabilities = logits.softmax(dim=1)[0].numpy()
+        if probabilities.shape != (len(self.action_names),):
+            raise RuntimeError(f"output of shape {tuple(logits.shape)} for {len(self.action_names)} actions")
         return Decision(
             action=int(probabilities.argmax()),
             probabilities=probabilities,
@@ -125,6 +126,33 @@ class Explainer:
             state=state,
             trace=(logits, hidden),
         )
+
+    def attacked(self, rgb: NDArray[np.uint8], attack: str, epsilon: float) -> NDArray[np.uint8]:
+        """The frame as an attacker would show it to the policy: uint8 (H, W, 3), rounded towards the true picture.
+
+        Args:
+            rgb: uint8 (H, W, 3) of the policy's size.
+            attack: one of ATTACKS.
+            epsilon: largest change of a channel of a pixel, 1 being the whole range.
+
+        Raises:
+            UserError: the picture has another shape or type.
+        """
+        with torch.inference_mode():
+            state = self._state(rgb)
+            change = ATTACKS[attack](self._policy, state, epsilon, self._generator) - state
+            levels = torch.trunc(change[0] * 255.0 + 1e-3 * change[0].sign()).permute(1, 2, 0).numpy()
+        return (rgb + levels).clip(0, 255).astype(np.uint8)
+
+    def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
+        if rgb.shape != self.image_shape or rgb.dtype != np.uint8:
+            expected = " x ".join(map(str, self.image_shape))
+            got = " x ".join(map(str, rgb.shape))
+            raise UserError(
+                f"The policy needs a uint8 picture of {expected} (height x width x channels) but got {rgb.dtype} "
+                f"{got}: set the camera to the policy's size."
+            )
+        return to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy()))
 
     def explain(self, decision: Decision) -> Saliency:
         """The map of a decision's frame."""

@@ -20,7 +20,8 @@ from carla_digr.live.explainer import Explainer  # noqa: E402
 from carla_digr.live.watchdog import FULL_BRAKE  # noqa: E402
 from carla_digr.tasks.driving import InProcessDrive  # noqa: E402
 
-FRAME_TOPICS = [topic.name for topic in topics.TOPICS if topic not in (topics.CLOCK, topics.DIAGNOSTICS)]
+WITHOUT_STAMP = (topics.CLOCK, topics.DIAGNOSTICS, topics.OBSERVATION, topics.MANUAL)  # or none in an ordinary drive
+FRAME_TOPICS = [topic.name for topic in topics.TOPICS if topic not in WITHOUT_STAMP]
 
 
 def stamp(message) -> float:

@@ -9,33 +9,42 @@ from __future__ import annotations
 import math
 import socket
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 from carla_digr_msgs.msg import DriveFrame as DriveFrameMessage
-from carla_digr_msgs.msg import DrivingDecision
-from nav_msgs.msg import Odometry
+from carla_digr_msgs.msg import DrivingDecision, VehicleControl
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
 
 from carla_digr.driving.control import DriveFrame, VehicleCommand
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 from carla_digr.live.composition import whole_number
-from carla_digr.live.watchdog import FULL_BRAKE, Ruling, State, Watchdog
+from carla_digr.live.watchdog import (
+    BRAKE_PERIODS,
+    FULL_BRAKE,
+    WARN_PERIODS,
+    Camera,
+    ManualControl,
+    Ruling,
+    State,
+    Watchdog,
+)
 from carla_digr_ros import topics
-from carla_digr_ros.conversion import to_message
+from carla_digr_ros.conversion import CAMERA_FRAME, camera_info, odometry, to_message
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare
-from carla_digr_ros.running import SPIN_SECONDS, Stop, run
+from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
 
 CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
 PERIOD = 0.05  # s between ticks, wall and simulation time
 LOCKSTEP_SECONDS = 20.0  # longest wait for a decision in lockstep
 HELD_FRAMES = 20  # from the end of an episode to the start of the next one
-MAP_FRAME, EGO_FRAME, CAMERA_FRAME = "map", "ego_vehicle", "ego_vehicle/camera"
 
 
 class Pacer:
@@ -58,8 +67,13 @@ class Pacer:
         self.next += PERIOD
 
 
-class CarlaBridge(Node):
-    """The simulator's driver: the only node that talks to CARLA, and the only one that ticks it."""
+class CarlaBridge(ManagedNode):
+    """The simulator's driver: the only node that talks to CARLA, and the only one that ticks it.
+
+    Services: ``~/pause`` (std_srvs/SetBool), ``~/step`` (Trigger, one frame while paused), ``~/reset`` (Trigger, a new
+    episode with the parameter ``seed``). While commands come on topics.MANUAL they are applied, whatever else happens.
+    All calls to the simulator are made in one thread, so that this node answers while one of them hangs.
+    """
 
     def __init__(self) -> None:
         super().__init__("carla_bridge")
@@ -67,7 +81,7 @@ class CarlaBridge(Node):
         self._host = declare(self, "host", "127.0.0.1", "where the simulator listens")
         self._port = declare(self, "port", 2000, "the simulator's port", (1, 65535))
         self._start_seconds = declare(self, "start_seconds", 0.0, "time the simulator has to start, s", (0.0, 600.0))
-        self._seed = declare(self, "seed", 1, "of the first episode; every further one adds 1", (0, 2**31 - 1))
+        self._live("seed", 1, "of the next episode; every further one adds 1", (0, 2**31 - 1))
         self._vehicles = declare(self, "vehicles", 64, "other vehicles on the ego's carriageway", (0, 400))
         self._roads, self._spawn_points = (
             _numbers(name, declare(self, name, "", description))
@@ -76,104 +90,165 @@ class CarlaBridge(Node):
                 ("spawn_points", "indices of the map's spawn points at which drives start; empty: all on highways"),
             )
         )
-        self._patience = declare(
-            self, "patience", 60.0, "s in which a simulator that hung or died must be back", (0.0, 86400.0)
-        )
         self._lockstep = declare(self, "lockstep", False, "wait for every decision instead of keeping to the clock")
-        deadline = declare(self, "deadline", 0.040, "s after a frame within which its decision must come", (0.001, 1.0))
-        recovery = declare(self, "recovery", 5, "good decisions in a row that end a stop", (1, 1000))
+        self._live("patience", 60.0, "s in which a simulator that hung or died must be back", (0.0, 86400.0))
+        self._live("deadline", 0.040, "s that a frame's decision may take, unless in lockstep", (0.001, 1.0))
+        self._live("recovery", 5, "good decisions in a row that end a stop", (1, 1000))
 
-        self._watchdog = Watchdog(time.monotonic, LOCKSTEP_SECONDS if self._lockstep else deadline, recovery)
+        self._watchdog = Watchdog(time.monotonic)
+        self._manual = ManualControl(time.monotonic)
+        self._camera = Camera()
         self._ruling = Ruling(FULL_BRAKE, True, "no frame yet")
         self._answered = False
         self._sent_at = 0.0
         self._frame: DriveFrame | None = None
         self._header = Header()
-        self._pacer: Pacer | None = None
-        self._episode = self._collisions = self._fallbacks = self._foreign = 0
+        self._pacer = Pacer()
+        self._episode = self._episode_seed = self._collisions = self._fallbacks = self._foreign = 0
         self._distance = 0.0
         self._over_since = 0  # frame that ended the episode, 0 while it goes on
+        self._paused = self._step = self._reset = False
         self._waiting = ""
         self._frames, self._ticks, self._answers = Recent(), Recent(), Recent()
 
-        self._clock_out = topics.CLOCK.publisher(self)
-        self._facts_out = topics.FRAME.publisher(self)
-        self._images_out = topics.IMAGE.publisher(self)
-        self._infos_out = topics.CAMERA_INFO.publisher(self)
-        self._odometry_out = topics.ODOMETRY.publisher(self)
-        self._decisions_out = topics.DECISION.publisher(self)
-        topics.DECISION.subscribe(self, self._on_decision)
+        self._clock_out = self.advertise(topics.CLOCK)
+        self._facts_out = self.advertise(topics.FRAME)
+        self._images_out = self.advertise(topics.IMAGE)
+        self._infos_out = self.advertise(topics.CAMERA_INFO)
+        self._odometry_out = self.advertise(topics.ODOMETRY)
+        self._decisions_out = self.advertise(topics.DECISION)
+        self.create_service(SetBool, "~/pause", self._on_pause)
+        self.create_service(Trigger, "~/step", self._on_step)
+        self.create_service(Trigger, "~/reset", self._on_reset)
         self._reporter = Reporter(self, "drive", self._status)
+        self._calls = ThreadPoolExecutor(1, "simulator")
         self._drive: Scenario | None = None
+
+    def _live(self, name: str, default: Any, description: str, bounds: tuple[float, float]) -> None:
+        """Keep a parameter that may change during the drive as an attribute."""
+
+        def keep(value: Any) -> None:
+            setattr(self, f"_{name}", value)
+
+        keep(declare(self, name, default, description, bounds, changed=keep))
+
+    def activate(self) -> None:
+        """Take decisions and manual commands; `run` drives."""
+        self.listen(topics.DECISION, self._on_decision)
+        self.listen(topics.MANUAL, self._on_manual)
 
     def close(self) -> None:
         """Leave the simulator as it was found."""
         if self._drive is not None:
-            self._drive.close()
+            self._calls.submit(self._drive.close).result()
+            self._drive = None
 
     def run(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        """Drive until asked to stop.
+        """Drive while the node is active, until asked to stop.
 
         Raises:
             UserError: the simulator is gone and does not come back, or in lockstep no decision comes.
         """
-        self._wait_for_the_simulator(executor, stop, self._start_seconds)
-        if not stop.requested:
-            self._drive = Scenario.connect(
-                self._simulator,
-                self._host,
-                self._port,
-                CALL_SECONDS,
-                vehicles=self._vehicles,
-                roads=self._roads,
-                spawn_points=self._spawn_points,
-            )
-            self._wait_for_an_explainer(executor, stop)
-        if stop.requested:
-            return
-        self._pacer = Pacer()
-        while not stop.requested:
-            try:
-                self._drive_on(self._drive, executor, stop)
-            except SimulatorGone as lost:
-                self._recover(self._drive, lost, executor, stop)
 
-    def _drive_on(self, drive: Scenario, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        """Drive one episode after the other until asked to stop. Raises SimulatorGone."""
-        assert self._pacer is not None
-        frame = self._begin(drive)
-        self._pacer.restart()
-        while not stop.requested:
+        def going() -> bool:
+            return self.active and not stop.requested
+
+        while not (stop.requested or self.finalized):
+            if not self.active:
+                executor.spin_once(timeout_sec=SPIN_SECONDS)
+                continue
+            try:
+                self._connect(executor, going)
+                if going():
+                    self._drive_on(executor, going)
+            except SimulatorGone as lost:
+                if self._drive is None:
+                    raise
+                self._recover(self._drive, lost, executor, going)
+
+    def _connect(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
+        """Have a connection to the simulator and an explainer that watches."""
+        if self._drive is None:
+            self._wait_for_the_simulator(executor, going, self._start_seconds)
+        if self._drive is None and going():
+            self._drive = self._ask(
+                executor,
+                lambda: Scenario.connect(
+                    self._simulator,
+                    self._host,
+                    self._port,
+                    CALL_SECONDS,
+                    vehicles=self._vehicles,
+                    roads=self._roads,
+                    spawn_points=self._spawn_points,
+                ),
+            )
+        self._wait_for_an_explainer(executor, going)
+
+    def _drive_on(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
+        """Drive one episode after the other. Raises SimulatorGone."""
+        frame = self._begin(executor)
+        while going():
             self._publish(frame)
-            self._wait_for_the_decision(executor, stop)
-            if stop.requested:
-                break
-            command = self._command()
+            self._wait_for_the_decision(executor, going)
             if not self._lockstep:
                 self._wait_for_the_boundary(executor)
-            if self._over_since and frame.frame - self._over_since >= HELD_FRAMES:
-                self._seed += 1
-                frame = self._begin(drive)
+            self._wait_while_paused(executor, going)
+            if not going():
+                break
+            command = self._command()
+            if self._reset or (self._over_since and frame.frame - self._over_since >= HELD_FRAMES):
+                frame = self._begin(executor)
                 continue
-            start = time.monotonic()
-            frame = drive.step(command)
-            self._ticks.add((time.monotonic() - start) * 1000.0)
-            self._account(frame)
+            frame = self._tick(executor, command)
 
-    def _recover(self, drive: Scenario, lost: SimulatorGone, executor: SingleThreadedExecutor, stop: Stop) -> None:
+    def _ask(self, executor: SingleThreadedExecutor, call: Callable[[], Any], watch: bool = False) -> Any:
+        """The answer of a call to the simulator; callbacks go on when it takes long.
+
+        With ``watch`` the car's own next frame is waited for: a warning after WARN_PERIODS, the brake after
+        BRAKE_PERIODS.
+        """
+        start = time.monotonic()
+        answer = self._calls.submit(call)
+        wait([answer], WARN_PERIODS * PERIOD)
+        while not answer.done():
+            brake = (time.monotonic() - start) / PERIOD >= BRAKE_PERIODS
+            lateness = f"no frame for {BRAKE_PERIODS if brake else WARN_PERIODS} periods"
+            if watch and lateness != self._waiting:
+                self._waiting = lateness
+                if brake:
+                    self._rule(self._watchdog.fail(lateness))
+                self._reporter.report()
+            executor.spin_once(timeout_sec=PERIOD)
+        if watch:
+            self._waiting = ""
+        return answer.result()
+
+    def _tick(self, executor: SingleThreadedExecutor, command: VehicleCommand) -> DriveFrame:
+        drive = self._drive
+        assert drive is not None
+        start = time.monotonic()
+        frame: DriveFrame = self._ask(executor, lambda: drive.step(command), watch=True)
+        self._ticks.add((time.monotonic() - start) * 1000.0)
+        self._account(frame)
+        return frame
+
+    def _recover(
+        self, drive: Scenario, lost: SimulatorGone, executor: SingleThreadedExecutor, going: Callable[[], bool]
+    ) -> None:
         """Wait for a simulator that hung or died, then make ego, camera and traffic anew.
 
         Raises UserError when it is not back within the patience.
         """
         self.get_logger().error(f"{lost}; waiting {self._patience:g} s for it")
+        self._rule(self._watchdog.fail("the simulator does not answer"))
         end = time.monotonic() + self._patience
-        self._seed += 1
-        while not stop.requested:
-            self._waiting = "the simulator does not answer"
+        while going():
+            self._waiting = self._ruling.reason
             self._reporter.report()
-            self._wait_for_the_simulator(executor, stop, end - time.monotonic())
+            self._wait_for_the_simulator(executor, going, end - time.monotonic())
             try:
-                self._drive = drive.reconnect(patience=0.0)
+                self._drive = self._ask(executor, lambda: drive.reconnect(patience=0.0))
             except UserError:
                 if time.monotonic() >= end:
                     raise
@@ -183,11 +258,17 @@ class CarlaBridge(Node):
                 break
         self._waiting = ""
 
-    def _begin(self, drive: Scenario) -> DriveFrame:
-        frame = drive.reset(self._seed)
+    def _begin(self, executor: SingleThreadedExecutor) -> DriveFrame:
+        drive = self._drive
+        assert drive is not None
+        self._episode_seed = self._seed
+        frame: DriveFrame = self._ask(executor, lambda: drive.reset(self._episode_seed))
+        self._seed = min(self._seed + 1, 2**31 - 1)
         self._episode += 1
-        self._over_since = 0
-        self.get_logger().info(f"Episode {self._episode}, seed {self._seed}")
+        self._over_since, self._reset = 0, False
+        self._camera = Camera()
+        self._pacer.restart()
+        self.get_logger().info(f"Episode {self._episode}, seed {self._episode_seed}")
         return frame
 
     def _account(self, frame: DriveFrame) -> None:
@@ -215,35 +296,44 @@ class CarlaBridge(Node):
                 header=header,
                 frame=frame.frame,
                 episode=self._episode,
-                seed=self._seed,
+                seed=self._episode_seed,
                 collision=frame.collision or "",
                 off_road=frame.off_road,
                 over=bool(self._over_since),
             )
         )
         image = to_message(frame.image, "rgb8", header)
+        fault = self._camera.check(frame.stamp, frame.image, frame.speed)
         self._frame, self._header, self._answered = frame, header, False
-        self._watchdog.sent(frame.frame)
+        self._watchdog.deadline = LOCKSTEP_SECONDS if self._lockstep else self._deadline
+        self._watchdog.recovery = self._recovery
+        self._watchdog.sent(frame.frame, fault)
         self._sent_at = time.monotonic()
         self._images_out.publish(image)
-        self._infos_out.publish(_camera_info(header, Scenario.fov, image.width, image.height))
-        self._odometry_out.publish(_odometry(header, frame))
+        self._infos_out.publish(camera_info(header, Scenario.fov, image.width, image.height))
+        self._odometry_out.publish(odometry(header, frame))
         self._frames.add()
 
     def _command(self) -> VehicleCommand:
-        """What this frame's decision asks for, or the brake."""
-        ruling = self._watchdog.rule()
-        if self._lockstep and not self._answered:
+        """What a human wants, else what this frame's decision asks for, or the brake."""
+        silent = self._watchdog.silent
+        ruling, manual = self._watchdog.rule(), self._manual.command()
+        if self._lockstep and silent and manual is None:
             raise UserError(f"{ruling.reason[0].upper()}{ruling.reason[1:]}: is the explainer running?")
-        if ruling.fallback:
-            self._fallbacks += 1
-            self._decisions_out.publish(self._fallback_decision(ruling.command))
+        self._rule(ruling)
+        applied = manual or (FULL_BRAKE if self._over_since else ruling.command)
+        if manual is not None or ruling.fallback:
+            self._decisions_out.publish(self._own_decision(manual or ruling.command, manual is not None))
+        return applied
+
+    def _rule(self, ruling: Ruling) -> None:
+        """Log where the car begins to brake and where the policy takes over again."""
+        self._fallbacks += ruling.fallback
         if ruling.fallback and not self._ruling.fallback:
             self.get_logger().warning(f"Braking: {ruling.reason}")
         elif self._ruling.fallback and not ruling.fallback:
             self.get_logger().info("The policy drives")
         self._ruling = ruling
-        return FULL_BRAKE if self._over_since else ruling.command
 
     def _on_decision(self, message: DrivingDecision) -> None:
         if message.fallback:
@@ -251,12 +341,17 @@ class CarlaBridge(Node):
         if self._frame is None or message.header.stamp != self._header.stamp:
             self._foreign += 1
             return
-        command = VehicleCommand(message.steer, message.throttle, message.brake, message.target_speed)
+        steer = message.steer if len(message.probabilities) == len(message.action_names) else math.nan
+        command = VehicleCommand(steer, message.throttle, message.brake, message.target_speed)
         if self._watchdog.receive(self._frame.frame, command):
             self._answered = True
             self._answers.add((time.monotonic() - self._sent_at) * 1000.0)
 
-    def _fallback_decision(self, command: VehicleCommand) -> DrivingDecision:
+    def _on_manual(self, message: VehicleControl) -> None:
+        if fault := self._manual.receive(VehicleCommand(message.steer, message.throttle, message.brake)):
+            self.get_logger().error(f"Full brake: in the manual command {fault}", throttle_duration_sec=5.0)
+
+    def _own_decision(self, command: VehicleCommand, manual: bool) -> DrivingDecision:
         assert self._frame is not None
         return DrivingDecision(
             header=self._header,
@@ -269,26 +364,55 @@ class CarlaBridge(Node):
             inference_ms=math.nan,
             saliency_ms=math.nan,
             fallback=True,
+            manual=manual,
         )
+
+    # --- services ---
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._paused = request.data
+        response.success, response.message = True, "paused" if request.data else "driving"
+        return response
+
+    def _on_step(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._step = self._paused and self.active
+        response.message = "one frame" if response.success else "Pause the drive first (~/pause)."
+        return response
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._reset = self.active
+        response.message = f"Seed {self._seed} comes next." if response.success else "The bridge is not active."
+        return response
 
     # --- waiting ---
 
-    def _wait_for_the_simulator(self, executor: SingleThreadedExecutor, stop: Stop, seconds: float) -> None:
+    def _wait_for_the_simulator(
+        self, executor: SingleThreadedExecutor, going: Callable[[], bool], seconds: float
+    ) -> None:
         """Until something listens on the simulator's port; what it is, and if nothing does, `Scenario.connect` says."""
         end = time.monotonic() + seconds
-        while not stop.requested and time.monotonic() < end:
+        while going() and time.monotonic() < end:
             try:
                 socket.create_connection((self._host, self._port), 1.0).close()
                 break
             except (OSError, OverflowError):
-                self._waiting = f"waiting for a simulator on {self._host}:{self._port}"
+                self._waiting = self._waiting or f"waiting for a simulator on {self._host}:{self._port}"
                 executor.spin_once(timeout_sec=0.1)
 
-    def _wait_for_an_explainer(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        """Until a node that publishes decisions gets our pictures; the car stands in front of its drive until then."""
-        while not stop.requested:
-            deciders = {info.node_name for info in self.get_publishers_info_by_topic(topics.DECISION.name)}
-            watchers = [info.node_name for info in self.get_subscriptions_info_by_topic(topics.IMAGE.name)]
+    def _wait_for_an_explainer(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
+        """Until a node that publishes decisions gets our pictures; the car stands in front of its drive until then.
+
+        Raises UserError when another node is the drive's clock.
+        """
+        image, decision, clock = (
+            self.resolve_topic_name(topic.name) for topic in (topics.IMAGE, topics.DECISION, topics.CLOCK)
+        )
+        while going():
+            if len(clocks := self.get_publishers_info_by_topic(clock)) > 1:
+                names = " and ".join(sorted(f"{info.node_namespace}{info.node_name}" for info in clocks))
+                raise UserError(f"{names} both publish {clock}: end one, or give each its own ROS_DOMAIN_ID.")
+            deciders = {info.node_name for info in self.get_publishers_info_by_topic(decision)}
+            watchers = [info.node_name for info in self.get_subscriptions_info_by_topic(image)]
             answering = (deciders - {self.get_name()}) & set(watchers)
             if answering and self._images_out.get_subscription_count() >= len(watchers):
                 break
@@ -296,22 +420,33 @@ class CarlaBridge(Node):
             executor.spin_once(timeout_sec=0.1)
         self._waiting = ""
 
-    def _wait_for_the_decision(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        while not self._answered and not stop.requested and (remaining := self._watchdog.remaining()) > 0.0:
+    def _wait_for_the_decision(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
+        start = time.monotonic()
+        while not self._answered and going() and (remaining := self._watchdog.remaining()) > 0.0:
             executor.spin_once(timeout_sec=min(remaining, SPIN_SECONDS))
+        if time.monotonic() - start > PERIOD:  # the first decision, or one in lockstep
+            self._pacer.restart()
 
     def _wait_for_the_boundary(self, executor: SingleThreadedExecutor) -> None:
-        assert self._pacer is not None
         while (remaining := self._pacer.next - time.monotonic()) > 0.002:
             executor.spin_once(timeout_sec=remaining - 0.001)
         time.sleep(max(0.0, self._pacer.next - time.monotonic()))
         self._pacer.advance()
+
+    def _wait_while_paused(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
+        if not self._paused:
+            return
+        while self._paused and not (self._step or self._reset) and going():
+            executor.spin_once(timeout_sec=SPIN_SECONDS)
+        self._step = False
+        self._pacer.restart()
 
     # --- diagnostics ---
 
     def _status(self):
         values = {
             "watchdog": self._watchdog.state.value,
+            "control": "manual" if self._manual.command() else "watchdog" if self._ruling.fallback else "policy",
             "frames (Hz)": self._frames.rate(),
             "tick p50 (ms)": self._ticks.latency(50),
             "tick p99 (ms)": self._ticks.latency(99),
@@ -319,53 +454,28 @@ class CarlaBridge(Node):
             "frame to decision p99 (ms)": self._answers.latency(99),
             "fallbacks": self._fallbacks,
             "decisions late or repeated": self._watchdog.ignored + self._foreign,
-            "periods missed": self._pacer.missed if self._pacer else 0,
+            "periods missed": self._pacer.missed,
             "episode": self._episode,
-            "seed": self._seed,
+            "seed": self._episode_seed,
             "collisions": self._collisions,
             "distance (m)": self._distance,
         }
         if self._waiting:
             return WARN, self._waiting, values
+        if self._paused:
+            return OK, "paused", values
         if self._watchdog.state is not State.DRIVING:
             return WARN, self._ruling.reason, values
         if self._over_since:
             return WARN, "the episode is over: collision or off the road", values
+        if self._camera.warning:
+            return WARN, self._camera.warning, values
         return OK, f"driving at {self._frames.rate():.1f} frames/s", values
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas, as a parameter has them."""
     return tuple(whole_number(name, part.strip(), 0, 2**31 - 1) for part in text.split(",")) if text.strip() else ()
-
-
-def _camera_info(header: Header, fov: float, width: int, height: int) -> CameraInfo:
-    """A pinhole without distortion; ``fov`` is the horizontal field of view in degrees, as CARLA has it."""
-    focal = width / (2.0 * math.tan(math.radians(fov) / 2.0))
-    cx, cy = width / 2.0, height / 2.0
-    return CameraInfo(
-        header=header,
-        width=width,
-        height=height,
-        distortion_model="plumb_bob",
-        d=[0.0] * 5,
-        k=[focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0],
-        r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
-        p=[focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0],
-    )
-
-
-def _odometry(header: Header, frame: DriveFrame) -> Odometry:
-    """The ego's motion in ROS's right-handed axes (REP 103): CARLA's y and yaw change sign."""
-    message = Odometry(child_frame_id=EGO_FRAME)
-    message.header.stamp = header.stamp
-    message.header.frame_id = MAP_FRAME
-    pose = message.pose.pose
-    pose.position.x, pose.position.y = float(frame.x), -float(frame.y)
-    pose.orientation.z = math.sin(-frame.yaw / 2.0)
-    pose.orientation.w = math.cos(-frame.yaw / 2.0)
-    message.twist.twist.linear.x = float(frame.speed)
-    return message
 
 
 def main() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
+from carla_digr_ros.running import ManagedNode
 from carla_digr_ros.topics import DIAGNOSTICS
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -45,10 +46,10 @@ class Recent:
 class Reporter:
     """Publishes what `status` returns, (level, message, values), once a second of wall time.
 
-    By the steady clock: a simulation that stands still must be reported too.
+    By the steady clock: a simulation that stands still must be reported too, as is a node that is not active.
     """
 
-    def __init__(self, node: Node, part: str, status: Callable[[], tuple[bytes, str, Mapping[str, object]]]):
+    def __init__(self, node: Node, part: str, status: Callable[[], tuple[bytes, str, dict[str, object]]]):
         self._node = node
         self._name = f"{node.get_name()}: {part}"
         self._status = status
@@ -58,6 +59,11 @@ class Reporter:
     def report(self) -> None:
         """Publish now."""
         level, message, values = self._status()
+        if isinstance(self._node, ManagedNode):
+            if not self._node.active:
+                level, message = OK, "not active"
+            if self._node.incompatible_qos:
+                values["incompatible QoS"] = ", ".join(f"{t} ({p})" for t, p in self._node.incompatible_qos.items())
         status = DiagnosticStatus(
             level=level,
             name=self._name,

@@ -4,68 +4,132 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
+from carla_digr_msgs.srv import SetPolicy
 from numpy.typing import NDArray
-from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from carla_digr.driving.control import ACTION_NAMES, command
+from carla_digr.driving.control import ACTION_NAMES, TICK, command
 from carla_digr.errors import UserError
 from carla_digr.live.composition import WEIGHTS
-from carla_digr.live.explainer import Decision, Explainer, Saliency
+from carla_digr.live.explainer import ATTACKS, Decision, Explainer, Saliency
+from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.overlay import COLORMAPS, overlay
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
-from carla_digr_ros.parameters import declare
-from carla_digr_ros.running import run
+from carla_digr_ros.parameters import check, declare
+from carla_digr_ros.running import ManagedNode, run
 
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
 
-class ExplainerNode(Node):
-    """Subscribes to the camera; publishes decision, saliency map and overlay with the picture's header."""
+class ExplainerNode(ManagedNode):
+    """Subscribes to the camera; publishes decision, saliency map and overlay with the picture's header.
+
+    The service ``~/set_policy`` (carla_digr_msgs/srv/SetPolicy) lets another policy drive; the parameters that can be
+    changed while it runs do so from the next frame on.
+    """
 
     def __init__(self) -> None:
         super().__init__("explainer")
-        weights = declare(self, "weights", str(WEIGHTS), "policy, a .safetensors file beside its card")
-        self._wrong_size = declare(
-            self, "wrong_size", "refuse", "a picture of another size than the policy's", choices=("refuse", "resize")
+        self._settings: dict[str, Any] = {}
+        self._setting("weights", str(WEIGHTS), "policy, a .safetensors file beside its card; ~/set_policy changes it")
+        self._setting(
+            "wrong_size", "refuse", "what to do with pictures of another size than the policy's", ("refuse", "resize")
         )
-        self._opacity = declare(self, "opacity", 0.8, "opacity of the map in the overlay", (0.0, 1.0))
-        self._colormap = declare(
-            self, "colormap", "inferno", "colours of the map in the overlay", choices=tuple(COLORMAPS)
+        self._setting("explanation", True, "publish saliency maps and overlays")
+        self._setting("opacity", 0.8, "opacity of the map in the overlay", bounds=(0.0, 1.0))
+        self._setting("colormap", "inferno", "colours of the map in the overlay", tuple(COLORMAPS))
+        self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *ATTACKS))
+        self._setting(
+            "attack_epsilon", 0.02, "the attack's largest change of a channel, 1 being its range", bounds=(0.0, 0.2)
         )
-        method = declare(self, "method", "digr", "how the maps are computed", choices=tuple(METHODS))
-        self._explainer = Explainer.from_checkpoint(weights, method=method)
-        if self._explainer.action_names != ACTION_NAMES:
-            raise UserError(
-                f"The policy {weights} decides between {', '.join(self._explainer.action_names)}; "
-                f"driving needs {', '.join(ACTION_NAMES)}: train it again."
-            )
+        self._method = declare(self, "method", "digr", "how the maps are computed", choices=tuple(METHODS))
+        check(self, "weights", self._refuse_weights)
 
-        self._decisions = topics.DECISION.publisher(self)
-        self._saliencies = topics.SALIENCY.publisher(self)
-        self._overlays = topics.OVERLAY.publisher(self)
+        self._decisions = self.advertise(topics.DECISION)
+        self._saliencies = self.advertise(topics.SALIENCY)
+        self._overlays = self.advertise(topics.OVERLAY)
+        self._observations = self.advertise(topics.OBSERVATION)
+        self.create_service(SetPolicy, "~/set_policy", self._on_set_policy)
+        self._loader = ThreadPoolExecutor(1)  # a policy is loaded while the present one drives on
+        self._loaded: tuple[str, Explainer] | None = None  # of the service, until the parameter has its value
+
         self._numbers: dict[tuple[int, int], int] = {}  # stamp -> frame number, in order of arrival
+        self._stamps = Stamps()
         self._decided, self._explained = Recent(), Recent()
-        self._refused = self._failed = self._flat = 0
+        self._refused = self._failed = self._flat = self._disordered = 0
         self._problem = ""  # of the last frame
+        self._last_picture = -math.inf
         self._saliency_ms = math.nan
         self._reporter = Reporter(self, "policy and explanation", self._status)
+
+    def _setting(self, name: str, default: Any, description: str, choices=(), bounds=None) -> None:
+        def change(value: Any) -> None:
+            self._settings[name] = value
+
+        self._settings[name] = declare(self, name, default, description, bounds, choices, change)
+
+    # --- the managed node ---
+
+    def configure(self) -> None:
+        """Load the policy."""
+        self._take(_load(self._settings["weights"], self._method))
+
+    def activate(self) -> None:
+        """Watch the camera."""
         # Frame numbers first: of two messages that wait, the executor takes the older subscription's.
-        topics.FRAME.subscribe(self, self._on_frame)
-        topics.IMAGE.subscribe(self, self._on_image)
-        self.get_logger().info(
-            f"Policy {self._explainer.policy_hash} from {Path(weights).name}: {', '.join(self._explainer.action_names)}"
-        )
+        self.listen(topics.FRAME, self._on_frame)
+        self.listen(topics.IMAGE, self._on_image)
+
+    # --- the policy ---
+
+    def _take(self, explainer: Explainer) -> None:
+        self._explainer = explainer
+        names = ", ".join(explainer.action_names)
+        self.get_logger().info(f"Policy {explainer.policy_hash} from {Path(self._settings['weights']).name}: {names}")
+
+    async def _on_set_policy(self, request: SetPolicy.Request, response: SetPolicy.Response) -> SetPolicy.Response:
+        done = Future(executor=self.executor)
+        loading = self._loader.submit(_load, request.weights, self._method)
+        loading.add_done_callback(done.set_result)
+        await done
+        try:
+            self._loaded = request.weights, loading.result()
+            verdict = self.set_parameters([Parameter("weights", value=request.weights)])[0]
+            response.success, response.message = verdict.successful, verdict.reason
+        except UserError as error:
+            response.message = str(error)
+        if response.success:
+            self._take(self._loaded[1])
+        else:
+            self.get_logger().warning(f"Refused the policy {request.weights}: {response.message}")
+        response.policy_hash = self._explainer.policy_hash
+        return response
+
+    def _refuse_weights(self, weights: str) -> str:
+        if not self.configured:
+            return ""  # the next configuration loads them
+        if self._loaded is None or self._loaded[0] != weights:
+            return "Call the service ~/set_policy: it loads and checks a policy before it takes over."
+        size, present = self._loaded[1].image_shape, self._explainer.image_shape
+        if size != present and self._settings["wrong_size"] == "refuse":
+            return f"It needs pictures of {size[1]}x{size[0]}, the present one {present[1]}x{present[0]} pixels."
+        return ""
+
+    # --- one frame ---
 
     def _on_frame(self, message: DriveFrame) -> None:
         self._numbers[_key(message.header)] = message.frame
@@ -73,34 +137,56 @@ class ExplainerNode(Node):
             del self._numbers[next(iter(self._numbers))]
 
     def _on_image(self, message: Image) -> None:
-        start = time.monotonic()
+        start = self._last_picture = time.monotonic()
+        order = self._stamps.check(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9)
+        if order in (Order.REPEATED, Order.LATE):
+            self._disordered += 1
+            self._report(f"Left out a picture on {self._topic()}: {order.value}")
+            return
+        if order is Order.JUMP:
+            self.get_logger().warning(f"On {self._topic()} the clock jumped back; going on from there")
+        attack, epsilon = self._settings["attack"], self._settings["attack_epsilon"]
         try:
             rgb = self._picture(message)
+            if attack != "none":
+                rgb = self._explainer.attacked(rgb, attack, epsilon)
             decision = self._explainer.decide(rgb)
         except (UserError, ValueError) as error:
             self._refused += 1
-            self._report(f"Refused a picture on {topics.IMAGE.name}: {error}")
+            self._report(f"Refused a picture on {self._topic()}: {error}")
             return
-        self._decisions.publish(self._decision_message(message.header, decision))
+        except Exception as error:  # whatever a broken policy does: no decision, and the bridge brakes
+            self._refused += 1
+            self._report(f"No decision for this frame: {error!r}")
+            return
+        answer = self._decision_message(message.header, decision)
+        answer.attack = f"{attack} {epsilon:g}" if attack != "none" else ""
+        self._decisions.publish(answer)
         self._decided.add((time.monotonic() - start) * 1000.0)
         # From here on nothing may stop the drive: the decision is out.
         self._saliency_ms = math.nan
         try:
-            saliency = self._explainer.explain(decision)
-            self._publish_map(message.header, rgb, saliency)
+            if answer.attack:
+                self._observations.publish(to_message(rgb, "rgb8", message.header))
+            if not answer.unexplained:
+                saliency = self._explainer.explain(decision)
+                self._publish_map(message.header, rgb, saliency)
+                self._saliency_ms = saliency.saliency_ms
+                self._flat += saliency.flat
+                self._explained.add((time.monotonic() - start) * 1000.0)
         except Exception as error:
             self._failed += 1
             self._report(f"No map for this frame: {error!r}")
             return
-        self._saliency_ms = saliency.saliency_ms
-        self._flat += saliency.flat
-        self._explained.add((time.monotonic() - start) * 1000.0)
         self._problem = "" if decision.finite else "The policy's output is not a number: the bridge brakes."
+
+    def _topic(self) -> str:
+        return self.resolve_topic_name(topics.IMAGE.name)
 
     def _picture(self, message: Image) -> NDArray[np.uint8]:
         rgb = to_rgb(message)
         height, width, _ = self._explainer.image_shape
-        if self._wrong_size == "resize" and rgb.shape[:2] != (height, width):
+        if self._settings["wrong_size"] == "resize" and rgb.shape[:2] != (height, width):
             rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
         return rgb
 
@@ -120,12 +206,15 @@ class ExplainerNode(Node):
             policy_hash=self._explainer.policy_hash,
             inference_ms=decision.inference_ms,
             saliency_ms=self._saliency_ms,
+            unexplained=not self._settings["explanation"],
         )
 
     def _publish_map(self, header: Header, rgb: NDArray[np.uint8], saliency: Saliency) -> None:
         self._saliencies.publish(to_message(saliency.map, "32FC1", header))
-        picture = overlay(rgb, saliency.map, self._opacity, self._colormap)
+        picture = overlay(rgb, saliency.map, self._settings["opacity"], self._settings["colormap"])
         self._overlays.publish(to_message(picture, "rgb8", header))
+
+    # --- diagnostics ---
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:  # each kind of problem at once on /diagnostics, repetitions once a second
@@ -135,7 +224,8 @@ class ExplainerNode(Node):
 
     def _status(self):
         values = {
-            "policy hash": self._explainer.policy_hash,
+            "policy hash": self._explainer.policy_hash if self.configured else "",
+            "attack": self._settings["attack"],
             "decisions (Hz)": self._decided.rate(),
             "decision p50 (ms)": self._decided.latency(50),
             "decision p99 (ms)": self._decided.latency(99),
@@ -143,14 +233,26 @@ class ExplainerNode(Node):
             "map p50 (ms)": self._explained.latency(50),
             "map p99 (ms)": self._explained.latency(99),
             "pictures refused": self._refused,
+            "pictures repeated or late": self._disordered,
             "maps failed": self._failed,
             "flat maps": self._flat,
         }
         if self._problem:
             return ERROR, self._problem, values
-        if self._decided.rate() == 0.0:
-            return WARN, f"No pictures on {topics.IMAGE.name}", values
+        if time.monotonic() - self._last_picture > WARN_PERIODS * TICK:
+            return WARN, f"No pictures on {self._topic()}", values
         return OK, f"{self._decided.rate():.1f} frames/s", values
+
+
+def _load(weights: str, method: str) -> Explainer:
+    """Raises UserError: the policy cannot be had, or it decides about something else."""
+    explainer = Explainer.from_checkpoint(weights, method=method)
+    if explainer.action_names != ACTION_NAMES:
+        raise UserError(
+            f"The policy {weights} decides between {', '.join(explainer.action_names)}; "
+            f"driving needs {', '.join(ACTION_NAMES)}: train it again."
+        )
+    return explainer
 
 
 def _key(header: Header) -> tuple[int, int]:

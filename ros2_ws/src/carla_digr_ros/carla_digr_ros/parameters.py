@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from carla_digr.errors import UserError
 
@@ -18,15 +20,19 @@ def declare(
     description: str,
     bounds: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
+    changed: Callable[[Any], None] | None = None,
 ) -> Any:
-    """The value of a parameter of a node, read once at the start.
+    """The value of a parameter of a node at the start.
+
+    Args:
+        changed: called with every value that the running node is given later, once it is accepted; None: the
+            parameter is read-only, and ROS refuses changes.
 
     Raises:
         UserError: the value has the wrong type, lies outside ``bounds`` or is not one of ``choices``.
     """
-    if choices:
-        description += f" ({' or '.join(choices)})"
-    descriptor = ParameterDescriptor(description=description, read_only=True)
+    allowed = f"one of: {', '.join(choices)}" if choices else ""
+    descriptor = ParameterDescriptor(description=description, additional_constraints=allowed, read_only=not changed)
     if bounds and isinstance(default, float):
         descriptor.floating_point_range = [FloatingPointRange(from_value=bounds[0], to_value=bounds[1])]
     elif bounds:
@@ -39,6 +45,25 @@ def declare(
     except InvalidParameterValueException:
         assert bounds is not None
         raise UserError(f"{where} must lie between {bounds[0]} and {bounds[1]}.") from None
-    if choices and value not in choices:
-        raise UserError(f"{where} must be {' or '.join(choices)}, not {value!r}.")
+
+    def refusal(value: Any) -> str:
+        return f"{where} must be {' or '.join(choices)}, not {value!r}." if choices and value not in choices else ""
+
+    if refusal(value):
+        raise UserError(refusal(value))
+    if changed is not None:
+        check(node, name, refusal)
+        node.add_post_set_parameters_callback(
+            lambda parameters: [changed(new.value) for new in parameters if new.name == name] and None
+        )
     return value
+
+
+def check(node: Node, name: str, refusal: Callable[[Any], str]) -> None:
+    """From now on a new value of a parameter is refused with the reason that ``refusal`` gives, "" for none."""
+
+    def verdict(parameters: list[Parameter]) -> SetParametersResult:
+        reason = "".join(refusal(new.value) for new in parameters if new.name == name)
+        return SetParametersResult(successful=not reason, reason=reason)
+
+    node.add_on_set_parameters_callback(verdict)

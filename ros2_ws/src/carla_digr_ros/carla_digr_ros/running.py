@@ -9,11 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import rclpy
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.qos import qos_policy_name_from_kind, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 
 from carla_digr.errors import UserError
+from carla_digr_ros.parameters import declare
+from carla_digr_ros.topics import Topic
 
 SPIN_SECONDS = 0.5  # longest time until a node sees that it was asked to stop
 
@@ -34,14 +40,137 @@ class Stop:
         self.requested = True
 
 
+class ManagedNode(LifecycleNode):
+    """A node with ROS 2's managed life cycle.
+
+    With ``autostart`` (the default) it configures and activates itself and its process ends when that fails, so that
+    it works by itself, from `carla-digr live` and from a launch file; without, it waits for the transitions, and
+    refuses one with the reason in its log. The shutdown transition ends the process.
+
+    A node defines what of `configure`, `activate`, `deactivate` and `close` it needs. While it is not active, it has
+    none of the subscriptions made by `listen`, and the publishers made by `advertise` are silent.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.autostart = declare(
+            self, "autostart", True, "configure and activate at the start; false: wait for lifecycle transitions"
+        )
+        self.configured = self.active = self.finalized = False
+        self.incompatible_qos: dict[str, str] = {}  # topic -> policy of which an endpoint does not match ours
+        self._refusal: UserError | None = None
+        self._heard: list[Subscription] = []
+
+    def start(self) -> None:
+        """Configure and activate. Raises UserError."""
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() is not TransitionCallbackReturn.SUCCESS:
+                raise self._refusal or RuntimeError(f"{self.get_name()} does not start")
+
+    def configure(self) -> None:
+        """Get ready. Raises UserError."""
+
+    def activate(self) -> None:
+        """Begin. Raises UserError."""
+
+    def deactivate(self) -> None:
+        """Pause."""
+
+    def close(self) -> None:
+        """Give back what `configure` took; safe to call twice."""
+
+    def advertise(self, topic: Topic) -> LifecyclePublisher:
+        """A publisher of a topic of the table, silent while the node is not active."""
+
+        def mismatch(event) -> None:
+            self._mismatch(publisher.topic_name, event, "a subscriber gets nothing from it")
+
+        events = PublisherEventCallbacks(incompatible_qos=mismatch)
+        publisher = self.create_lifecycle_publisher(topic.type, topic.name, topic.qos, event_callbacks=events)
+        return publisher
+
+    def listen(self, topic: Topic, callback: Callable[..., None]) -> None:
+        """Subscribe with the table's quality of service, or with best effort where a publisher offers no more."""
+
+        def mismatch(event) -> None:
+            policy = self._mismatch(reliable.topic_name, event, "nothing comes from a publisher of it")
+            if policy == "RELIABILITY":
+                self.executor.create_task(take_what_is_offered)  # not within the subscription's own callback
+
+        def take_what_is_offered() -> None:
+            if reliable in self._heard:
+                self.get_logger().info(f"Taking {reliable.topic_name} with best effort from now on")
+                self._heard.remove(reliable)
+                self.destroy_subscription(reliable)
+                self._heard.append(self.create_subscription(topic.type, topic.name, callback, qos_profile_sensor_data))
+
+        events = SubscriptionEventCallbacks(incompatible_qos=mismatch)
+        reliable = self.create_subscription(topic.type, topic.name, callback, topic.qos, event_callbacks=events)
+        self._heard.append(reliable)
+
+    def _mismatch(self, topic: str, event, consequence: str) -> str:
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        self.incompatible_qos[topic] = policy
+        self.get_logger().warning(f"Incompatible QoS on {topic} ({policy}): {consequence}")
+        return policy
+
+    def _try(self, action: Callable[[], None]) -> TransitionCallbackReturn:
+        try:
+            action()
+        except UserError as error:
+            self._refusal = error
+            if not self.autostart:
+                self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:
+            self._refusal = UserError(f"{self.get_name()} has failed: {error!r}")
+            raise
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Take what is needed."""
+        verdict = self._try(self.configure)
+        self.configured = verdict is TransitionCallbackReturn.SUCCESS
+        return verdict
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let the publishers speak, then begin."""
+        super().on_activate(state)
+        self.active = True
+        verdict = self._try(self.activate)
+        if verdict is not TransitionCallbackReturn.SUCCESS:
+            self.active = False
+            super().on_deactivate(state)
+        return verdict
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop, then silence the publishers."""
+        self.active = False
+        while self._heard:
+            self.destroy_subscription(self._heard.pop())
+        verdict = self._try(self.deactivate)
+        super().on_deactivate(state)
+        return verdict
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Give back what was taken."""
+        self.configured = False
+        return self._try(self.close)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End the process."""
+        self.active, self.finalized = False, True
+        return TransitionCallbackReturn.SUCCESS
+
+
 def spin(node: Node, executor: SingleThreadedExecutor, stop: Stop) -> None:
     """Run callbacks until the process is asked to stop."""
-    while not stop.requested:
+    while not (stop.requested or getattr(node, "finalized", False)):
         executor.spin_once(timeout_sec=SPIN_SECONDS)
 
 
 def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, Stop], None] = spin) -> int:
-    """Run one node until SIGINT or SIGTERM.
+    """Run one node until SIGINT or SIGTERM, or the shutdown transition.
 
     Args:
         make: creates the node; called after rclpy is initialised.
@@ -57,6 +186,8 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
         try:
             executor = SingleThreadedExecutor()
             executor.add_node(node)
+            if isinstance(node, ManagedNode) and node.autostart:
+                node.start()
             gc.collect()
             gc.freeze()  # a full collection over all that torch and rclpy have loaded takes longer than a frame
             work(node, executor, stop)

@@ -1,7 +1,7 @@
 """The one table of the drive's topics: name, type, rate, quality of service, publisher.
 
 Every message about a frame carries that frame's stamp (simulation time). All publishers are reliable, so reliable and
-best-effort subscribers both match.
+best-effort subscribers both match. Names are remapped like any ROS name's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, VehicleControl
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
@@ -57,6 +57,8 @@ IMAGE = Topic("/carla_digr/camera/image", Image, ("carla_bridge",))  # rgb8
 DECISION = Topic("/carla_digr/decision", DrivingDecision, ("explainer", "carla_bridge"))
 SALIENCY = Topic("/carla_digr/saliency", Image, ("explainer",))  # 32FC1 in [0, 1]
 OVERLAY = Topic("/carla_digr/overlay", Image, ("explainer",))  # rgb8
+OBSERVATION = Topic("/carla_digr/observation", Image, ("explainer",))  # rgb8: what the policy saw, during an attack
+MANUAL = Topic("/carla_digr/manual_control", VehicleControl, ())  # from a human
 DIAGNOSTICS = Topic("/diagnostics", DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder"), rate=1.0)
 
-TOPICS = (CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, DECISION, SALIENCY, OVERLAY, DIAGNOSTICS)
+TOPICS = (CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, DECISION, SALIENCY, OVERLAY, OBSERVATION, MANUAL, DIAGNOSTICS)

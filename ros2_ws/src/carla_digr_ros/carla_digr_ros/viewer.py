@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
-from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -21,9 +21,10 @@ from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_array, to_rgb
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare
-from carla_digr_ros.running import run
+from carla_digr_ros.running import ManagedNode, run
 
 PATIENCE = 4  # newer pictures after which a frame is shown without what is still missing
+JUMP = 1.0  # s that a frame must be older than the newest to be taken for a new beginning of time
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Parts:
     """What has arrived of one frame; ``arrived`` is the picture's time on the monotonic clock in s."""
 
     rgb: NDArray | None = None
+    observation: NDArray | None = None  # what the policy saw in its place, during an attack
     arrived: float = math.nan
     facts: DriveFrame | None = None
     odometry: Odometry | None = None
@@ -43,32 +45,46 @@ class Parts:
         """Whether nothing more is to be waited for: after a decision comes a map, after a lone fallback nothing."""
         if self.rgb is None:
             return False
-        return self.saliency is not None if self.decision is not None else self.fallback is not None
+        if self.decision is None:
+            return self.fallback is not None
+        if self.decision.attack and self.observation is None:
+            return False
+        return self.saliency is not None or self.decision.unexplained
 
 
-class ViewerNode(Node):
+class ViewerNode(ManagedNode):
     """Subscribes to picture, decision and map; serves the page on ``host``:``port``."""
 
     def __init__(self) -> None:
         super().__init__("viewer")
-        host = declare(self, "host", "127.0.0.1", "address the page is served on")
-        port = declare(self, "port", 8765, "port of the page, 0 for a free one", (0, 65535))
-        self._server = ViewerServer(host=host, port=port)
+        self._host = declare(self, "host", "127.0.0.1", "address the page is served on")
+        self._port = declare(self, "port", 8765, "port of the page, 0 for a free one", (0, 65535))
+        self._server: ViewerServer | None = None
         self._frames: dict[tuple[int, int], Parts] = {}  # by stamp, in order of arrival
         self._shown = Recent()
         self._incomplete = 0
         self._newest = (0, 0)
         Reporter(self, "web page", self._status)
-        topics.FRAME.subscribe(self, self._on_frame)
-        topics.ODOMETRY.subscribe(self, self._on_odometry)
-        topics.IMAGE.subscribe(self, self._on_image)
-        topics.DECISION.subscribe(self, self._on_decision)
-        topics.SALIENCY.subscribe(self, self._on_saliency)
+
+    def configure(self) -> None:
+        """Serve the page."""
+        self._server = ViewerServer(host=self._host, port=self._port)
         self.get_logger().info(f"{PAGE_IS_AT}{self._server.url}")
+
+    def activate(self) -> None:
+        """Feed it."""
+        self.listen(topics.FRAME, self._on_frame)
+        self.listen(topics.ODOMETRY, self._on_odometry)
+        self.listen(topics.IMAGE, self._on_image)
+        self.listen(topics.DECISION, self._on_decision)
+        self.listen(topics.OBSERVATION, self._on_observation)
+        self.listen(topics.SALIENCY, self._on_saliency)
 
     def close(self) -> None:
         """End the page's server."""
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def _on_frame(self, message: DriveFrame) -> None:
         self._update(message.header, facts=message)
@@ -77,26 +93,29 @@ class ViewerNode(Node):
         self._update(message.header, odometry=message)
 
     def _on_image(self, message: Image) -> None:
-        try:
-            rgb = to_rgb(message)
-        except ValueError as error:
-            self.get_logger().error(f"Not shown: {error}", throttle_duration_sec=5.0)
-            return
-        self._update(message.header, rgb=rgb, arrived=time.monotonic())
+        self._convert(message, to_rgb, "rgb", arrived=time.monotonic())
 
     def _on_decision(self, message: DrivingDecision) -> None:
         self._update(message.header, **{"fallback" if message.fallback else "decision": message})
 
+    def _on_observation(self, message: Image) -> None:
+        self._convert(message, to_rgb, "observation")
+
     def _on_saliency(self, message: Image) -> None:
+        self._convert(message, to_array, "saliency")
+
+    def _convert(self, message: Image, convert: Callable[[Image], NDArray], part: str, **others: Any) -> None:
         try:
-            saliency = to_array(message)
+            picture = convert(message)
         except ValueError as error:
             self.get_logger().error(f"Not shown: {error}", throttle_duration_sec=5.0)
             return
-        self._update(message.header, saliency=saliency)
+        self._update(message.header, **{part: picture}, **others)
 
     def _update(self, header: Header, **parts: Any) -> None:
         key = header.stamp.sec, header.stamp.nanosec
+        if _seconds(key) < _seconds(self._newest) - JUMP:
+            self._frames, self._newest = {}, (0, 0)
         if key not in self._frames and key <= self._newest:
             return  # shown already
         frame = self._frames.setdefault(key, Parts())
@@ -115,16 +134,19 @@ class ViewerNode(Node):
         if frame.saliency is not None:
             decision["latency_ms"] = (time.monotonic() - frame.arrived) * 1000.0
         self._shown.add(decision.get("latency_ms", math.nan))
-        assert frame.rgb is not None
+        assert self._server is not None and frame.rgb is not None
         number = frame.facts.frame if frame.facts else 0  # a camera without a bridge has no numbers
-        self._server.publish(key[0] + key[1] * 1e-9, number, frame.rgb, frame.saliency, decision)
+        seen = frame.rgb if frame.observation is None else frame.observation
+        self._server.publish(_seconds(key), number, seen, frame.saliency, decision)
         # What is older comes too late; the page runs forward only.
         self._newest = max(self._newest, key)
         self._frames = {stamp: parts for stamp, parts in self._frames.items() if stamp > key}
 
     def _status(self):
+        if self._server is None:
+            return WARN, "not configured", {}
         page = self._server.status()
-        values = {
+        values: dict[str, object] = {
             "page": self._server.url,
             "frames (Hz)": self._shown.rate(),
             "frame to map p50 (ms)": self._shown.latency(50),
@@ -136,6 +158,10 @@ class ViewerNode(Node):
         if self._shown.rate() == 0.0:
             return WARN, "No frames", values
         return OK, f"{self._shown.rate():.1f} frames/s, {len(page['clients'])} clients", values
+
+
+def _seconds(stamp: tuple[int, int]) -> float:
+    return stamp[0] + stamp[1] * 1e-9
 
 
 def _for_the_page(frame: Parts) -> dict[str, Any]:
@@ -152,6 +178,8 @@ def _for_the_page(frame: Parts) -> dict[str, Any]:
             inference_ms=message.inference_ms,
             saliency_ms=message.saliency_ms,
         )
+        if message.attack and frame.fallback is None:
+            shown["status"] = f"The policy sees the picture under attack: {message.attack}."
     applied = frame.fallback or frame.decision
     if applied is not None:
         wanted = VehicleCommand(applied.steer, applied.throttle, applied.brake, applied.target_speed)
@@ -160,6 +188,8 @@ def _for_the_page(frame: Parts) -> dict[str, Any]:
         shown.update(throttle=throttle, steer=applied.steer, brake=brake)
     if frame.saliency is not None:
         shown["saliency_flat"] = not frame.saliency.any()
+    if frame.fallback is not None and frame.fallback.manual:
+        shown["status"] = "manual control"
     facts = frame.facts
     if facts is not None:
         shown["events"] = (["collision"] if facts.collision else []) + (["off the road"] if facts.off_road else [])
