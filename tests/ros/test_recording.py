@@ -14,7 +14,7 @@ from mcap_ros2.decoder import DecoderFactory
 live_support.workspace()
 
 from builtin_interfaces.msg import Time  # noqa: E402
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision  # noqa: E402
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, VehicleControl  # noqa: E402
 from carla_digr_ros import conversion, topics  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
@@ -30,7 +30,7 @@ from carla_digr.live.composition import Process  # noqa: E402
 from carla_digr.live.recording import FACTS_TOPIC, open_bag  # noqa: E402
 
 NAMES = {topic.name for topic in topics.TOPICS}
-PER_FRAME = 8  # messages that `Drive.frame` sends
+PER_FRAME = 10  # messages that `Drive.frame` sends
 
 
 class Drive:
@@ -60,6 +60,8 @@ class Drive:
             topics.DECISION.name: DrivingDecision(header=header, probabilities=[0.25] * 4, policy_hash="abc"),
             topics.SALIENCY.name: conversion.to_message(saliency, "32FC1", header),
             topics.OVERLAY.name: conversion.to_message(picture, "rgb8", header),
+            topics.OBSERVATION.name: conversion.to_message(picture, "rgb8", header),
+            topics.MANUAL.name: VehicleControl(header=header, brake=1.0),
         }.items():
             self.out[name].publish(message)
 
