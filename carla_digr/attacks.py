@@ -1,8 +1,9 @@
 """Attacks on a policy's picture: what Figure 8 measures robustness against, and uniform noise as their reference.
 
 Each takes (policy, states, epsilon, generator) and returns states that differ by at most ``epsilon`` in each channel of
-each pixel and stay in [0, 1]. The gradient is that of the attacked policy. FGSM, PGD and MI-FGSM raise -log pi(a*|s)
-of the action a* that the policy prefers on the clean state; MAD raises KL(pi(s) || pi(s')).
+each pixel and stay in [0, 1]; epsilon is a number, or float (B, 1, 1, 1), one a state. The gradient is that of the
+attacked policy. FGSM, PGD and MI-FGSM raise -log pi(a*|s) of the action a* that the policy prefers on the clean state;
+MAD raises KL(pi(s) || pi(s')).
 
 torchattacks 3.5 and foolbox 3.3 have the first three on classifiers, but not MAD, and they differentiate the
 cross-entropy by autograd, whose p - 1 is exactly 0 in float32 on a confident policy, so that confidence would pass for
@@ -21,23 +22,23 @@ from torch.nn import functional as F
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency.gradient import input_gradient
 
-Attack = Callable[[ActorCritic, Tensor, float, torch.Generator], Tensor]
+Attack = Callable[[ActorCritic, Tensor, float | Tensor, torch.Generator], Tensor]
 STEPS = 10  # of the iterated attacks
 
 
-def noise(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def noise(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Uniform noise of the same size; it knows nothing of the policy."""
     offsets = torch.rand(states.shape, generator=generator) * 2 - 1
     return _project(states + epsilon * offsets, states, epsilon)
 
 
-def fgsm(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def fgsm(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Goodfellow et al. 2015, on policies Huang et al. 2017: one step of the gradient's sign."""
     action = _preferred(policy, states)
     return _project(states + epsilon * _loss_gradient(policy, states, action).sign(), states, epsilon)
 
 
-def pgd(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def pgd(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Madry et al. 2018: a random start and projected steps of the sign."""
     action = _preferred(policy, states)
     attacked = noise(policy, states, epsilon, generator)
@@ -47,7 +48,7 @@ def pgd(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Ge
     return attacked
 
 
-def mi_fgsm(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def mi_fgsm(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Dong et al. 2018: steps along an accumulated gradient (decay 1), each normalised to a mean size of 1."""
     action = _preferred(policy, states)
     attacked, momentum = states, torch.zeros_like(states)
@@ -59,7 +60,7 @@ def mi_fgsm(policy: ActorCritic, states: Tensor, epsilon: float, generator: torc
     return attacked
 
 
-def mad(policy: ActorCritic, states: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def mad(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Zhang et al. 2020, maximal action difference: raise KL(pi(s) || pi(s')) from a random start.
 
     The start matters: at s' = s the divergence has its minimum and no gradient.
@@ -92,5 +93,5 @@ def _loss_gradient(policy: ActorCritic, states: Tensor, action: Tensor) -> Tenso
         return input_gradient(policy, hidden, others - action * others.sum(dim=1, keepdim=True))
 
 
-def _project(attacked: Tensor, states: Tensor, epsilon: float) -> Tensor:
-    return torch.minimum(torch.maximum(attacked, states - epsilon), states + epsilon).clamp(0, 1)
+def _project(attacked: Tensor, states: Tensor, epsilon: float | Tensor) -> Tensor:
+    return attacked.clamp((states - epsilon).clamp_(min=0), (states + epsilon).clamp_(max=1))

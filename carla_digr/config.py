@@ -142,10 +142,9 @@ class EvaluationConfig:
     environments: int = setting(16, minimum=1)
     saliency_states: int = setting(500, minimum=1)
     examples: int = setting(6, minimum=1)  # rows of the picture grid
-    # Table 1, where the task knows which pixels matter
-    table_states: int = setting(10_000, minimum=1)
     slow_states: int = setting(500, minimum=1)  # for the methods that take tens of milliseconds a map
-    # Figure 8, where the task is Red-Fetch-Green
+    table_states: int = setting(10_000, minimum=1)  # Red-Fetch-Green's Table 1
+    # Success under attack, where the task's report has it
     attack_episodes: int = setting(50, minimum=1)
     attack_epsilons: tuple[float, ...] = setting((0.01, 0.02, 0.04, 0.08), minimum=0, maximum=1)
 

@@ -1,20 +1,19 @@
 """Stage 4: how well teacher and student act, and how good their saliency is.
 
-Performance: the task's metrics over the same fresh episodes for every policy, beside a random one and, where the task
-has an action that does nothing, one that always takes it. Saliency: on fresh states of the teacher's episodes, against
-the teacher's perturbation maps, and against the truth where the task knows which pixels matter.
+Of every task: the task's metrics over the same fresh episodes for every policy, beside a random one and, where the task
+has an action that does nothing, one that always takes it; the eight saliency methods on fresh states of the teacher's
+episodes, against the teacher's perturbation maps, and against the truth where the task knows which pixels matter. What
+a task measures besides is in its own report module (``task_report``).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,12 +26,14 @@ from carla_digr.config import Config, EvaluationConfig
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import metrics
-from carla_digr.saliency.gradient import normalise, vanilla_gradient
+from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import Task, make_task
-from carla_digr.training import paper
+from carla_digr.training import figures
 from carla_digr.training.progress import Progress
+from carla_digr.training.robustness import spread
 from carla_digr.training.rollout import Act, collect_states, greedy, load_policy, run_episodes, sampled
+from carla_digr.training.saliency_methods import SLOW, Method, milliseconds_per_map, saliency_methods
 
 QUICK = EvaluationConfig(
     episodes=16,
@@ -45,6 +46,51 @@ QUICK = EvaluationConfig(
 )
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a task's report module works with.
+
+    Attributes:
+        student_path: where the student's weights lie; policies to compare it with lie beside it.
+        directory: where results go, and what is kept for the next run.
+        methods: the eight saliency methods by name.
+        seed: of episodes and states that no stage has seen, nor the parts that every task has; so are the next ten.
+        part: (name, measurement) -> its result, kept from an earlier run or measured; JSON-ready.
+    """
+
+    config: Config
+    task: Task
+    teacher: ActorCritic
+    student: ActorCritic
+    student_path: Path
+    directory: Path
+    methods: dict[str, Method]
+    seed: int
+    part: Callable[[str, Callable[[], Any]], Any]
+
+
+class TaskReport(Protocol):
+    """A task's own part of the evaluation: a module with these functions."""
+
+    def measure(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Results, JSON-ready, that are added to those of every task."""
+
+    def draw(self, evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
+        """Pictures by file name, such as figure_attacks.png; ``results`` are every task's and ``measure``'s."""
+
+    def report(self, evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
+        """Lines of Markdown; the pictures are added to them."""
+
+
+def task_report(task: str) -> TaskReport | None:
+    """The report module of a task, None where it has none."""
+    if task == "red_fetch_green":
+        from carla_digr.training import red_fetch_green_report
+
+        return red_fetch_green_report
+    return None
+
+
 def evaluate(
     config: Config,
     out: Path,
@@ -54,11 +100,8 @@ def evaluate(
 ) -> None:
     """Measure, and write ``results.json``, ``report.md`` and pictures to ``OUT/evaluation``.
 
-    On Red-Fetch-Green with the paper's tables and figures. ``quick`` measures a little of everything, to
-    ``OUT/evaluation-quick``.
-
-    A killed evaluation keeps the parts that it had finished. Without paths the weights of ``OUT`` are taken, or those
-    that ship with the package.
+    ``quick`` measures a little of everything, to ``OUT/evaluation-quick``. A killed evaluation keeps the parts that it
+    had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package.
 
     Raises:
         UserError: weights are missing, damaged or of another task.
@@ -66,43 +109,61 @@ def evaluate(
     if quick:
         config = replace(config, evaluation=QUICK)
     task = make_task(config)
-    student_path = student_path or _default_weights(config, out, "student")
     teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task)
+    student_path = student_path or _default_weights(config, out, "student")
     student, student_card = load_policy(student_path, task)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
+    methods = saliency_methods(teacher, student, _perturbation(config))
+    evaluation = Evaluation(
+        config, task, teacher, student, student_path, directory, methods, _evaluation_seed(config) + 2, parts.get
+    )
     performance = {
         name: parts.get(f"performance of {name}", partial(_performance, config, task, act, name))
         for name, act in _contestants(config, task, teacher, student).items()
     }
     states, importance, reference = _reference(config, task, teacher)
-    saliency = parts.get("saliency", partial(_saliency, config, teacher, student, states, importance, reference))
-    results = {
+    results: dict[str, Any] = {
         "task": config.task,
         "seed": config.seed,
         "config": config.to_dict(),
         "teacher": _identity(teacher_card),
         "student": _identity(student_card),
         "performance": performance,
-        "saliency": saliency,
+        "saliency": {
+            name: parts.get(
+                f"saliency, {name}", partial(_saliency, config, name, method, states, importance, reference)
+            )
+            for name, method in methods.items()
+        },
     }
-    pictures = {"examples.png": _examples(config, teacher, student, states, reference)}
+    own = task_report(config.task)
+    if own is not None:
+        results |= own.measure(evaluation)
+    pictures = {"figure_time.png": figures.time_per_map(results["saliency"], task.observation_shape[1:])}
+    rows = np.linspace(0, len(states) - 1, min(config.evaluation.examples, len(states))).astype(int)
+    pictures["figure_maps.png"] = figures.map_grid(states[rows], maps_of(methods, states[rows]))
     report = _report(results)
-    if config.task == "red_fetch_green":
-        seed = _evaluation_seed(config) + 2
-        results |= paper.measure(config, task, directory, teacher, student, student_path, seed, parts.get)
-        curve = student_path.parent / "distill" / "curve.csv"
-        drawn = paper.draw(config, directory, teacher, student, results, curve, seed)
-        report = "\n".join([report, "", *paper.report(config, results, drawn)])
-        pictures |= drawn
+    if own is not None:
+        pictures |= own.draw(evaluation, results)
+        report += own.report(evaluation, results)
+    for name in pictures:
+        report += [f"![{Path(name).stem.replace('_', ' ')}]({name})", ""]
     for name, picture in pictures.items():
         with atomic_write(directory / name) as file:
             file.write(picture)
-    for name, text in (("results.json", json.dumps(results, indent=1)), ("report.md", report)):
+    text = "\n".join(report)
+    for name, content in (("results.json", json.dumps(results, indent=1) + "\n"), ("report.md", text)):
         with atomic_write(directory / name) as file:
-            file.write((text + "\n").encode())
-    print(report)
+            file.write(content.encode())
+    print(text)
     print(f"{directory}: results.json, report.md, {', '.join(pictures)}")
+
+
+def maps_of(methods: dict[str, Method], pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Normalised maps, float (N, H, W) in [0, 1], by method, of states uint8 (N, C, H, W)."""
+    inputs = to_input(torch.from_numpy(pictures))
+    return {name: normalise(method(inputs))[0].numpy() for name, method in methods.items()}
 
 
 def _default_weights(config: Config, out: Path, role: str) -> Path:
@@ -144,19 +205,14 @@ def _contestants(
 def _performance(
     config: Config, task: Task, contestant: Callable[[VecEnv], Act], name: str
 ) -> dict[str, dict[str, float]]:
-    """Mean and standard error of each of the task's metrics."""
+    """Mean, standard deviation and standard error of each of the task's metrics."""
     settings = config.evaluation
     env = task.make_vec_env(min(settings.environments, settings.episodes), _evaluation_seed(config))
     try:
         episodes = run_episodes(env, contestant(env), settings.episodes, name)
     finally:
         env.close()
-    result = {}
-    for metric in episodes[0]:
-        values = np.array([episode[metric] for episode in episodes])
-        error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-        result[metric] = {"mean": float(values.mean()), "standard_error": error}
-    return result
+    return {metric: spread([episode[metric] for episode in episodes]) for metric in episodes[0]}
 
 
 def _reference(
@@ -170,98 +226,56 @@ def _reference(
         states, importance = collect_states(env, act, settings.saliency_states, dataset.state_interval)
     finally:
         env.close()
-    perturbation = Perturbation(dataset.radius, dataset.blur_sigma, dataset.stride)
     maps = [
-        perturbation_maps(teacher, to_input(torch.from_numpy(state[None])), perturbation)
+        perturbation_maps(teacher, to_input(torch.from_numpy(state[None])), _perturbation(config))
         for state in Progress(states, unit="map", desc="reference maps")
     ]
     return states, importance, normalise(torch.cat(maps))[0]
 
 
+def _perturbation(config: Config) -> Perturbation:
+    dataset = config.saliency_dataset
+    return Perturbation(dataset.radius, dataset.blur_sigma, dataset.stride)
+
+
 def _saliency(
     config: Config,
-    teacher: ActorCritic,
-    student: ActorCritic,
+    name: str,
+    method: Method,
     states: NDArray[np.uint8],
     importance: NDArray[np.int8] | None,
     reference: Tensor,
-) -> dict[str, dict[str, float | None]]:
-    """Scores of each method's maps, means over the states.
+) -> dict[str, float | None]:
+    """Scores of one method's maps, means over the states; slow methods take the first ``slow_states`` of them.
 
     share: of a map's mass where the teacher's perturbation map is at or below the threshold. agreement: AUC against the
     pixels above it. important, unimportant, auc: Table 1, None without truth. flat: share of maps without a gradient.
-    milliseconds: median time of one map.
+    milliseconds, milliseconds_deviation: time of one map. None where no state has both a map and a reference.
     """
+    states = states[: config.evaluation.slow_states] if name in SLOW else states
     inputs = to_input(torch.from_numpy(states))
-    dataset = config.saliency_dataset
-    perturbation = Perturbation(dataset.radius, dataset.blur_sigma, dataset.stride)
-    methods: dict[str, partial[Tensor]] = {
-        "DIGR: student, vanilla gradient": partial(vanilla_gradient, student),
-        "teacher, vanilla gradient": partial(vanilla_gradient, teacher),
-        "teacher, Gaussian-blur perturbation": partial(perturbation_maps, teacher, settings=perturbation),
+    batches = Progress(inputs.split(32), desc=name, unit="batch")
+    normalised, flags = normalise(torch.cat([method(batch) for batch in batches]))
+    maps, flat = normalised.numpy(), flags.numpy()
+    kept = (reference[: len(states)] > config.saliency_dataset.threshold).numpy()
+    scored = np.flatnonzero(kept.any(axis=(1, 2)) & ~flat)
+    shares = [float((maps[i] * ~kept[i]).sum() / maps[i].sum()) for i in scored]
+    agreements = [metrics.auc(maps[i][kept[i]], maps[i][~kept[i]]) for i in scored]
+    truth = metrics.score(maps, importance[: len(states)]) if importance is not None else None
+    milliseconds, deviation = milliseconds_per_map(method, inputs[:1])
+    return {
+        "share": float(np.mean(shares)) if shares else None,
+        "agreement": float(np.mean(agreements)) if agreements else None,
+        "important": truth.important if truth else None,
+        "unimportant": truth.unimportant if truth else None,
+        "auc": truth.auc if truth else None,
+        "flat": float(flat.mean()),
+        "milliseconds": milliseconds,
+        "milliseconds_deviation": deviation,
     }
-    kept = (reference > dataset.threshold).numpy()
-    results = {}
-    for name, method in methods.items():
-        known = method.func is perturbation_maps
-        raw = reference if known else torch.cat([method(batch) for batch in inputs.split(64)])
-        normalised, flags = normalise(raw)
-        maps, flat = normalised.numpy(), flags.numpy()
-        scored = kept.any(axis=(1, 2)) & ~flat
-        mass = maps.sum(axis=(1, 2))[scored]
-        row: dict[str, float | None] = {
-            "share": float(((maps * ~kept).sum(axis=(1, 2))[scored] / mass).mean()),
-            "agreement": float(
-                np.mean([metrics.auc(maps[i][kept[i]], maps[i][~kept[i]]) for i in np.flatnonzero(scored)])
-            ),
-            "flat": float(flat.mean()),
-            "milliseconds": _median_milliseconds(partial(method, inputs[:1])),
-        }
-        truth = metrics.score(maps, importance) if importance is not None else None
-        for column in ("important", "unimportant", "auc"):
-            row[column] = getattr(truth, column) if truth else None
-        results[name] = row
-    return results
 
 
-def _median_milliseconds(function: Callable[[], Any], repeats: int = 11) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times))
-
-
-def _examples(
-    config: Config, teacher: ActorCritic, student: ActorCritic, states: NDArray[np.uint8], reference: Tensor
-) -> bytes:
-    """Picture grid as PNG: state, DIGR map, perturbation map and vanilla gradient of the teacher (cf. figure 3)."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    rows = np.linspace(0, len(states) - 1, min(config.evaluation.examples, len(states))).astype(int)
-    inputs = to_input(torch.from_numpy(states[rows]))
-    columns = {
-        "State": states[rows].transpose(0, 2, 3, 1),
-        "DIGR": normalise(vanilla_gradient(student, inputs))[0].numpy(),
-        "Gaussian-blur perturbation\nof the teacher": reference[rows].numpy(),
-        "Vanilla gradient\nof the teacher": normalise(vanilla_gradient(teacher, inputs))[0].numpy(),
-    }
-    figure = Figure(figsize=(2.2 * len(columns), 2.2 * len(rows) + 0.5), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for j, (title, pictures) in enumerate(columns.items()):
-        axes[0, j].set_title(title, fontsize=10)
-        for i, picture in enumerate(pictures):
-            axes[i, j].imshow(picture, cmap="inferno", vmin=0, vmax=1 if picture.ndim == 2 else None)
-            axes[i, j].set_axis_off()
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
-
-
-def _report(results: dict[str, Any]) -> str:
+def _report(results: dict[str, Any]) -> list[str]:
     names = {name: f"{card['weights_sha256'][:12]}, {card['steps']} steps" for name, card in
              (("teacher", results["teacher"]), ("student", results["student"]))}  # fmt: skip
     settings = results["config"]["evaluation"]
@@ -274,7 +288,7 @@ def _report(results: dict[str, Any]) -> str:
         "",
     ]
     metric_names = list(next(iter(results["performance"].values())))
-    lines += _table(
+    lines += markdown_table(
         ["policy", *metric_names],
         [
             [policy, *(f"{row[m]['mean']:.4g} ± {row[m]['standard_error']:.2g}" for m in metric_names)]
@@ -285,22 +299,25 @@ def _report(results: dict[str, Any]) -> str:
         "",
         f"## Saliency, {settings['saliency_states']} fresh states",
         "",
-        "share: of a map's mass outside the teacher's perturbation map (lower is better). agreement: AUC against that "
-        "map (higher is better). important, unimportant, auc: against the truth, where the task knows it.",
+        "DIGR is eq. 2 on the student, the others explain the teacher. share: of a map's mass outside the teacher's "
+        "perturbation map (lower is better). agreement: AUC against that map (higher is better). important, "
+        "unimportant, auc: against the truth, where the task knows it. flat: maps without a gradient. Slow methods "
+        f"({', '.join(SLOW)}) are scored on {min(settings['slow_states'], settings['saliency_states'])} states.",
         "",
     ]
     columns = ("share", "agreement", "important", "unimportant", "auc", "flat", "milliseconds")
-    lines += _table(
-        ["map", *columns],
+    lines += markdown_table(
+        ["method", *columns],
         [
             [name, *("-" if row[c] is None else f"{row[c]:.4g}" for c in columns)]
             for name, row in results["saliency"].items()
         ],
     )
-    return "\n".join([*lines, "", "![Examples](examples.png)"])
+    return [*lines, ""]
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 

@@ -49,11 +49,16 @@ def sampled(policy: ActorCritic, rng: np.random.Generator) -> Act:
     """An action drawn from the policy's distribution."""
 
     def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
-        cumulative = policy_logits(policy, observations).double().softmax(dim=1).cumsum(dim=1).numpy()
-        draws = rng.random((len(observations), 1))
-        return np.minimum((cumulative < draws).sum(axis=1), policy.actions - 1)
+        probabilities = policy_logits(policy, observations).double().softmax(dim=1).numpy()
+        return draw_actions(probabilities, rng.random(len(observations)))
 
     return act
+
+
+def draw_actions(probabilities: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Actions (N,) drawn from probabilities (N, A) by inversion with uniform numbers (N,) in [0, 1)."""
+    below = probabilities.cumsum(axis=1) < uniform[:, None]
+    return np.minimum(below.sum(axis=1), probabilities.shape[1] - 1)
 
 
 def policy_logits(policy: ActorCritic, observations: NDArray[np.uint8]) -> torch.Tensor:

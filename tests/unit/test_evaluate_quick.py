@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from carla_digr.cli import main
-from carla_digr.training.paper import TABLE_1
+from carla_digr.training.red_fetch_green_report import TABLE_1
 
 
 def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):
@@ -23,14 +23,14 @@ def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):
     for row in results["table_1"].values():
         assert 0 <= row["auc"] <= 1 and 0 <= row["important"] <= 128 and 0 <= row["unimportant"] <= 2048
     assert results["table_1"]["SARFA"]["states"] == 8 and results["table_1"]["DIGR"]["states"] == 200
-    assert list(results["robustness"]) == ["teacher", "DIGR", "distillation only"]
+    assert list(results["robustness"]) == ["teacher", "distillation only", "DIGR"]
     for by_attack in results["robustness"].values():
         assert list(by_attack) == ["FGSM", "PGD", "MI-FGSM", "MAD", "uniform noise"]
         clean = {curve["0"]["mean"] for curve in by_attack.values()}
         assert len(clean) == 1  # without an attack the curves meet
     report = (directory / "report.md").read_text()
     assert "72.52" in report and "| SARFA |" in report
-    for name in ("figure_1b_time", "figure_3_maps", "figure_8_attacks", "figure_9_training", "examples"):
+    for name in ("figure_time", "figure_maps", "figure_attacks", "figure_training"):
         picture = cv2.imread(str(directory / f"{name}.png"))
         assert picture is not None and np.ptp(picture) > 200, name
         assert f"({name}.png)" in report

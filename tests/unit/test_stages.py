@@ -37,12 +37,13 @@ def test_the_four_stages_leave_a_report(tmp_path, tiny_yaml, tiny_run, capsys):
     }
     for row in results["performance"].values():
         assert 0 <= row["success"]["mean"] <= 1
+    assert len(results["saliency"]) == 8
     for row in results["saliency"].values():
         assert 0 <= row["auc"] <= 1 and 0 <= row["share"] <= 1 and row["milliseconds"] > 0
-    assert results["saliency"]["teacher, Gaussian-blur perturbation"]["agreement"] == pytest.approx(1)
+    assert results["saliency"]["Gaussian-Blur Perturbation"]["agreement"] == pytest.approx(1)
     report = (tmp_path / "evaluation" / "report.md").read_text()
     assert all(policy in report for policy in results["performance"])
-    picture = cv2.imread(str(tmp_path / "evaluation" / "examples.png"))
+    picture = cv2.imread(str(tmp_path / "evaluation" / "figure_maps.png"))
     assert picture is not None and np.ptp(picture) > 200
 
     # what was measured is kept, and equal when asked again

@@ -1,0 +1,147 @@
+"""How policies fare under attack: a task's metric against epsilon, as in the paper's Figure 8."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from carla_digr.attacks import ATTACKS, Attack, noise
+from carla_digr.policy import ActorCritic, to_input
+from carla_digr.tasks import Task
+from carla_digr.training.progress import Progress
+from carla_digr.training.rollout import draw_actions, load_policy
+
+NOISE = "uniform noise"
+CHUNK = 128  # states attacked together
+
+# policy -> attack -> epsilon as text -> what ``spread`` gives
+Curves = dict[str, dict[str, dict[str, dict[str, float]]]]
+
+# Policies to compare, taken where they lie beside the student's weights: STUDENT_distillation.safetensors and so on.
+BESIDE = {"distillation only": "distillation", "distillation + L1, no maps": "l1"}
+
+
+def compared_policies(
+    task: Task, teacher: ActorCritic, student: ActorCritic, student_path: Path
+) -> dict[str, ActorCritic]:
+    """Figure 8's policies by name: teacher, those of BESIDE that are there, DIGR.
+
+    Raises:
+        UserError: one beside the student is damaged or of another task.
+    """
+    policies = {"teacher": teacher}
+    for name, suffix in BESIDE.items():
+        path = student_path.with_name(f"{student_path.stem}_{suffix}.safetensors")
+        if path.exists():
+            policies[name] = load_policy(path, task)[0]
+    return {**policies, "DIGR": student}
+
+
+def robustness_curves(
+    task: Task,
+    policies: dict[str, ActorCritic],
+    episodes: int,
+    epsilons: Sequence[float],
+    seed: int,
+    part: Callable[[str, Callable[[], Any]], Any],
+    metric: str = "success",
+    attacks: Sequence[str] = (*ATTACKS, NOISE),
+) -> Curves:
+    """Every policy under every attack, over the same episodes, from epsilon 0 on.
+
+    Args:
+        episodes: for each policy, attack and epsilon.
+        epsilons: sizes of the attacks, pictures in [0, 1]; 0 is added.
+        seed: of episodes, attacks and actions.
+        part: (name, measurement) -> its result, kept from an earlier run or measured.
+        metric: which of the task's metrics is the success, or "return".
+        attacks: names from ATTACKS, and NOISE.
+    """
+    known: dict[str, Attack] = {**ATTACKS, NOISE: noise}
+    sizes = sorted({*epsilons} - {0.0})
+    curves: Curves = {}
+
+    def measure(policy: ActorCritic, attack: Attack, sizes: Sequence[float], label: str) -> dict[str, dict[str, float]]:
+        runs = attacked_episodes(task, policy, attack, sizes, episodes, seed, label)
+        return {f"{size:g}": spread([run[metric] for run in runs[size]]) for size in sizes}
+
+    for name, policy in policies.items():
+        weights = hashlib.sha256(safetensors.torch.save(policy.state_dict())).hexdigest()[:12]
+        label = f"{name}, no attack"
+        clean = part(f"{label} on {weights}", partial(measure, policy, noise, [0.0], label))
+        curves[name] = {}
+        for attack in attacks:
+            label = f"{name}, {attack}"
+            attacked = part(f"{label} on {weights}", partial(measure, policy, known[attack], sizes, label))
+            curves[name][attack] = {**clean, **attacked}
+    return curves
+
+
+def attacked_episodes(
+    task: Task,
+    policy: ActorCritic,
+    attack: Attack,
+    epsilons: Sequence[float],
+    episodes: int,
+    seed: int,
+    label: str = "",
+) -> dict[float, list[dict[str, float]]]:
+    """Whole episodes of a policy, sampled, that sees only attacked states; all epsilons advance together.
+
+    The episodes and the draws of the actions are the same for every epsilon, policy and attack. Episodes that have
+    ended are attacked no more, and environments whose episodes have all ended are stepped no more.
+
+    Returns:
+        Per epsilon the metrics and the "return" of each episode, in the order of the environments.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    envs = [task.make_vec_env(episodes, seed) for _ in epsilons]
+    draws = [np.random.default_rng((seed, 1)) for _ in epsilons]
+    sizes = torch.tensor(epsilons, dtype=torch.float32).view(-1, 1, 1, 1)
+    running = np.ones((len(epsilons), episodes), bool)
+    returns = np.zeros((len(epsilons), episodes))
+    finished: list[list[dict[str, float]]] = [[{}] * episodes for _ in epsilons]
+    try:
+        observations = [np.asarray(env.reset()) for env in envs]
+        with Progress(total=running.size, unit="episode", desc=label) as progress:
+            while running.any():
+                seen = np.concatenate([o[r] for o, r in zip(observations, running, strict=True)])
+                size = sizes[np.nonzero(running)[0]]
+                probabilities = []
+                for chunk, chunk_size in zip(torch.from_numpy(seen).split(CHUNK), size.split(CHUNK), strict=True):
+                    states = attack(policy, to_input(chunk), chunk_size, generator)
+                    with torch.no_grad():
+                        probabilities.append(policy(states)[0].double().softmax(dim=1).numpy())
+                uniform = np.stack([rng.random(episodes) for rng in draws])
+                actions = np.zeros(running.shape, np.int64)
+                actions[running] = draw_actions(np.concatenate(probabilities), uniform[running])
+                for k in np.flatnonzero(running.any(axis=1)):
+                    observed, rewards, dones, infos = envs[k].step(actions[k])
+                    observations[k] = np.asarray(observed)
+                    returns[k] += rewards
+                    for i in np.flatnonzero(dones & running[k]):
+                        finished[k][i] = {**infos[i]["metrics"], "return": float(returns[k, i])}
+                        running[k, i] = False
+                        progress.update()
+    finally:
+        for env in envs:
+            env.close()
+    return dict(zip(epsilons, finished, strict=True))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """mean, standard_deviation over the values (n - 1 in the denominator), and standard_error of the mean."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {
+        "mean": float(np.mean(values)),
+        "standard_deviation": deviation,
+        "standard_error": deviation / math.sqrt(len(values)),
+    }

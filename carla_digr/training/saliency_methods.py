@@ -1,0 +1,52 @@
+"""The paper's eight saliency methods as its tables compare them, and how long a map takes by each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from carla_digr.policy import ActorCritic
+from carla_digr.saliency.methods import raw_maps
+from carla_digr.saliency.perturbation import Perturbation
+
+Method = Callable[[Tensor], Tensor]  # states float (B, C, H, W) in [0, 1] -> raw maps float (B, H, W)
+
+# Names of Table 1, in its order, and of ``saliency.METHODS``.
+NAMES = {
+    "Vanilla Gradient": "vg",
+    "Guided Backpropagation": "gbp",
+    "Grad-CAM": "gradcam",
+    "SmoothGrad": "smoothgrad",
+    "Integrated Gradients": "ig",
+    "Gaussian-Blur Perturbation": "gb",
+    "SARFA": "sarfa",
+    "DIGR": "digr",
+}
+# Those that take twenty passes through the network or more for one map.
+SLOW = ("SmoothGrad", "Integrated Gradients", "Gaussian-Blur Perturbation", "SARFA")
+
+
+def saliency_methods(teacher: ActorCritic, student: ActorCritic, perturbation: Perturbation) -> dict[str, Method]:
+    """The methods by their names in Table 1: seven on the teacher, and eq. 2 on the student as DIGR."""
+    return {
+        name: partial(raw_maps, key, student if name == "DIGR" else teacher, perturbation=perturbation)
+        for name, key in NAMES.items()
+    }
+
+
+def milliseconds_per_map(method: Method, state: Tensor, repeats: int = 21) -> tuple[float, float]:
+    """Time by the clock of the map of one state, float (1, C, H, W).
+
+    Returns:
+        Median and standard deviation over ``repeats`` calls after a first one, ms.
+    """
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        method(state)
+        times.append((time.perf_counter() - start) * 1e3)
+    return float(np.median(times[1:])), float(np.std(times[1:]))
