@@ -42,6 +42,8 @@ FRAME_SKIP = 4  # frames an action is held
 SIDE = 84  # pixels
 OBSERVATION_SHAPE = (STACK, SIDE, SIDE)
 SCREEN = (210, 160)  # pixels: rows, columns
+_OBJECTS = [99, 101, 72, 108]  # RAM: x and y of the ball (y 0: none), x and half the width of the paddle
+_FLOOR = 196  # screen row below which nothing is drawn
 WALL_POINTS = 432  # of one whole wall: 36 bricks each of 1, 4 and 7 points
 
 
@@ -119,13 +121,21 @@ class BreakoutVecEnv(VecEnv):
         """The states, uint8 (N, 2, 84, 84)."""
         return np.stack([game.pictures for game in self.games])
 
+    def importance(self) -> NDArray[np.int8]:
+        """Where ball and paddle are, in either picture of a state: int8 (N, 84, 84), 1 there and 0 elsewhere."""
+        return np.stack([game.importance() for game in self.games])
+
     def get_state(self) -> dict[str, np.ndarray]:
-        """Everything the following steps depend on besides the constructor's arguments."""
+        """Everything the following steps depend on besides the constructor's arguments.
+
+        Except with sticky actions: ALE's state lacks the action that the very next frame may repeat.
+        """
         emulators = [np.frombuffer(game.ale.cloneState(include_rng=True).serialize(), np.uint8) for game in self.games]
         return {
             "emulators": np.concatenate(emulators),
             "emulator_bytes": np.array([len(data) for data in emulators]),
             "pictures": self.observe(),
+            "objects": np.stack([game.objects for game in self.games]),
             "counters": np.array([game.counters for game in self.games]),
         }
 
@@ -135,6 +145,7 @@ class BreakoutVecEnv(VecEnv):
         for i, data in enumerate(np.split(state["emulators"], ends[:-1])):
             self.games[i].ale.restoreState(ALEState(data.tobytes()))
             self.games[i].pictures = state["pictures"][i].copy()
+            self.games[i].objects = state["objects"][i].copy()
             self.games[i].counters = tuple(state["counters"][i].tolist())
 
     def close(self) -> None:
@@ -166,6 +177,7 @@ class _Game:
         self.game = -1
         self.frames = self.steps = self.score = self.lives = 0  # of this game
         self.pictures = np.zeros(OBSERVATION_SHAPE, np.uint8)
+        self.objects = np.zeros((STACK, 2, len(_OBJECTS)), np.uint8)  # in the two frames of each picture
         self._screens = np.zeros((2, *SCREEN), np.uint8)
         self.ale = ALEInterface()
         self.ale.setFloat("repeat_action_probability", config.repeat_action_probability)
@@ -198,6 +210,7 @@ class _Game:
         """Bring a new life's ball into play, as stable-baselines3's FireResetEnv does; no brick is in its reach."""
         self.act(Action.FIRE)
         self.pictures[:] = self.pictures[-1]
+        self.objects[:] = self.objects[-1]
         self.steps -= 1
 
     def act(self, action: Action) -> tuple[int, bool]:
@@ -207,16 +220,18 @@ class _Game:
             points, whether a life was lost.
         """
         points = 0
+        self.pictures[0], self.objects[0] = self.pictures[1], self.objects[1]
         for frame in range(FRAME_SKIP):
             points += self.ale.act(action)
             self.frames += 1
             over = self.ale.game_over(with_truncation=False)
             if over:
                 self._screens[:] = self.ale.getScreenGrayscale()
+                self.objects[1] = self.ale.getRAM()[_OBJECTS]
                 break
             if frame >= FRAME_SKIP - 2:
                 self.ale.getScreenGrayscale(self._screens[frame % 2])
-        self.pictures[0] = self.pictures[1]
+                self.objects[1, frame % 2] = self.ale.getRAM()[_OBJECTS]
         pooled = np.maximum(self._screens[0], self._screens[1])
         cv2.resize(pooled, (SIDE, SIDE), self.pictures[1], interpolation=cv2.INTER_AREA)
         self.steps += 1
@@ -224,6 +239,21 @@ class _Game:
         lives = self.ale.lives()
         lost, self.lives = lives < self.lives, lives
         return points, lost
+
+    def importance(self) -> NDArray[np.int8]:
+        """The pixels that ball and paddle touch, int8 (84, 84)."""
+        result = np.zeros((SIDE, SIDE), np.int8)
+        for ball_x, ball_y, paddle_x, half_width in self.objects.reshape(-1, len(_OBJECTS)).astype(int):
+            result[_touched(paddle_x - 47, 189, 2 * half_width, 4)] = 1
+            if ball_y:
+                result[_touched(ball_x - 49, ball_y + 9, 2, 4)] = 1
+        return result
+
+
+def _touched(x: int, y: int, width: int, height: int) -> tuple[slice, slice]:
+    """Rows and columns of the state that a box of the screen, in its pixels, contributes to."""
+    rows = slice(y * SIDE // SCREEN[0], -(-min(y + height, _FLOOR) * SIDE // SCREEN[0]))
+    return rows, slice(max(0, x) * SIDE // SCREEN[1], -(-(x + width) * SIDE // SCREEN[1]))
 
 
 def _rom() -> Path:
