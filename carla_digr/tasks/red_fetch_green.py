@@ -221,8 +221,9 @@ class RedFetchGreenEnv(gymnasium.Env):
 
 def pictures_of(cells: np.ndarray) -> np.ndarray:
     """Pictures uint8 (N, 3, 64, 64) of tile numbers (N, 8, 8)."""
-    pictures = _tile_pictures()[cells]  # (N, y, x, 3, tile row, tile column)
-    return pictures.transpose(0, 3, 1, 4, 2, 5).reshape(-1, *OBSERVATION_SHAPE)
+    rows = _tile_rows().take(cells, axis=0, mode="clip")  # (N, y, x, 3 * tile row)
+    rows = rows.reshape(-1, SIZE, SIZE, 3, TILE).transpose(0, 3, 1, 4, 2)
+    return np.ascontiguousarray(rows).view(np.uint8).reshape(-1, *OBSERVATION_SHAPE)
 
 
 def importance_of(cells: np.ndarray) -> np.ndarray:
@@ -234,15 +235,20 @@ def importance_of(cells: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _tile_pictures() -> np.ndarray:
-    """uint8 (9, 3, 8, 8): floor, wall, green, blue and yellow ball, the agent in four directions, by MiniGrid."""
+def _tile_rows() -> np.ndarray:
+    """Pictures by MiniGrid of floor, wall, green, blue and yellow ball, and the agent in four directions.
+
+    uint64 (9, 3 * 8): channels and rows of a tile, the 8 pixels of a row as one number, which copies six times as fast
+    as single pixels do.
+    """
     from minigrid.core.grid import Grid
     from minigrid.core.world_object import Ball, Wall
 
     objects = [None, Wall(), *(Ball(color) for color in BALLS)]
     pictures = [Grid.render_tile(item, tile_size=TILE) for item in objects]
     pictures += [Grid.render_tile(None, agent_dir=direction, tile_size=TILE) for direction in range(4)]
-    return np.stack(pictures).astype(np.uint8).transpose(0, 3, 1, 2).copy()
+    tiles = np.stack(pictures).astype(np.uint8).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(tiles).view(np.uint64).reshape(len(tiles), -1)
 
 
 gymnasium.register("carla_digr/RedFetchGreen-v0", f"{__name__}:RedFetchGreenEnv")
