@@ -34,6 +34,8 @@ setup(
             "explainer = carla_digr_ros.executables:explainer",
             "viewer = carla_digr_ros.executables:viewer",
             "recorder = carla_digr_ros.executables:recorder",
+            "stages = carla_digr_ros.executables:stages",
+            "run_stage = carla_digr_ros.executables:run_stage",
             "measure = carla_digr_ros.executables:measure",
         ]
     },

@@ -36,3 +36,13 @@ def recorder() -> None:
 def measure() -> None:
     """Measure a drive."""
     _run("measure")
+
+
+def stages() -> None:
+    """Serve the offline stages as actions."""
+    _run("stages")
+
+
+def run_stage() -> None:
+    """Run one offline stage."""
+    _run("run_stage")

@@ -5,7 +5,6 @@ Imported by launch files only: the wheels of ROS 2 have no `launch`.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -14,13 +13,20 @@ from pathlib import Path
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.action import Action
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, LogInfo, OpaqueFunction
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    Shutdown,
+)
 from launch.event import Event
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, ending
 from carla_digr.live.composition import PACKAGE, PARAMETERS_FILE, Argument, Process
 
 SHARE = Path(get_package_share_directory(PACKAGE))
@@ -68,10 +74,14 @@ def start(process: Process) -> Action:
             return []
         if event.returncode < 0 and process.respawns:
             again = replace(process, respawns=process.respawns - 1)
-            killed = f"{process.name} was killed by {signal.Signals(-event.returncode).name}"
-            return [LogInfo(msg=f"{killed}; starting it again, {again.respawns} more such ends allowed."), start(again)]
-        # An exception, not a Shutdown event: both end the launch, but only this makes its exit status 1.
-        raise UserError(how_it_ended(process.name, event.returncode))
+            notice = (
+                f"{process.name} {ending(event.returncode)}; starting it again ({again.respawns} such ends are left)"
+            )
+            return [LogInfo(msg=notice), start(again)]
+        if event.returncode == 0 and process.finite:
+            return [Shutdown(reason=f"{process.name} is done")]
+        # An exception, not a Shutdown: both end the launch, but only this makes its exit status 1.
+        raise UserError(f"{process.name} {ending(event.returncode)}, so everything ends; its last words are above.")
 
     if process.module:
         command = [sys.executable, "-m", process.module, *process.arguments]
@@ -82,12 +92,7 @@ def start(process: Process) -> Action:
         name=process.name,
         arguments=list(process.arguments),
         parameters=[str(SHARE / PARAMETERS_FILE), dict(process.parameters)],
+        remappings=list(process.remappings.items()),
         output="screen",
         on_exit=ended,
     )
-
-
-def how_it_ended(name: str, status: int) -> str:
-    """One sentence about a process whose end is the launch's end."""
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    return f"{name} {how}, so everything ends; what it said last is above."

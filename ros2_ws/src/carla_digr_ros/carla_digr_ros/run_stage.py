@@ -1,0 +1,88 @@
+"""The node `run_stage`: sends one goal to the node `stages`, logs how far it is, and ends as the stage ended."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from action_msgs.msg import GoalStatus
+from carla_digr_msgs.action import RunStage
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+
+from carla_digr.errors import UserError
+from carla_digr.training import STAGES
+from carla_digr_ros.parameters import declare
+from carla_digr_ros.running import SPIN_SECONDS, Stop, run
+from carla_digr_ros.stages import action_name
+
+START_SECONDS = 60.0  # that the node `stages` has to appear
+CANCEL_SECONDS = 4.0  # that it has to answer a cancellation
+LOG_SECONDS = 10.0  # between two lines about one phase
+
+
+class StageClient(Node):
+    """A goal and what comes back."""
+
+    def __init__(self) -> None:
+        super().__init__("run_stage")
+        names = tuple(action_name(stage) for stage in STAGES)
+        stage = declare(self, "stage", names[0], "the stage to run", choices=names)
+        self.goal = RunStage.Goal(
+            config=declare(self, "config", "", "a task's YAML file, or the name of an installed one"),
+            out=declare(self, "out", "", "directory of results and saved states; empty: runs/<task>"),
+            seed=declare(self, "seed", -1, "replaces the configuration's; -1: does not", (-1, 2**31 - 1)),
+        )
+        self.client = ActionClient(self, RunStage, stage)
+        self._phase, self._logged_at = "", -math.inf
+
+    def log(self, message: RunStage.Impl.FeedbackMessage) -> None:
+        """One line at the beginning and end of each phase, and now and then between."""
+        told = message.feedback
+        now = time.monotonic()
+        if told.phase == self._phase and told.done < told.total and now < self._logged_at + LOG_SECONDS:
+            return
+        self._phase, self._logged_at = told.phase, now
+        line = f"{told.phase}: {told.done} of {told.total} {told.unit}s"
+        if not math.isnan(told.rate):
+            line += f", {told.rate:.4g}/s, {told.seconds_left:.0f} s left"
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(told.figures, told.values, strict=True))
+        self.get_logger().info(f"{line}; {figures}" if figures else line)
+
+
+def follow(node: StageClient, executor: SingleThreadedExecutor, stop: Stop) -> None:
+    """Send the goal and wait for its result; SIGINT and SIGTERM cancel it.
+
+    Raises:
+        UserError: the stage did not succeed, or there is no node `stages`.
+    """
+    gone = "The node stages does not answer; start it: ros2 run carla_digr_ros stages."
+    deadline = time.monotonic() + START_SECONDS
+    while not node.client.server_is_ready():
+        if stop.requested:
+            return
+        if time.monotonic() > deadline:
+            raise UserError(gone)
+        executor.spin_once(timeout_sec=SPIN_SECONDS)
+    sent = node.client.send_goal_async(node.goal, feedback_callback=node.log)
+    executor.spin_until_future_complete(sent, START_SECONDS)
+    if not sent.done():
+        raise UserError(gone)
+    result = sent.result().get_result_async()
+    while not (result.done() or stop.requested) and node.client.server_is_ready():
+        executor.spin_until_future_complete(result, SPIN_SECONDS)
+    if stop.requested:
+        sent.result().cancel_goal_async()
+        executor.spin_until_future_complete(result, CANCEL_SECONDS)
+    if not result.done():
+        raise UserError("The node stages has ended; the stage resumes with the same goal.")
+    message = result.result().result.message
+    if result.result().status != GoalStatus.STATUS_SUCCEEDED:
+        raise UserError(message)
+    node.get_logger().info(message)
+
+
+def main() -> int:
+    """Run one stage; the exit status is 0 if it succeeded."""
+    return run(StageClient, follow)

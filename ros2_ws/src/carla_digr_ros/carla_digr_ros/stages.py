@@ -1,0 +1,203 @@
+"""The node `stages`: the offline stages of a task as actions `train_teacher`, `make_dataset`, `distill`, `evaluate`.
+
+A goal runs the `carla-digr` command of its stage in a process of its own, so that it can be cancelled at any moment and
+what it saved stays good: the same goal resumes. Several goals may run at once, in directories of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ament_index_python.packages import get_package_share_directory
+from carla_digr_msgs.action import RunStage
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+
+from carla_digr.config import ENVIRONMENTS, load_config
+from carla_digr.errors import UserError, ending
+from carla_digr.live.composition import PACKAGE
+from carla_digr.live.supervisor import SENTENCE
+from carla_digr.training import STAGES, Stage
+from carla_digr_ros.running import run
+
+POLL_SECONDS = 0.05  # longest time that one goal keeps the node from its others
+END_SECONDS = 8.0  # that a stage has to end when it is asked to
+
+
+class Stages(Node):
+    """One action server a stage."""
+
+    def __init__(self) -> None:
+        super().__init__("stages")
+        self._children: list[Child] = []
+        group = ReentrantCallbackGroup()
+        self._servers = [
+            ActionServer(
+                self,
+                RunStage,
+                action_name(stage),
+                partial(self._execute, stage),
+                callback_group=group,
+                cancel_callback=lambda goal: CancelResponse.ACCEPT,
+            )
+            for stage in STAGES
+        ]
+
+    async def _execute(self, stage: Stage, goal: ServerGoalHandle) -> RunStage.Result:
+        try:
+            out, command = command_line(stage, goal.request)
+        except UserError as error:
+            goal.abort()
+            return RunStage.Result(message=str(error))
+        self.get_logger().info(f"{stage.name} begins: {out}")
+        child = Child(command)
+        self._children.append(child)
+        while child.running:
+            for progress in child.read(POLL_SECONDS):
+                goal.publish_feedback(feedback(progress))
+            if goal.is_cancel_requested:
+                child.interrupt()
+            await asyncio.sleep(0)  # the executor's turn
+        for progress in child.read(0.0):
+            goal.publish_feedback(feedback(progress))
+        self._children.remove(child)
+        result = RunStage.Result(success=child.status == 0, message=child.message)
+        if result.success:
+            result.output = str(out / stage.output)
+            goal.succeed()
+        elif goal.is_cancel_requested:
+            result.message = "The stage was cancelled; the same goal resumes it."
+            goal.canceled()
+        else:
+            goal.abort()
+        self.get_logger().info(f"{stage.name} is over: {result.message}")
+        return result
+
+    def close(self) -> None:
+        """End the stages that run; what they saved stays."""
+        while any(child.running for child in self._children):
+            for child in self._children:
+                child.interrupt()
+            time.sleep(POLL_SECONDS)
+        for server in self._servers:
+            server.destroy()
+
+
+class Child:
+    """The process of a stage, and what it says. It ends by itself when nobody reads that any more."""
+
+    def __init__(self, command: list[str]):
+        # In a session of its own, a Ctrl-C in the terminal reaches it through `interrupt` only.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+        self._partial = b""
+        self._sentence = self._last_line = ""
+        self._kill_at: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    @property
+    def status(self) -> int:
+        """Its exit status, once it has ended."""
+        return self._process.returncode
+
+    @property
+    def message(self) -> str:
+        """What it has achieved or what went wrong, in its own words where it has any."""
+        if self._sentence:
+            return self._sentence
+        if self.status == 0:
+            return self._last_line
+        return f"The stage {ending(self.status)}. Its last words: {self._last_line or 'none'}"
+
+    def read(self, seconds: float) -> list[dict[str, Any]]:
+        """Its lines of progress (see `carla_digr.training.progress`) that have come, waiting so long for the first."""
+        progress = []
+        while select.select([self._output], [], [], seconds)[0]:
+            data = os.read(self._output.fileno(), 65536)
+            *lines, self._partial = (self._partial + data).split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace").strip()
+                if text.startswith('{"phase"'):
+                    progress.append(json.loads(text))
+                elif text.startswith(SENTENCE):
+                    self._sentence = text[len(SENTENCE) :]
+                elif text:
+                    self._last_line = text
+            if not data or progress:
+                break
+            seconds = 0.0
+        return progress
+
+    def interrupt(self) -> None:
+        """Ask it to end, as Ctrl-C does; from the next call on, kill it if that takes too long."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + END_SECONDS
+            self._process.send_signal(signal.SIGINT)
+        elif time.monotonic() > self._kill_at:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def action_name(stage: Stage) -> str:
+    """The stage's name with the characters that ROS allows."""
+    return stage.name.replace("-", "_")
+
+
+def command_line(stage: Stage, goal: RunStage.Goal) -> tuple[Path, list[str]]:
+    """The absolute output directory, and the arguments to start a stage with.
+
+    Raises:
+        UserError: the configuration is missing or wrong.
+    """
+    if not goal.config:
+        raise UserError(f"The goal has no config: give it a YAML file or a task ({', '.join(ENVIRONMENTS)}).")
+    installed = Path(get_package_share_directory(PACKAGE)) / "configs" / f"{goal.config}.yaml"
+    path = installed if goal.config.isidentifier() and installed.is_file() else Path(goal.config)
+    config = load_config(path)
+    out = (Path(goal.out) if goal.out else Path("runs") / config.task).absolute()
+    command = [sys.executable, "-m", "carla_digr.cli", stage.name, "--progress=json", f"--out={out}"]
+    if goal.seed != -1:
+        command.append(f"--seed={goal.seed}")
+    return out, [*command, "--", str(path)]
+
+
+def feedback(progress: dict[str, Any]) -> RunStage.Feedback:
+    """A line of progress as a message."""
+
+    def known(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    return RunStage.Feedback(
+        phase=progress["phase"],
+        done=progress["done"],
+        total=progress["total"],
+        unit=progress["unit"],
+        rate=known(progress["rate"]),
+        seconds_left=known(progress["seconds_left"]),
+        figures=list(progress["figures"]),
+        values=[known(value) for value in progress["figures"].values()],
+    )
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM."""
+    return run(Stages)
