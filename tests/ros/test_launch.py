@@ -6,6 +6,7 @@ be what `carla-digr` starts. Where the real `launch` can be imported, it starts 
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import types
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import live_support
 import pytest
@@ -53,10 +55,9 @@ MODULES = {
     "launch": {"LaunchDescription": LaunchDescription, **stand_ins("LaunchContext")},
     "launch.action": stand_ins("Action"),
     "launch.actions": stand_ins(
-        "DeclareLaunchArgument", "EmitEvent", "ExecuteProcess", "IncludeLaunchDescription", "LogInfo", "OpaqueFunction"
+        "DeclareLaunchArgument", "ExecuteProcess", "IncludeLaunchDescription", "LogInfo", "OpaqueFunction", "Shutdown"
     ),
     "launch.event": stand_ins("Event"),
-    "launch.events": stand_ins("Shutdown"),
     "launch.launch_description_sources": stand_ins("PythonLaunchDescriptionSource"),
     "launch.substitutions": {"LaunchConfiguration": LaunchConfiguration},
     "launch_ros": {},
@@ -203,6 +204,20 @@ def test_rviz_is_started_only_where_it_is_installed(launched, monkeypatch, tmp_p
     for topic in shown:  # as in the table, else RViz shows nothing
         assert (topic["Reliability Policy"], topic["Durability Policy"]) == ("Reliable", "Volatile")
         assert (topic["History Policy"], topic["Depth"]) == ("Keep Last", topics.QOS.depth)
+
+
+def test_what_the_package_imports_of_ros_it_depends_on():
+    package = ROOT / "ros2_ws/src/carla_digr_ros"
+    imported = set()
+    for path in [*package.glob("carla_digr_ros/*.py"), *(ROOT / "launch").glob("*.launch.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+    depends = {element.text for element in ElementTree.parse(package / "package.xml").iter("exec_depend")}
+    ros = {name for name in imported if name.endswith("_msgs") or name in depends or name in ("rclpy", "std_srvs")}
+    assert ros == depends and {"rclpy", "launch", "launch_ros", "carla_digr_msgs"} <= depends
 
 
 def test_the_package_builds_copied_as_well_as_linked(tmp_path):
