@@ -95,6 +95,7 @@ class SaliencyDatasetConfig:
     radius: float = setting(4.0, minimum=0.5)  # standard deviation of the blend mask, pixels
     blur_sigma: float = setting(3.0, minimum=0.1)  # standard deviation of the blurred copy, pixels
     stride: int = setting(2, minimum=1)  # pixels between perturbed centres; logits between are interpolated
+    score: Literal["kl", "logits"] = "kl"  # eq. 3, or Greydanus' distance of logits; see saliency/perturbation.py
     threshold: float = setting(0.1, minimum=0, maximum=1)  # lambda: saliency at or below it is penalised
     shard_size: int = setting(50, minimum=1)  # maps in one file
     state_interval: int = setting(4, minimum=1)  # environment steps between kept states of one episode

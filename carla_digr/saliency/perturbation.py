@@ -7,6 +7,7 @@ around i; K_i is a Gaussian bump of height 1 and standard deviation ``radius`` c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,17 +25,23 @@ class Perturbation:
         blur_sigma: standard deviation of the blurred copy, pixels.
         stride: pixels between perturbed centres; 1 perturbs at every pixel, as the definition says. With more the
             perturbed logits in between are interpolated (cubic), which is far smoother than their KL.
+        score: what tells the perturbed decision from the undisturbed one; see ``perturbation_maps``.
         batch: perturbed states in one forward pass.
     """
 
     radius: float
     blur_sigma: float = 3.0
     stride: int = 2
+    score: Literal["kl", "logits"] = "kl"
     batch: int = 256
 
 
 def perturbation_maps(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
-    """Raw saliency by eq. 3.
+    """Raw perturbation saliency.
+
+    By the score "kl" it is eq. 3. By "logits" it is half the squared distance of the logits (Greydanus et al. 2018,
+    eq. 2), each less their mean, which the policy does not depend on. A confident policy's probabilities hardly change
+    while it still prefers the same action, whatever is hidden from it; its logits do change.
 
     Args:
         policy: the policy to explain.
@@ -44,9 +51,12 @@ def perturbation_maps(policy: ActorCritic, states: Tensor, settings: Perturbatio
         float (B, H, W), not negative, not normalised.
     """
     with torch.no_grad():
-        logits, _ = policy(states)
+        logits = policy(states)[0][:, None, None, :]
         perturbed = perturbed_logits(policy, states, settings)
-        return kl_divergence(logits[:, None, None, :], perturbed)
+        if settings.score == "kl":
+            return kl_divergence(logits, perturbed)
+        change = perturbed - logits
+        return (change - change.mean(dim=-1, keepdim=True)).square().sum(dim=-1) / 2
 
 
 def sarfa_maps(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:

@@ -182,7 +182,7 @@ def _make_shard(config: Config, directory: Path, teacher_path: Path, k: int) -> 
     settings = config.saliency_dataset
     policy, _ = checkpoint.load(teacher_path, config.task)
     states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)]
-    perturbation = Perturbation(settings.radius, settings.blur_sigma, settings.stride)
+    perturbation = Perturbation(settings.radius, settings.blur_sigma, settings.stride, settings.score)
     raw = torch.cat([perturbation_maps(policy, to_input(state[None]), perturbation) for state in states])
     largest = raw.amax(dim=(1, 2))
     largest = torch.where(largest > FLAT, largest, torch.zeros_like(largest))
@@ -215,7 +215,8 @@ def _intact(directory: Path, entry: dict[str, Any] | None) -> bool:
 def _open_manifest(directory: Path, config: Config, card: dict[str, Any]) -> dict[str, Any]:
     values = config.to_dict()
     sections = {key: values[key] for key in ("task", "seed", "environment", "saliency_dataset")}
-    sections["saliency_dataset"].pop("workers")
+    for key in ("workers", "threshold"):  # the maps are the same with any of them
+        sections["saliency_dataset"].pop(key)
     manifest = _read_manifest(directory)
     if manifest is None:
         return {"teacher_sha256": card["weights_sha256"], "config": sections, "states": None, "shards": {}}

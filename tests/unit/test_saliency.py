@@ -126,22 +126,21 @@ def test_normalise_flags_only_the_map_concerned():
     assert not maps[0].any() and not maps[2].any()
 
 
-def plain_perturbation_map(policy, state, radius, sigma):
-    """Eq. 3 one mask at a time, blurred by OpenCV."""
+def plain_perturbation_map(policy, state, radius, sigma, distance):
+    """Eq. 3 one mask at a time, blurred by OpenCV; ``distance`` takes two rows of logits."""
     picture = state.numpy().transpose(1, 2, 0)
     reach = 2 * int(4 * sigma + 0.5) + 1
     blurred = cv2.GaussianBlur(picture, (reach, reach), sigma, borderType=cv2.BORDER_REFLECT)
     height, width = picture.shape[:2]
     rows, columns = np.mgrid[:height, :width]
     with torch.no_grad():
-        p = policy(state[None])[0].log_softmax(dim=1)[0]
+        before = policy(state[None])[0][0]
         result = np.zeros((height, width))
         for y in range(height):
             for x in range(width):
                 mask = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * radius**2))[..., None]
                 mixed = torch.from_numpy((picture * (1 - mask) + blurred * mask).transpose(2, 0, 1))
-                q = policy(mixed[None])[0].log_softmax(dim=1)[0]
-                result[y, x] = float((p.exp() * (p - q)).sum())
+                result[y, x] = float(distance(before, policy(mixed[None])[0][0]))
     return result
 
 
@@ -151,18 +150,40 @@ def test_blur_equals_opencvs():
     assert np.allclose(gaussian_blur(state, 3.0)[0].numpy().transpose(1, 2, 0), expected)
 
 
-def test_the_batched_map_equals_the_plain_definition_and_the_fast_path_is_near():
+def kl(z, perturbed):
+    p, q = z.log_softmax(dim=0), perturbed.log_softmax(dim=0)
+    return (p.exp() * (p - q)).sum()
+
+
+def half_squared_distance(z, perturbed):
+    return 0.5 * ((z - z.mean()) - (perturbed - perturbed.mean())).square().sum()
+
+
+@pytest.mark.parametrize(("score", "distance"), [("kl", kl), ("logits", half_squared_distance)])
+def test_the_batched_map_equals_the_plain_definition_and_the_fast_path_is_near(score, distance):
     policy, states = (
         make_policy(height=36, width=32, convolutions=((6, 8, 4), (8, 3, 1), (8, 2, 1))),
         random_states(1, 36, 32),
     )
     states = gaussian_blur(states, 1.0)  # pictures have structure larger than a pixel
-    plain = plain_perturbation_map(policy, states[0], 4.0, 3.0)
-    exact = perturbation_maps(policy, states, Perturbation(4.0, 3.0, stride=1, batch=100))[0].numpy()
+    plain = plain_perturbation_map(policy, states[0], 4.0, 3.0, distance)
+    exact = perturbation_maps(policy, states, Perturbation(4.0, 3.0, stride=1, score=score, batch=100))[0].numpy()
     assert np.allclose(exact, plain, atol=1e-12)
-    fast = perturbation_maps(policy, states, Perturbation(4.0, 3.0, stride=2))[0].numpy()
+    fast = perturbation_maps(policy, states, Perturbation(4.0, 3.0, stride=2, score=score))[0].numpy()
     assert np.abs(fast - plain).max() < 0.05 * plain.max()
     assert ((fast / fast.max() > 0.1) != (plain / plain.max() > 0.1)).mean() < 0.01
+
+
+def test_the_logits_distance_marks_what_a_confident_policys_probabilities_hide():
+    policy, states = make_policy(), random_states(1)
+    with torch.no_grad():
+        policy.policy_head.bias[0] = 60.0  # whatever is blurred, the probability of action 0 is 1
+    by_kl = perturbation_maps(policy, states, Perturbation(4.0, stride=8))
+    by_logits = perturbation_maps(policy, states, Perturbation(4.0, stride=8, score="logits"))
+    with torch.no_grad():
+        policy.policy_head.bias[0] = 0.0
+    unsure = perturbation_maps(policy, states, Perturbation(4.0, stride=8, score="logits"))
+    assert by_kl.max() < 1e-20 and torch.allclose(by_logits, unsure) and unsure.max() > 1e-6
 
 
 def test_interpolated_logits_are_exact_where_the_policy_ignores_the_place():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 
@@ -97,6 +98,22 @@ def test_other_settings_do_not_mix_with_the_dataset(copied_run, tiny_config):
     other = replace(tiny_config, saliency_dataset=replace(tiny_config.saliency_dataset, radius=5.0))
     with pytest.raises(UserError, match=r"saliency_dataset\.radius = 4\.0, now it is 5\.0"):
         make_dataset(other, out, out / "teacher.safetensors")
+
+
+def test_the_score_changes_the_maps_and_another_threshold_does_not(copied_run, tiny_config, tiny_run):
+    out = copied_run("teacher.safetensors", "teacher.json", "dataset")
+    settings = tiny_config.saliency_dataset
+    make_dataset(
+        replace(tiny_config, saliency_dataset=replace(settings, threshold=0.3)), out, out / "teacher.safetensors"
+    )
+    assert files(out) == files(tiny_run)
+    by_logits = replace(tiny_config, saliency_dataset=replace(settings, score="logits", maps=4))
+    shutil.rmtree(out / "dataset")
+    make_dataset(by_logits, out, out / "teacher.safetensors")
+    policy, _ = checkpoint.load(out / "teacher.safetensors")
+    dataset = load_dataset(out / "dataset")
+    raw = perturbation_maps(policy, to_input(dataset.states[:1]), Perturbation(4.0, 3.0, stride=4, score="logits"))
+    assert torch.allclose(dataset.maps[0].float(), raw[0] / raw.max(), atol=1e-3)
 
 
 def test_an_absent_dataset_and_a_damaged_manifest_are_named(tmp_path):
