@@ -289,12 +289,7 @@ def add_live(commands: argparse._SubParsersAction) -> None:
         "status says whether the measured figures held.",
     )
     for argument in composition.ARGUMENTS:
-        parser.add_argument(
-            f"--{argument.name.replace('_', '-')}",
-            default=argument.default,
-            choices=argument.choices or None,
-            help=f"{argument.description} (default: {argument.default})",
-        )
+        _add_argument(parser, argument)
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="measure a drive of this length, then end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measured figures; needs --duration")
     parser.add_argument(
@@ -304,7 +299,82 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_argument(parser: argparse.ArgumentParser, argument) -> None:
+    """An argument of a composition as an option."""
+    default = f" (default: {argument.default})" if argument.default else ""
+    parser.add_argument(
+        f"--{argument.name.replace('_', '-')}",
+        default=argument.default,
+        choices=argument.choices or None,
+        help=argument.description + default,
+    )
+
+
 # --- recordings ---
+
+
+def add_replay(commands: argparse._SubParsersAction) -> None:
+    """`replay`: a recording as if it were a live drive."""
+    from carla_digr.live import composition
+
+    def run(args: argparse.Namespace) -> int:
+        from carla_digr.live.supervisor import run_replay
+
+        values = {argument.name: getattr(args, argument.name) for argument in composition.REPLAY_ARGUMENTS}
+        return run_replay(values, args.verbose)
+
+    parser = commands.add_parser(
+        "replay",
+        help="replay a recording on its topics, with the web page",
+        description="Publish a recording's messages, and /clock, as in the drive; or the pictures alone, which an "
+        "explainer explains anew.",
+    )
+    for argument in composition.REPLAY_ARGUMENTS:
+        if argument.name == "bag":
+            parser.add_argument("bag", metavar="BAG", help=argument.description)
+        else:
+            _add_argument(parser, argument)
+    parser.add_argument("--verbose", action="store_true", help="show all that the processes say")
+    parser.set_defaults(run=run)
+
+
+def add_explain(commands: argparse._SubParsersAction) -> None:
+    """`explain`: a recording's pictures, explained anew."""
+    from carla_digr.saliency import METHODS
+
+    def run(args: argparse.Namespace) -> None:
+        import torch
+
+        from carla_digr.live.reexplain import explain_bag
+
+        torch.set_num_threads(1)  # as in the drive: equal maps
+        done = explain_bag(args.bag, args.out, args.method, args.weights, args.camera, args.wrong_size)
+        for sentence in done.left_out:
+            print(f"Left out: {sentence}")
+        refused = f", {done.refused} pictures were refused" if done.refused else ""
+        print(f"{args.out}: {done.frames} frames explained by {args.method} of the policy {done.policy_hash}{refused}")
+
+    parser = commands.add_parser(
+        "explain",
+        help="explain a recording's pictures anew, by any method and policy",
+        description="Copy a recording with new decisions, saliency maps and overlays. The same recording and policy "
+        "give the same bytes.",
+    )
+    parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
+    parser.add_argument("--out", metavar="BAG2", type=Path, required=True, help="the new recording")
+    methods = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
+    parser.add_argument("--method", default="digr", choices=tuple(METHODS), help=f"{methods} (default: digr)")
+    parser.add_argument("--weights", type=Path, help="the policy (default: the one that drove, if it ships)")
+    parser.add_argument(
+        "--camera", default="/carla_digr/camera/image", metavar="TOPIC", help="the pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--wrong-size",
+        default="refuse",
+        choices=("refuse", "resize"),
+        help="what becomes of a picture of another size than the policy's (default: refuse)",
+    )
+    parser.set_defaults(run=run)
 
 
 def add_repair(commands: argparse._SubParsersAction) -> None:
@@ -340,6 +410,8 @@ JOBS = (
     add_rollout,
     add_benchmark,
     add_live,
+    add_replay,
+    add_explain,
     add_repair,
 )
 

@@ -14,10 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backports import zstd
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, ReaderError, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
@@ -62,20 +64,33 @@ def definition(store: Typestore, message_type: str) -> str:
     return store.generate_msgdef(message_type, ros_version=2)[0]
 
 
-def type_hash(channel: Channel) -> str:
-    """The RIHS01 hash of a channel's type.
+def is_idl(text: str) -> bool:
+    """Whether a definition is IDL, not msg; both are joined as rosbag2 does it."""
+    return text.startswith("=" * 80 + "\nIDL: ")
+
+
+def channel_types(channel: Channel) -> Typestore:
+    """The types that a channel's definition names, or the known ones where it has none (rosbag2 before version 8).
 
     Raises:
-        UserError: the definition cannot be read.
+        UserError: the definition cannot be read, or the type is unknown.
     """
-    store = get_typestore(Stores.EMPTY)
-    parse = get_types_from_idl if channel.definition.startswith("=" * 80 + "\nIDL: ") else None
     try:
-        types = parse(channel.definition) if parse else get_types_from_msg(channel.definition, channel.type)
-        store.register(types)
-        return store.hash_rihs01(channel.type)
+        store = _types(channel.type, channel.definition)
     except Exception as error:  # rosbags documents none of what a broken definition raises
         raise UserError(f"The type {channel.type} of the topic {channel.topic} has no readable definition.") from error
+    if channel.type not in store.types:
+        raise UserError(f"The type {channel.type} of the topic {channel.topic} is not known here.")
+    return store
+
+
+@lru_cache(maxsize=64)  # parsing is slow, and every recording has the same
+def _types(message_type: str, text: str) -> Typestore:
+    if not text:
+        return typestore()
+    store = get_typestore(Stores.EMPTY)
+    store.register(get_types_from_idl(text) if is_idl(text) else get_types_from_msg(text, message_type))
+    return store
 
 
 class _Tail:
@@ -128,16 +143,13 @@ class BagWriter:
             raise UserError(f"Cannot make the recording {path}: {_reason(error)}.") from error
         storage: Any = self._writer.storage
         self._storage = storage
+        storage.compressor = partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1})
         storage.bio.close()  # with the file's header in it
         self._tail = storage.bio = _Tail(storage.path)
         self._connections = {}
         for channel in channels:
             self._connections[channel.topic, channel.type] = self._writer.add_connection(
-                channel.topic,
-                channel.type,
-                msgdef=channel.definition,
-                rihs01=type_hash(channel),
-                offered_qos_profiles=channel.qos,
+                channel.topic, channel.type, typestore=channel_types(channel), offered_qos_profiles=channel.qos
             )
         self.messages = 0
 

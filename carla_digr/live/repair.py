@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import NamedTuple
 from mcap.records import Channel as ChannelRecord
 from mcap.records import Chunk, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
+from rosbags.interfaces import Qos
+from rosbags.rosbag2 import ReaderError
 from rosbags.rosbag2.metadata import parse_qos
 from tqdm import tqdm
 
 from carla_digr.errors import UserError
-from carla_digr.live.recording import Channel, new_bag, storage_file
+from carla_digr.live.recording import Channel, channel_types, new_bag, storage_file
 
 COMMIT_BYTES = 1 << 24  # of new bag that may wait in memory
 
@@ -113,6 +116,12 @@ class _Salvage:
                         yield part.channel_id, part.log_time, part.data
 
     def _add(self, record: ChannelRecord) -> None:
-        schema = self.schemas[record.schema_id]
-        qos = tuple(parse_qos(record.metadata.get("offered_qos_profiles", "")))
-        self.channels[record.id] = Channel(record.topic, schema.name, schema.data.decode(errors="replace"), qos)
+        if record.id in self.channels:
+            return  # the summary repeats what the first chunk says
+        schema, qos = self.schemas[record.schema_id], tuple[Qos, ...]()
+        with contextlib.suppress(ReaderError):  # what was offered is not needed to read
+            qos = tuple(parse_qos(record.metadata.get("offered_qos_profiles", "")))
+        channel = Channel(record.topic, schema.name, schema.data.decode(errors="replace"), qos)
+        with contextlib.suppress(UserError):
+            channel_types(channel)
+            self.channels[record.id] = channel

@@ -1,0 +1,177 @@
+"""A drive in a bag: which messages belong to which frame, and what they say. No ROS in here."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rosbags.interfaces import Nodetype
+from rosbags.typesys.store import Typestore
+from tqdm import tqdm
+
+from carla_digr.errors import UserError
+from carla_digr.live.recording import FACTS_TOPIC, Bag, Channel, Timeline, channel_types
+
+# Names and types of the drive's topics, as in the ROS package's topics.py.
+IMAGE = "/carla_digr/camera/image"
+OBSERVATION = "/carla_digr/observation"  # what the policy saw in place of the camera's picture, during an attack
+DECISION = "/carla_digr/decision"
+SALIENCY = "/carla_digr/saliency"
+OVERLAY = "/carla_digr/overlay"
+FRAME = "/carla_digr/frame"
+ODOMETRY = "/carla_digr/ego/odometry"
+PICTURE_TYPE, DECISION_TYPE = "sensor_msgs/msg/Image", "carla_digr_msgs/msg/DrivingDecision"
+TYPES = {
+    IMAGE: PICTURE_TYPE,
+    OBSERVATION: PICTURE_TYPE,
+    SALIENCY: PICTURE_TYPE,
+    DECISION: DECISION_TYPE,
+    FRAME: "carla_digr_msgs/msg/DriveFrame",
+    ODOMETRY: "nav_msgs/msg/Odometry",
+    FACTS_TOPIC: "std_msgs/msg/String",
+}
+
+
+class Decoder:
+    """Turns the bytes of a bag's messages into objects with the fields that the bag's own definitions name."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, Typestore] = {}
+
+    def __call__(self, channel: Channel, data: bytes) -> Any:
+        """A message.
+
+        Raises:
+            UserError: the type is unknown, or the bytes do not fit it.
+        """
+        if channel.type not in self._stores:
+            self._stores[channel.type] = channel_types(channel)
+        try:
+            return self._stores[channel.type].deserialize_cdr(data, channel.type)
+        except Exception as error:  # rosbags documents none of what broken bytes raise
+            raise UserError(f"A message of the topic {channel.topic} is damaged: it is no {channel.type}.") from error
+
+
+def stamp_of(data: bytes) -> int:
+    """ns; the stamp of a CDR message that begins with a header or is a Clock: the first 8 bytes after the CDR's own 4.
+
+    Raises:
+        UserError: the message is shorter than that.
+    """
+    if len(data) < 12:
+        raise UserError("A message of the recording is damaged: it is too short for its header.")
+    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    return seconds * 10**9 + nanoseconds
+
+
+def blank(store: Typestore, message_type: str, **fields: Any) -> Any:
+    """A message of a type with some of its fields set, and zero, empty text, empty array in the others."""
+
+    def default(kind: Nodetype, detail: Any) -> Any:
+        if kind == Nodetype.BASE:
+            return {"string": "", "bool": False}.get(detail[0], 0)
+        if kind == Nodetype.NAME:
+            return blank(store, detail)
+        (inner, name), length = detail[0], detail[1] if kind == Nodetype.ARRAY else 0
+        if inner == Nodetype.BASE and name[0] != "string":
+            return np.zeros(length, {"octet": "uint8", "char": "uint8"}.get(name[0], name[0]))
+        return [default(inner, name)] * length
+
+    names = store.get_msgdef(message_type).fields
+    values = {name: fields.pop(name) if name in fields else default(*detail) for name, detail in names}
+    assert not fields, f"{message_type} has no {', '.join(fields)}"
+    return store.types[message_type](**values)
+
+
+@dataclass
+class Frame:
+    """One frame of a drive. Times are those of the messages in the bag, ns; None: there is no such message.
+
+    ``stamp`` is the header's, ns; ``picture`` what the policy saw. ``policy`` is its decision, ``fallback`` the
+    bridge's in its place.
+    """
+
+    stamp: int
+    camera: int
+    observation: int | None = None
+    saliency: int | None = None
+    facts: Any = None
+    odometry: Any = None
+    policy: Any = None
+    fallback: Any = None
+
+    @property
+    def number(self) -> int:
+        """The simulator's number of the frame, 0 if nothing says it."""
+        return next((m.frame for m in (self.facts, self.policy, self.fallback) if m is not None), 0)
+
+
+@dataclass
+class Drive:
+    """What a bag has of a drive: ``frames`` in order of time, the recording's ``facts``, and ``ignored``, sentences."""
+
+    frames: list[Frame]
+    facts: dict[str, str]
+    ignored: list[str]
+
+
+def read_drive(bag: Bag, camera: str = IMAGE, seen: Callable[[Channel, int, bytes], None] = lambda *_: None) -> Drive:
+    """Find the frames of a bag: every picture with what has its stamp.
+
+    Args:
+        bag: the open bag.
+        camera: the topic with the pictures.
+        seen: called for every message of the drive's topics, in order of time.
+
+    Raises:
+        UserError: there are no pictures, or the bag is damaged.
+    """
+    types = TYPES | {camera: PICTURE_TYPE}
+    ignored = [
+        f"{channel.topic} is {channel.type}, not {types[channel.topic]}"
+        for channel in bag.channels
+        if channel.topic in types and channel.type != types[channel.topic]
+    ]
+    parts: dict[int, dict[str, Any]] = {}
+    facts: dict[str, str] = {}
+    decode, timeline = Decoder(), Timeline()
+
+    def wanted(channel: Channel) -> bool:
+        return channel.type == types.get(channel.topic) and (channel.topic != IMAGE or camera == IMAGE)
+
+    with tqdm(total=bag.messages, unit="message", unit_scale=True, desc="reading", mininterval=1, delay=1) as progress:
+        for channel, time, data in bag.read(wanted=wanted):
+            progress.update()
+            seen(channel, time, data)
+            if channel.topic == FACTS_TOPIC:
+                facts = _facts(decode(channel, data).data)
+                continue
+            stamp = stamp_of(data)
+            frame = parts.setdefault(timeline.place(channel.topic, stamp), {"stamp": stamp})
+            if channel.topic == camera:
+                frame["camera"] = time
+            elif channel.topic == DECISION:
+                message = decode(channel, data)
+                frame["fallback" if message.fallback else "policy"] = message
+            elif channel.topic in (FRAME, ODOMETRY):
+                frame["facts" if channel.topic == FRAME else "odometry"] = decode(channel, data)
+            else:
+                frame["observation" if channel.topic == OBSERVATION else "saliency"] = time
+    frames = [Frame(**frame) for _, frame in sorted(parts.items()) if "camera" in frame]
+    if not frames:
+        pictures = sorted({c.topic for c in bag.channels if c.type == PICTURE_TYPE})
+        others = f"name one of its picture topics: {', '.join(pictures)}" if pictures else "it has no pictures at all"
+        raise UserError(f"The recording {bag.path} has no pictures on {camera}; {others}.")
+    return Drive(frames, facts, ignored)
+
+
+def _facts(text: str) -> dict[str, str]:
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    return {str(k): str(v) for k, v in facts.items()} if isinstance(facts, Mapping) else {}

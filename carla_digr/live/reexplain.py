@@ -1,0 +1,221 @@
+"""`carla-digr explain`: a recording whose pictures another policy, or the same by another method, has explained."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from carla_digr.checkpoint import WEIGHTS_DIRECTORY
+from carla_digr.driving.control import ACTION_NAMES, command
+from carla_digr.errors import UserError
+from carla_digr.files import sha256_of
+from carla_digr.live import drive_bag
+from carla_digr.live.drive_bag import DECISION, IMAGE, OBSERVATION, OVERLAY, SALIENCY, Decoder, Drive, Frame, blank
+from carla_digr.live.explainer import Decision, Explainer
+from carla_digr.live.images import to_rgb
+from carla_digr.live.recording import (
+    FACTS_TOPIC,
+    Bag,
+    BagWriter,
+    Channel,
+    channel_types,
+    definition,
+    new_bag,
+    offered_qos,
+    open_bag,
+    typestore,
+)
+from carla_digr.saliency.overlay import overlay
+
+COMMIT_BYTES = 1 << 24  # of new bag that may wait in memory
+OURS = {  # topics that are made anew, and their types
+    FACTS_TOPIC: "std_msgs/msg/String",
+    DECISION: drive_bag.DECISION_TYPE,
+    SALIENCY: drive_bag.PICTURE_TYPE,
+    OVERLAY: drive_bag.PICTURE_TYPE,
+}
+
+
+class Explained(NamedTuple):
+    """What `explain_bag` has done: frames with a map, pictures it refused, topics that could not be copied."""
+
+    frames: int
+    refused: int
+    left_out: list[str]
+    policy_hash: str
+
+
+def explain_bag(
+    path: Path,
+    out: Path,
+    method: str = "digr",
+    weights: Path | None = None,
+    camera: str = IMAGE,
+    wrong_size: str = "refuse",
+) -> Explained:
+    """Copy a recording with new decisions, maps and overlays in place of those in it.
+
+    The same recording, policy, method and machine give the same bytes. Maps by ``digr`` with the policy that drove are
+    those of the drive. Fallbacks of the bridge stay; times that were measured are NaN.
+
+    Args:
+        path: the recording.
+        out: the new one, which appears once it is complete.
+        method: a key of `carla_digr.saliency.METHODS`.
+        weights: the policy; None: the one that drove, if it ships with the package.
+        camera: the topic with the pictures.
+        wrong_size: "refuse" or "resize" a picture of another size than the policy's.
+
+    Raises:
+        UserError: a recording, weights, a method or a name that does not do.
+    """
+    if out.exists():  # said before the long reading, not after it
+        raise UserError(f"{out} exists already: choose another name for the new recording.")
+    with open_bag(path) as bag:
+        drive = drive_bag.read_drive(bag, camera)
+        explainer = Explainer.from_checkpoint(weights or policy_that_drove(path, drive), method=method)
+        if explainer.action_names != ACTION_NAMES:
+            raise UserError(
+                f"The policy {weights} decides between {', '.join(explainer.action_names)}; "
+                f"driving needs {', '.join(ACTION_NAMES)}: name another one with --weights."
+            )
+        return _Copy(bag, drive, explainer, camera, wrong_size).write(out)
+
+
+def policy_that_drove(path: Path, drive: Drive) -> Path:
+    """The weights that ship and have the hash of the policy that drove.
+
+    Raises:
+        UserError: the recording names no policy, or one that does not ship.
+    """
+    names = {frame.policy.policy_hash for frame in drive.frames if frame.policy is not None}
+    names = names or {name for key, name in drive.facts.items() if key == "policy_hash"}
+    for shipped in sorted(WEIGHTS_DIRECTORY.glob("driving_*.safetensors")):
+        if names == {sha256_of(shipped)[:12]}:
+            return shipped
+    who = " and ".join(sorted(names)) or "an unknown policy"
+    raise UserError(f"{path} was driven by {who}, which does not ship: name a policy with --weights.")
+
+
+class _Copy:
+    """Writes the new recording."""
+
+    def __init__(self, bag: Bag, drive: Drive, explainer: Explainer, camera: str, wrong_size: str):
+        self._bag, self._explainer, self._camera, self._resize = bag, explainer, camera, wrong_size == "resize"
+        self._facts = {
+            **drive.facts,
+            "driven_by": drive.facts.get("driven_by", drive.facts.get("policy_hash", "")),
+            "policy_hash": explainer.policy_hash,
+            "method": explainer.method,
+        }
+        self._frames = {_picture_of(frame, camera): frame for frame in drive.frames}
+        self._decode, self._store = Decoder(), typestore()
+        self._ours = {
+            topic: Channel(topic, kind, definition(self._store, kind), offered_qos(latched=topic == FACTS_TOPIC))
+            for topic, kind in OURS.items()
+        }
+        self._left_out: list[str] = []
+        self._copied = {channel: self._copy_of(channel) for channel in bag.channels}
+        self._refused, self._reason = 0, ""
+
+    def write(self, out: Path) -> Explained:
+        """The new recording under its name. Raises UserError."""
+        channels = [*self._ours.values(), *filter(None, self._copied.values())]
+        done = 0
+        with (
+            new_bag(out, channels, self._facts) as new,
+            tqdm(total=len(self._frames), unit="frame", desc=self._explainer.method, mininterval=1) as progress,
+        ):
+            for number, (channel, time, data) in enumerate(self._bag.read()):
+                if not number:
+                    text = self._store.types[OURS[FACTS_TOPIC]](json.dumps(self._facts))
+                    self._write(new, FACTS_TOPIC, time, text)
+                copied = self._copied[channel]
+                if copied is not None:
+                    new.write(copied.topic, copied.type, time, data)
+                elif channel.topic == DECISION and channel.type == OURS[DECISION]:
+                    self._keep_fallback(new, time, self._decode(channel, data))
+                frame = self._frames.get((channel.topic, time))
+                if frame is not None and channel.type == drive_bag.PICTURE_TYPE:
+                    done += self._explain(new, time, self._decode(channel, data), frame)
+                    progress.update()
+                if new.waiting > COMMIT_BYTES:
+                    new.commit()
+            if not done:
+                raise UserError(f"No picture of {self._bag.path} could be explained: {self._reason}")
+        return Explained(done, self._refused, self._left_out, self._explainer.policy_hash)
+
+    def _copy_of(self, channel: Channel) -> Channel | None:
+        """What a channel is in the new recording; None: it is left out."""
+        if channel.topic in OURS or (channel.topic == IMAGE != self._camera):
+            return None
+        try:
+            types = channel_types(channel)
+        except UserError as error:
+            self._left_out.append(str(error))
+            return None
+        topic = IMAGE if channel.topic == self._camera else channel.topic
+        return Channel(topic, channel.type, channel.definition or definition(types, channel.type), channel.qos)
+
+    def _keep_fallback(self, new: BagWriter, time: int, message: Any) -> None:
+        """The bridge's own decisions belong to the drive; their definition becomes today's."""
+        if message.fallback:
+            fields = [name for name, _ in self._store.get_msgdef(OURS[DECISION]).fields if hasattr(message, name)]
+            kept = blank(self._store, OURS[DECISION], **{name: getattr(message, name) for name in fields})
+            self._write(new, DECISION, time, kept)
+
+    def _explain(self, new: BagWriter, time: int, message: Any, frame: Frame) -> bool:
+        try:
+            rgb = to_rgb(message)
+            height, width, _ = self._explainer.image_shape
+            if self._resize and rgb.shape[:2] != (height, width):
+                rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+            decision = self._explainer.decide(rgb)
+        except (ValueError, UserError) as error:
+            self._refused, self._reason = self._refused + 1, str(error)
+            return False
+        saliency = self._explainer.explain(decision).map
+        self._write(new, DECISION, time, self._decision(message.header, decision, frame))
+        self._write(new, SALIENCY, time, self._image(message.header, saliency, "32FC1"))
+        self._write(new, OVERLAY, time, self._image(message.header, overlay(rgb, saliency), "rgb8"))
+        return True
+
+    def _decision(self, header: Any, decision: Decision, frame: Frame) -> Any:
+        wanted = command(decision.action)
+        return blank(
+            self._store,
+            OURS[DECISION],
+            header=header,
+            frame=frame.number,
+            action_names=list(self._explainer.action_names),
+            probabilities=decision.probabilities,
+            action=decision.action,
+            throttle=wanted.throttle,
+            steer=wanted.steer if decision.finite else math.nan,
+            brake=wanted.brake,
+            target_speed=wanted.target_speed,
+            value=decision.value,
+            policy_hash=self._explainer.policy_hash,
+            inference_ms=math.nan,
+            saliency_ms=math.nan,
+        )
+
+    def _image(self, header: Any, picture: np.ndarray, encoding: str) -> Any:
+        height, width = picture.shape[:2]
+        data = np.frombuffer(np.ascontiguousarray(picture).tobytes(), np.uint8)
+        fields = {"height": height, "width": width, "encoding": encoding, "step": len(data) // height, "data": data}
+        return blank(self._store, drive_bag.PICTURE_TYPE, header=header, **fields)
+
+    def _write(self, new: BagWriter, topic: str, time: int, message: Any) -> None:
+        new.write(topic, OURS[topic], time, bytes(self._store.serialize_cdr(message, OURS[topic])))
+
+
+def _picture_of(frame: Frame, camera: str) -> tuple[str, int]:
+    """Topic and time of the picture that the policy saw."""
+    return (camera, frame.camera) if frame.observation is None else (OBSERVATION, frame.observation)

@@ -1,0 +1,116 @@
+"""Made-up recordings, without ROS: a few frames of a drive, written by the recorder's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carla_digr.live import drive_bag
+from carla_digr.live.drive_bag import blank
+from carla_digr.live.recording import Channel, Recorder, definition, offered_qos, typestore
+
+CLOCK, DIAGNOSTICS = "/clock", "/diagnostics"
+TYPES = {
+    **{t: k for t, k in drive_bag.TYPES.items() if t not in (drive_bag.OBSERVATION, drive_bag.FACTS_TOPIC)},
+    drive_bag.OVERLAY: drive_bag.PICTURE_TYPE,
+    CLOCK: "rosgraph_msgs/msg/Clock",
+    DIAGNOSTICS: "diagnostic_msgs/msg/DiagnosticArray",
+}
+STORE = typestore()
+PERIOD = 50_000_000  # ns
+PER_FRAME = 7  # messages of a frame
+
+
+def channel(topic: str, kind: str) -> Channel:
+    return Channel(topic, kind, definition(STORE, kind), offered_qos())
+
+
+CHANNELS = {topic: channel(topic, kind) for topic, kind in TYPES.items()}
+
+
+def header(stamp: int) -> Any:
+    time = blank(STORE, "builtin_interfaces/msg/Time", sec=stamp // 10**9, nanosec=stamp % 10**9)
+    return blank(STORE, "std_msgs/msg/Header", stamp=time, frame_id="ego_vehicle/camera")
+
+
+def image(stamp: int, picture: np.ndarray, encoding: str, padding: int = 0) -> Any:
+    height, width = picture.shape[:2]
+    rows = np.ascontiguousarray(picture).view(np.uint8).reshape(height, -1)
+    data = np.pad(rows, ((0, 0), (0, padding))).ravel()
+    fields = {"height": height, "width": width, "encoding": encoding, "step": len(data) // height, "data": data}
+    return blank(STORE, drive_bag.PICTURE_TYPE, header=header(stamp), **fields)
+
+
+def serialized(kind: str, message: Any) -> bytes:
+    return bytes(STORE.serialize_cdr(message, kind))
+
+
+def picture(number: int, size: int = 128) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
+
+
+def saliency(number: int, size: int = 128) -> np.ndarray:
+    return np.random.default_rng(-number % 2**32).random((size, size), np.float32)
+
+
+class DriveRecorder:
+    """Records frames as the recorder node does; frame ``number`` has the stamp ``number`` * 50 ms."""
+
+    def __init__(self, path: Path, size: int = 128, policy_hash: str = "0123456789ab", **facts: str):
+        self.size, self.policy_hash = size, policy_hash
+        self.recorder = Recorder(path, list(CHANNELS.values()), {"policy_hash": policy_hash, **facts})
+
+    def add(self, topic: str, message: Any, stamp: int | None) -> None:
+        self.recorder.add(CHANNELS[topic], serialized(TYPES[topic], message), stamp)
+
+    def frame(self, number: int, rgb: np.ndarray | None = None, fallback: bool = False, collision: str = "") -> None:
+        stamp = number * PERIOD
+        first, size = header(stamp), self.size
+        rgb = picture(number, size) if rgb is None else rgb
+        clock = blank(STORE, TYPES[CLOCK], clock=first.stamp)
+        self.add(CLOCK, clock, stamp)
+        fields = {"frame": number, "seed": 7, "episode": 1, "collision": collision}
+        self.add(drive_bag.FRAME, blank(STORE, TYPES[drive_bag.FRAME], header=first, **fields), stamp)
+        odometry = blank(STORE, TYPES[drive_bag.ODOMETRY], header=first)
+        odometry.twist.twist.linear.x = 20.0
+        self.add(drive_bag.ODOMETRY, odometry, stamp)
+        self.add(drive_bag.IMAGE, image(stamp, rgb, "rgb8"), stamp)
+        probabilities = np.random.default_rng(number).dirichlet([1, 1, 1, 1]).astype(np.float32)
+        self.decision(
+            number,
+            action_names=["left", "keep", "right", "brake"],
+            probabilities=probabilities,
+            action=int(probabilities.argmax()),
+            target_speed=22.0,
+            value=float(number),
+            policy_hash=self.policy_hash,
+            inference_ms=1.0,
+            saliency_ms=2.0,
+        )
+        if fallback:
+            self.decision(number, brake=1.0, target_speed=float("nan"), fallback=True)
+        self.add(drive_bag.SALIENCY, image(stamp, saliency(number, size), "32FC1"), stamp)
+        self.add(drive_bag.OVERLAY, image(stamp, rgb // 2, "rgb8"), stamp)
+
+    def decision(self, number: int, **fields: Any) -> None:
+        stamp = number * PERIOD
+        kind = TYPES[drive_bag.DECISION]
+        self.add(drive_bag.DECISION, blank(STORE, kind, header=header(stamp), frame=number, **fields), stamp)
+
+    def close(self) -> None:
+        self.recorder.commit()
+        self.recorder.close()
+        assert not self.recorder.problem
+
+
+def record(path: Path, frames: int, size: int = 128, policy_hash: str = "0123456789ab") -> Path:
+    """A recording of that many frames, one chunk a second."""
+    drive = DriveRecorder(path, size, policy_hash)
+    for number in range(1, frames + 1):
+        drive.frame(number)
+        if number % 20 == 0:
+            drive.recorder.commit()
+    drive.close()
+    return path

@@ -1,0 +1,251 @@
+"""Recordings that are whole, cut off, damaged, empty or foreign: opened as far as possible, or one clear sentence."""
+
+from __future__ import annotations
+
+import shutil
+
+import drive_bags
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mcap.stream_reader import StreamReader
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+
+from carla_digr.cli import main as command
+from carla_digr.errors import UserError
+from carla_digr.live import drive_bag
+from carla_digr.live.recording import FACTS_TOPIC, Timeline, open_bag
+from carla_digr.live.repair import repair
+
+FRAMES, SIZE = 50, 8
+MESSAGES = FRAMES * drive_bags.PER_FRAME + 1  # and the facts
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    """Three chunks of a drive with small pictures."""
+    return drive_bags.record(tmp_path_factory.mktemp("bags") / "drive", FRAMES, SIZE)
+
+
+@pytest.fixture(scope="module")
+def content(bag):
+    """The file's bytes, and its messages in their order."""
+    return file_of(bag).read_bytes(), messages(bag)
+
+
+def file_of(bag):
+    (file,) = bag.glob("*.mcap")
+    return file
+
+
+def messages(path):
+    with open_bag(path) as opened:
+        return [(channel.topic, time, data) for channel, time, data in opened.read()]
+
+
+def test_a_recording_says_who_drove_and_has_every_message_with_its_time(bag, content):
+    _, found = content
+    assert len(found) == MESSAGES
+    assert found[0][0] == FACTS_TOPIC
+    with open_bag(bag) as opened:
+        drive = drive_bag.read_drive(opened)
+        assert (opened.start, opened.end) == (drive_bags.PERIOD, FRAMES * drive_bags.PERIOD + 1)
+    assert drive.facts["policy_hash"] == "0123456789ab"
+    assert [frame.number for frame in drive.frames] == list(range(1, FRAMES + 1))
+    for frame in drive.frames:
+        assert frame.stamp == frame.camera == frame.saliency == frame.number * drive_bags.PERIOD
+        assert frame.policy.value == frame.number and frame.fallback is None
+        assert frame.odometry.twist.twist.linear.x == 20.0
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_cut_off_at_any_byte_what_is_whole_is_saved(data, content, tmp_path):
+    whole, expected = content
+    length = data.draw(st.integers(0, len(whole) - 1))
+    cut, out = tmp_path / "cut.mcap", tmp_path / "saved"
+    cut.write_bytes(whole[:length])
+    shutil.rmtree(out, ignore_errors=True)
+    with pytest.raises(UserError, match=r"unfinished or damaged: [^;]+; `carla-digr repair .*cut.mcap` saves"):
+        messages(cut)
+    complete = chunks_before(whole, length)
+    if not complete:
+        with pytest.raises(UserError, match=r"Nothing can be saved from .*cut.mcap"):
+            repair(cut, out)
+        assert not out.exists()
+        return
+    saved = repair(cut, out)
+    # Within a chunk the file's order is kept; the bag's is by time.
+    assert messages(out) == expected[: saved.messages]
+    assert saved.messages == min(MESSAGES, 1 + complete * 20 * drive_bags.PER_FRAME)
+    assert saved.damaged_chunks == 0
+
+
+def chunks_before(whole: bytes, length: int) -> int:
+    """How many chunk records end at or before a byte."""
+    from io import BytesIO
+
+    stream, count = BytesIO(whole), 0
+    for record in StreamReader(stream, emit_chunks=True).records:
+        count += type(record).__name__ == "Chunk" and stream.tell() <= length
+    return count
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_byte_costs_its_chunk_at_most(data, content, tmp_path):
+    whole, expected = content
+    place = data.draw(st.integers(0, len(whole) - 1))
+    change = data.draw(st.integers(1, 255))
+    damaged, out = tmp_path / "damaged.mcap", tmp_path / "saved"
+    damaged.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        # Either told, or the byte was one that nothing depends on.
+        assert len(messages(damaged)) <= MESSAGES
+    except UserError as error:
+        assert "\n" not in str(error)
+    try:
+        saved = repair(damaged, out)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        found = messages(out)
+        assert len(found) == saved.messages
+        assert {content for _, _, content in found} <= {content for _, _, content in expected}
+
+
+def test_a_damaged_first_chunk_does_not_take_the_topics_along(content, tmp_path):
+    whole, expected = content
+    damaged = tmp_path / "damaged.mcap"
+    damaged.write_bytes(whole[:500] + bytes(50) + whole[550:])
+    saved = repair(damaged, tmp_path / "saved")
+    assert saved.damaged_chunks == 1 and not saved.cut
+    assert messages(tmp_path / "saved") == expected[1 + 20 * drive_bags.PER_FRAME :]
+
+
+def test_repair_leaves_the_bag_and_what_is_there_alone(bag, content, tmp_path, capsys):
+    out = tmp_path / "new"
+    assert command(["repair", str(bag), "--out", str(out)]) == 0
+    assert f"{MESSAGES} messages of 8 topics over 2.45 s" in capsys.readouterr().out
+    assert messages(out) == content[1]
+    assert file_of(bag).read_bytes() == content[0]
+    assert command(["repair", str(bag), "--out", str(out)]) == 2
+    assert f"{out} exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def make_foreign(path, plugin, mode=CompressionMode.NONE, version=9, kind=drive_bag.PICTURE_TYPE):
+    """A recording by somebody else: one picture topic of another name."""
+    writer = Writer(path, version=version, storage_plugin=plugin)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    with writer:
+        connection = writer.add_connection("/front/image_raw", kind, typestore=drive_bags.STORE)
+        for number in range(1, 4):
+            message = drive_bags.image(number * 10**8, drive_bags.picture(number, 16), "rgb8")
+            writer.write(connection, 10**18 + number * 10**8, drive_bags.serialized(drive_bag.PICTURE_TYPE, message))
+    return path
+
+
+@pytest.mark.parametrize("plugin", StoragePlugin)
+@pytest.mark.parametrize("mode", CompressionMode)
+def test_foreign_recordings_open_whatever_their_storage_and_compression(plugin, mode, tmp_path):
+    if (plugin, mode) == (StoragePlugin.SQLITE3, CompressionMode.STORAGE):
+        mode = CompressionMode.FILE  # sqlite3 has no chunks
+    path = make_foreign(tmp_path / "foreign", plugin, mode, version=8)
+    with open_bag(path) as opened:
+        assert opened.messages == 3
+        drive = drive_bag.read_drive(opened, "/front/image_raw")
+        assert [frame.stamp for frame in drive.frames] == [10**8, 2 * 10**8, 3 * 10**8]
+        assert all(frame.number == 0 and frame.policy is None for frame in drive.frames)
+        with pytest.raises(UserError, match=r"no pictures on /carla_digr/camera/image; name one .*: /front/image_raw"):
+            drive_bag.read_drive(opened)
+
+
+def test_topics_of_another_type_are_left_aside_and_named(bag, tmp_path):
+    writer = Writer(tmp_path / "odd", version=9, storage_plugin=StoragePlugin.MCAP)
+    text = drive_bags.STORE.types["std_msgs/msg/String"]("hello")
+    with writer:
+        odd = writer.add_connection(drive_bag.SALIENCY, "std_msgs/msg/String", typestore=drive_bags.STORE)
+        camera = writer.add_connection(drive_bag.IMAGE, drive_bag.PICTURE_TYPE, typestore=drive_bags.STORE)
+        writer.write(odd, 1, bytes(drive_bags.STORE.serialize_cdr(text, "std_msgs/msg/String")))
+        message = drive_bags.image(5, np.zeros((8, 8, 3), np.uint8), "rgb8")
+        writer.write(camera, 5, drive_bags.serialized(drive_bag.PICTURE_TYPE, message))
+    with open_bag(tmp_path / "odd") as opened:
+        drive = drive_bag.read_drive(opened)
+    assert len(drive.frames) == 1 and drive.frames[0].saliency is None
+    assert drive.ignored == [f"{drive_bag.SALIENCY} is std_msgs/msg/String, not sensor_msgs/msg/Image"]
+
+
+def spoil(path, how):
+    """A bag, or something like it, of which nothing can be opened."""
+    path.mkdir()
+    if how == "directory":
+        return path, "is no recording: it has neither"
+    if how == "text":
+        (path / "notes.txt").write_text("hello")
+        return path / "notes.txt", "is no recording: name a bag's directory"
+    if how == "missing":
+        return path / "none", "There is no recording"
+    if how == "empty file":
+        (path / "a.mcap").touch()
+        return path / "a.mcap", "is unfinished or damaged: .*empty"
+    if how == "zeros":
+        (path / "a.mcap").write_bytes(bytes(1000))
+        return path / "a.mcap", "is unfinished or damaged: File magic"
+    if how == "no sqlite":
+        (path / "a.db3").write_bytes(b"SQLite format 3\0" + bytes(2000))
+        return path / "a.db3", "is unfinished or damaged: "
+    if how == "two files":
+        (path / "a.mcap").touch(), (path / "b.mcap").touch()
+        return path, "has several files"
+    bag = make_foreign(path / "bag", StoragePlugin.MCAP)
+    metadata = bag / "metadata.yaml"
+    text = metadata.read_text()
+    if how == "version":
+        metadata.write_text(text.replace("version: 9", "version: 99"))
+        return bag, "version 99 not supported"
+    if how == "storage":
+        metadata.write_text(text.replace("storage_identifier: mcap", "storage_identifier: tape"))
+        return bag, "'tape' not supported"
+    if how == "no file":
+        (bag / "bag.mcap").unlink()
+        return bag, "files are missing"
+    if how == "empty metadata":
+        metadata.write_text("")
+        return bag, "is unfinished or damaged: Invalid bag metadata"
+    if how == "yaml":
+        metadata.write_text(text[:200] + "\n{[")
+        return bag, "is unfinished or damaged: Could not load YAML"
+    assert how == "no messages"
+    drive_bags.DriveRecorder(path / "empty").close()
+    return path / "empty", "is empty: there are no messages"
+
+
+HOW = ["directory", "text", "missing", "empty file", "zeros", "no sqlite", "two files", "version", "storage"]
+HOW += ["no file", "empty metadata", "yaml", "no messages"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_cannot_be_opened_is_one_sentence(how, tmp_path, capsys):
+    path, sentence = spoil(tmp_path / "spoilt", how)
+    with pytest.raises(UserError, match=sentence) as caught, open_bag(path):
+        pass
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert command(["explain", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"carla-digr: {caught.value}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_time_never_runs_back_when_a_simulator_starts_again():
+    timeline = Timeline()
+    seconds = 10**9
+    assert [timeline.place("a", t * seconds) for t in (5, 6, 7)] == [5 * seconds, 6 * seconds, 7 * seconds]
+    assert timeline.place("b", 6 * seconds) == 6 * seconds  # only late
+    assert timeline.place("a", 0) == 7 * seconds  # begun anew
+    assert timeline.place("b", 7 * seconds) == 7 * seconds  # what was under way belongs to the clock before
+    assert timeline.place("b", seconds) == 8 * seconds
+    assert timeline.place("c", seconds) == 8 * seconds
+    assert timeline.place("a", seconds) == 8 * seconds
+    assert timeline.now == 8 * seconds

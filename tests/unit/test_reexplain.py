@@ -1,0 +1,194 @@
+"""`carla-digr explain`: new maps and decisions in a copy of a recording, the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+
+import drive_bags
+import numpy as np
+import pytest
+import torch
+
+from carla_digr.checkpoint import WEIGHTS_DIRECTORY
+from carla_digr.cli import main as command
+from carla_digr.errors import UserError
+from carla_digr.files import sha256_of
+from carla_digr.live import drive_bag
+from carla_digr.live.drive_bag import Decoder, read_drive
+from carla_digr.live.explainer import Explainer
+from carla_digr.live.images import to_array, to_rgb
+from carla_digr.live.recording import open_bag
+from carla_digr.live.reexplain import explain_bag
+from carla_digr.saliency.overlay import overlay
+
+STUDENT = WEIGHTS_DIRECTORY / "driving_student.safetensors"
+STUDENT_HASH = sha256_of(STUDENT)[:12]
+MADE_ANEW = {drive_bag.DECISION, drive_bag.SALIENCY, drive_bag.OVERLAY, drive_bag.FACTS_TOPIC}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    """Five frames, the third one braked by the bridge, driven by the student that ships."""
+    drive = drive_bags.DriveRecorder(tmp_path_factory.mktemp("bags") / "drive", policy_hash=STUDENT_HASH)
+    for number in range(1, 6):
+        drive.frame(number, fallback=number == 3)
+    drive.close()
+    return drive.recorder.path
+
+
+def messages(path):
+    """topic -> (time, bytes)"""
+    found = {}
+    with open_bag(path) as opened:
+        for channel, time, data in opened.read():
+            found.setdefault(channel.topic, []).append((time, data))
+    return found
+
+
+def decoded(path, topic):
+    decode = Decoder()
+    with open_bag(path) as opened:
+        return [decode(channel, data) for channel, _, data in opened.read(wanted=lambda c: c.topic == topic)]
+
+
+def files(bag):
+    return {path.name: path.read_bytes() for path in bag.iterdir()}
+
+
+@pytest.mark.parametrize("method", ["digr", "smoothgrad"])
+def test_maps_are_the_explainers_and_the_bytes_the_same_twice(bag, method, tmp_path, weights):
+    chosen = None if method == "digr" else weights
+    first, second = tmp_path / "first", tmp_path / "again" / "second"
+    explain_bag(bag, first, method, chosen)
+    explain_bag(bag, second, method, chosen)
+    assert files(first) == files(second)
+    explainer = Explainer.from_checkpoint(chosen or STUDENT, method=method)
+    decisions = [m for m in decoded(first, drive_bag.DECISION) if not m.fallback]
+    maps = decoded(first, drive_bag.SALIENCY)
+    pictures = decoded(first, drive_bag.OVERLAY)
+    for number, (message, shown, mixed) in enumerate(zip(decisions, maps, pictures, strict=True), 1):
+        rgb = drive_bags.picture(number)
+        decision = explainer.decide(rgb)
+        expected = explainer.explain(decision).map
+        np.testing.assert_array_equal(to_array(shown), expected)
+        np.testing.assert_array_equal(to_rgb(mixed), overlay(rgb, expected))
+        np.testing.assert_array_equal(message.probabilities, decision.probabilities)
+        assert (message.frame, message.action, message.policy_hash) == (number, decision.action, explainer.policy_hash)
+        assert math.isnan(message.inference_ms) and math.isnan(message.saliency_ms)
+
+
+def test_the_rest_of_the_drive_is_kept(bag, tmp_path, weights):
+    out = tmp_path / "explained"
+    done = explain_bag(bag, out, "gradcam", weights)
+    assert (done.frames, done.refused, done.left_out) == (5, 0, [])
+    before, after = messages(bag), messages(out)
+    assert set(after) == set(before)
+    for topic in set(before) - MADE_ANEW:
+        assert after[topic] == before[topic], topic
+    (kept,) = (m for m in decoded(out, drive_bag.DECISION) if m.fallback)
+    assert (kept.frame, kept.brake, kept.policy_hash) == (3, 1.0, "")
+    ((_, facts),) = after[drive_bag.FACTS_TOPIC]
+    assert json.loads(facts[8:-1]) == {
+        "policy_hash": sha256_of(weights)[:12],
+        "driven_by": STUDENT_HASH,
+        "method": "gradcam",
+    }
+    with open_bag(out) as opened:
+        assert [f.number for f in read_drive(opened).frames] == [1, 2, 3, 4, 5]
+
+
+def test_an_explained_recording_can_be_explained_again(bag, tmp_path, weights):
+    explain_bag(bag, tmp_path / "other", "vg", weights)
+    explain_bag(tmp_path / "other", tmp_path / "back", "digr", STUDENT)
+    explain_bag(bag, tmp_path / "direct", "digr", STUDENT)
+    back, direct = messages(tmp_path / "back"), messages(tmp_path / "direct")
+    assert back == direct
+
+
+def test_what_the_policy_saw_is_explained_where_it_was_not_the_cameras_picture(tmp_path, monkeypatch):
+    kind = drive_bag.PICTURE_TYPE
+    monkeypatch.setitem(drive_bags.TYPES, drive_bag.OBSERVATION, kind)
+    monkeypatch.setitem(drive_bags.CHANNELS, drive_bag.OBSERVATION, drive_bags.channel(drive_bag.OBSERVATION, kind))
+    drive = drive_bags.DriveRecorder(tmp_path / "attacked", policy_hash=STUDENT_HASH)
+    drive.frame(1)
+    drive.frame(2)
+    seen = drive_bags.picture(99)
+    drive.add(drive_bag.OBSERVATION, drive_bags.image(2 * drive_bags.PERIOD, seen, "rgb8"), 2 * drive_bags.PERIOD)
+    drive.close()
+    assert explain_bag(drive.recorder.path, tmp_path / "out").frames == 2
+    explainer = Explainer.from_checkpoint(STUDENT)
+    expected = [explainer.decide(rgb).probabilities for rgb in (drive_bags.picture(1), seen)]
+    for message, probabilities in zip(decoded(tmp_path / "out", drive_bag.DECISION), expected, strict=True):
+        np.testing.assert_array_equal(message.probabilities, probabilities)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """Pictures of another camera: another topic and size, bgr8, padded rows, and a topic that nobody here knows."""
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    path = tmp_path / "foreign"
+    kind = drive_bag.PICTURE_TYPE
+    with Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        camera = writer.add_connection("/front/image_raw", kind, typestore=drive_bags.STORE)
+        other = writer.add_connection("/other", "x_msgs/msg/X", msgdef="uint8 x\n", rihs01="RIHS01_" + 64 * "0")
+        for number in range(1, 4):
+            bgr = drive_bags.picture(number, 128 if number < 3 else 64)[..., ::-1]
+            message = drive_bags.image(number * 10**9, bgr, "bgr8", padding=5)
+            writer.write(camera, number * 10**9, drive_bags.serialized(kind, message))
+            writer.write(other, number * 10**9, b"\0\1\0\0\7")
+    return path
+
+
+def test_a_foreign_cameras_pictures_become_the_drives(foreign, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["explain", str(foreign), "--out", str(out), "--camera", "/front/image_raw", "--weights", str(STUDENT)]
+    assert command(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"2 frames explained by digr of the policy {STUDENT_HASH}, 1 pictures were refused" in printed
+    found = messages(out)
+    assert set(found) == {drive_bag.IMAGE, "/other"} | MADE_ANEW
+    assert found["/other"] == messages(foreign)["/other"]
+    assert found[drive_bag.IMAGE] == messages(foreign)["/front/image_raw"]
+    explainer = Explainer.from_checkpoint(STUDENT)
+    expected = explainer.explain(explainer.decide(drive_bags.picture(1))).map
+    np.testing.assert_array_equal(to_array(decoded(out, drive_bag.SALIENCY)[0]), expected)
+    shutil.rmtree(out)
+    assert command([*arguments, "--wrong-size", "resize"]) == 0
+    assert "3 frames explained" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(bag, foreign, tmp_path, capsys):
+    unknown = drive_bags.record(tmp_path / "unknown", 1)
+    small = drive_bags.record(tmp_path / "small", 2, size=8)
+    there = tmp_path / "there"
+    there.mkdir()
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, sentence in [
+        ([str(bag), "--out", str(there)], "there exists already: choose another name"),
+        ([str(bag), *out, "--weights", str(tmp_path / "none.safetensors")], "Cannot read the policy weights"),
+        ([str(unknown), *out], "was driven by 0123456789ab, which does not ship: name a policy with --weights"),
+        ([str(foreign), *out], "no pictures on /carla_digr/camera/image; name one of its picture topics: /front"),
+        (
+            [str(small), *out, "--weights", str(STUDENT)],
+            "No picture of .* could be explained: The policy needs",
+        ),
+        ([str(bag), *out, "--camera", "/carla_digr/saliency"], "could be explained: image encoding '32FC1' is not one"),
+    ]:
+        assert command(["explain", *arguments]) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("carla-digr: "))
+        assert re.search(sentence, line), line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "small", "there", "unknown"]
+    with pytest.raises(UserError, match="no saliency method"):
+        explain_bag(bag, tmp_path / "out", "lime")
