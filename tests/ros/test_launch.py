@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -22,9 +26,11 @@ import yaml
 
 live_support.workspace()
 
+from carla_digr.config import ENVIRONMENTS, load_config  # noqa: E402
 from carla_digr.errors import UserError  # noqa: E402
 from carla_digr.live import composition  # noqa: E402
 from carla_digr.live.supervisor import command_line  # noqa: E402
+from carla_digr.training import STAGES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = sorted(path.name.removesuffix(".launch.py") for path in (ROOT / "launch").glob("*.launch.py"))
@@ -187,6 +193,53 @@ def test_the_bridge_is_started_again_a_few_times_when_a_signal_kills_it(launched
         drive.end("carla_bridge", -6)
 
 
+def test_a_pipeline_runs_one_stage_after_the_other(launched):
+    pipeline = launched("pipeline", task="driving", out="there", seed="7")
+    ran = []
+    while True:
+        (service, stage) = pipeline.actions
+        assert service.kwargs["executable"] == "stages" and stage.kwargs["executable"] == "run_stage"
+        _, parameters = stage.kwargs["parameters"]
+        ran.append(parameters["stage"])
+        assert parameters == {"config": "driving", "out": "there", "seed": 7, "stage": ran[-1]}
+        with pytest.raises(UserError, match="run_stage ended with status 2"):
+            pipeline.end("run_stage", 2)
+        (then,) = pipeline.end("run_stage", 0)
+        if type(then).__name__ == "Shutdown":
+            break
+        pipeline.actions = [service, then]
+    assert ran == [stage.name.replace("-", "_") for stage in STAGES]
+    with pytest.raises(UserError, match="stages ended with status 0"):
+        pipeline.end("stages", 0)
+
+
+@pytest.mark.parametrize("name", ["train_teacher", "make_dataset", "distill"])
+def test_a_stage_is_a_pipeline_of_one(launched, name):
+    launch = launched(name, config="mine.yaml")
+    assert set(launch.arguments) == set(launched("pipeline").arguments)
+    (stage,) = (node for node in launch.of("Node") if node["executable"] == "run_stage")
+    assert stage["parameters"][1] == {"config": "mine.yaml", "out": "", "stage": name}
+    assert type(launch.end("run_stage", 0)[0]).__name__ == "Shutdown"
+
+
+def test_every_task_has_an_installed_configuration_of_its_name(launched):
+    assert launched("pipeline").arguments["task"]["choices"] == list(ENVIRONMENTS)
+    for task in ENVIRONMENTS:
+        assert load_config(live_support.installed(f"configs/{task}.yaml")).task == task
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"stages": "train_teacher,distil"}, "stages must be some of train_teacher,make_dataset,distill,evaluate"),
+        ({"seed": "-1"}, "seed must be a whole number"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(launched, values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        launched("pipeline", **values)
+
+
 def test_rviz_is_started_only_where_it_is_installed(launched, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     (notice,) = launched("live").of("LogInfo")
@@ -234,3 +287,65 @@ def test_the_package_builds_copied_as_well_as_linked(tmp_path):
         assert not any(path.is_symlink() for path in (prefix / "share/carla_digr_ros" / part).iterdir())
     executables = {path.name for path in (prefix / "lib/carla_digr_ros").iterdir()}
     assert executables >= {"carla_bridge", "explainer", "viewer", "measure"}
+
+
+if shutil.which("ros2"):  # a ROS 2 installation: the same for real, besides the tests above
+
+    @pytest.fixture
+    def ros2_launch(domain):
+        processes = []
+
+        def launch(name: str, *arguments: str) -> subprocess.Popen[str]:
+            command = ["ros2", "launch", composition.PACKAGE, f"{name}.launch.py", *arguments]
+            environment = {**live_support.workspace(), "ROS_DOMAIN_ID": str(domain)}
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+            return processes[-1]
+
+        yield launch
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+    @pytest.mark.parametrize("name", LAUNCH_FILES)
+    def test_ros2_launch_lists_the_arguments(launched, ros2_launch, name):
+        listed, _ = ros2_launch(name, "--show-args").communicate()
+        assert re.findall(r"^    '(\w+)':$", listed, re.MULTILINE) == list(launched(name).arguments)
+
+    def test_ros2_launch_runs_a_pipeline(ros2_launch, tmp_path):
+        config, out = tmp_path / "config.yaml", tmp_path / "out"
+        teacher = {"total_steps": 256, "environments": 8, "rollout_steps": 16, "minibatch_size": 64}
+        maps = {"maps": 8, "shard_size": 4, "stride": 8, "environments": 4}
+        config.write_text(yaml.safe_dump({"task": "red_fetch_green", "teacher": teacher, "saliency_dataset": maps}))
+        pipeline = ros2_launch(
+            "pipeline", f"config:={config}", f"out:={out}", "seed:=4", "stages:=train_teacher,make_dataset"
+        )
+        said, _ = pipeline.communicate(timeout=live_support.LIMIT)
+        assert pipeline.returncode == 0, said
+        assert json.loads((out / "teacher.json").read_text())["seed"] == 4
+        assert f"{out / 'dataset'}: 8 maps in 2 shards" in said
+        failing = ros2_launch("distill", f"config:={config}", f"out:={tmp_path / 'empty'}")
+        said, _ = failing.communicate(timeout=live_support.LIMIT)
+        assert failing.returncode == 1
+        assert "run_stage ended with status 2, so everything ends" in said
+
+    def test_ros2_launch_drives_until_a_process_dies(ros2_launch):
+        port, page = live_support.free_port(), live_support.free_port()
+        drive = ros2_launch("live", f"port:={port}", f"viewer_port:={page}", "rviz:=false")
+        pids: dict[str, int] = {}
+
+        def until(text: str) -> None:
+            for line in drive.stdout:
+                started = re.search(r"\[(\w+)-\d+\]: process started with pid \[(\d+)\]", line)
+                pids.update({started[1]: int(started[2])} if started else {})
+                if text in line:
+                    return
+            raise AssertionError(f"the launch ended without {text!r}")
+
+        until("Policy ")
+        os.kill(pids["carla_bridge"], signal.SIGABRT)
+        until("carla_bridge was killed by SIGABRT; starting it again")
+        until("process started")
+        os.kill(pids["explainer"], signal.SIGKILL)
+        until("explainer was killed by SIGKILL, so everything ends")
+        drive.communicate(timeout=live_support.LIMIT)
+        assert drive.returncode == 1

@@ -6,7 +6,7 @@ Imported by launch files only: the wheels of ROS 2 have no `launch`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,8 @@ def composed(
 ) -> LaunchDescription:
     """A launch description with the arguments of a composition, which starts its processes.
 
+    Its finite processes run one after the other, the others all the time.
+
     Args:
         arguments: what can be set.
         processes: from a text for each argument, what runs.
@@ -45,7 +47,10 @@ def composed(
 
     def begin(context: LaunchContext) -> list[Action]:
         values = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments}
-        return [start(process) for process in processes(values)]
+        started = processes(values)
+        finite = [process for process in started if process.finite]
+        rest = [start(process) for process in started if not process.finite]
+        return [*rest, *(start(process, finite[1:]) for process in finite[:1])]
 
     return LaunchDescription([*(declare(argument) for argument in arguments), OpaqueFunction(function=begin)])
 
@@ -66,8 +71,12 @@ def included(name: str, **values: str) -> IncludeLaunchDescription:
     return IncludeLaunchDescription(source, launch_arguments=list(values.items()))
 
 
-def start(process: Process) -> Action:
-    """The action that starts a process; its end is the launch's, unless a signal killed it and it may respawn."""
+def start(process: Process, then: Sequence[Process] = ()) -> Action:
+    """The action that starts a process.
+
+    When a finite process has ended well, the first of ``then`` follows, or all is done. Any other end is an error that
+    ends the launch, unless a signal killed a process that may respawn.
+    """
 
     def ended(event: Event, context: LaunchContext) -> list[Action]:
         if context.is_shutdown:
@@ -77,8 +86,10 @@ def start(process: Process) -> Action:
             notice = (
                 f"{process.name} {ending(event.returncode)}; starting it again ({again.respawns} such ends are left)"
             )
-            return [LogInfo(msg=notice), start(again)]
+            return [LogInfo(msg=notice), start(again, then)]
         if event.returncode == 0 and process.finite:
+            if then:
+                return [start(then[0], then[1:])]
             return [Shutdown(reason=f"{process.name} is done")]
         # An exception, not a Shutdown: both end the launch, but only this makes its exit status 1.
         raise UserError(f"{process.name} {ending(event.returncode)}, so everything ends; its last words are above.")

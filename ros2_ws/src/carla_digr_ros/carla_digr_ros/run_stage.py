@@ -19,7 +19,7 @@ from carla_digr_ros.stages import action_name
 
 START_SECONDS = 60.0  # that the node `stages` has to appear
 CANCEL_SECONDS = 4.0  # that it has to answer a cancellation
-LOG_SECONDS = 10.0  # between two lines about one phase
+LOG_SECONDS = 10.0  # between two lines while a phase goes on
 
 
 class StageClient(Node):
@@ -35,18 +35,18 @@ class StageClient(Node):
             seed=declare(self, "seed", -1, "replaces the configuration's; -1: does not", (-1, 2**31 - 1)),
         )
         self.client = ActionClient(self, RunStage, stage)
-        self._phase, self._logged_at = "", -math.inf
+        self._logged, self._logged_at = ("", 0), time.monotonic()
 
     def log(self, message: RunStage.Impl.FeedbackMessage) -> None:
-        """One line at the beginning and end of each phase, and now and then between."""
-        told = message.feedback
-        now = time.monotonic()
-        if told.phase == self._phase and told.done < told.total and now < self._logged_at + LOG_SECONDS:
+        """One line at the end of each phase, and now and then before."""
+        told, now = message.feedback, time.monotonic()
+        over = told.done == told.total and (told.phase, told.done) != self._logged
+        if not over and now < self._logged_at + LOG_SECONDS:
             return
-        self._phase, self._logged_at = told.phase, now
-        line = f"{told.phase}: {told.done} of {told.total} {told.unit}s"
+        self._logged, self._logged_at = (told.phase, told.done), now
+        line = f"{told.phase}: {told.done} of {told.total}"
         if not math.isnan(told.rate):
-            line += f", {told.rate:.4g}/s, {told.seconds_left:.0f} s left"
+            line += f", {told.rate:.4g} {told.unit}/s, {told.seconds_left:.0f} s left"
         figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(told.figures, told.values, strict=True))
         self.get_logger().info(f"{line}; {figures}" if figures else line)
 
