@@ -119,6 +119,31 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--quick", action="store_true", help="measure a little of everything, in under a minute")
 
 
+def add_combine(commands: argparse._SubParsersAction) -> None:
+    """`combine`: evaluations of several seeds as one."""
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.training.seeds import combine_seeds
+
+        combine_seeds(args.evaluations, args.out)
+
+    parser = commands.add_parser(
+        "combine",
+        help="combine the evaluations of several seeds",
+        description="Combine the evaluations of several seeds: mean and standard deviation over the seeds of every "
+        "figure, as a report.",
+    )
+    parser.add_argument(
+        "evaluations",
+        metavar="EVALUATION",
+        type=Path,
+        nargs="+",
+        help="directories of evaluate, such as RUN/evaluation",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where the report goes")
+    parser.set_defaults(run=run)
+
+
 def _add_stage(commands: argparse._SubParsersAction, name: str, run) -> argparse.ArgumentParser:
     summary = next(stage.summary for stage in STAGES if stage.name == name)
     parser = commands.add_parser(
@@ -405,6 +430,7 @@ JOBS = (
     add_make_dataset,
     add_distill,
     add_evaluate,
+    add_combine,
     add_simulator,
     add_check_simulator,
     add_rollout,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from carla_digr.training.robustness import NOISE, Curves
@@ -47,42 +48,43 @@ def time_per_map(rows: dict[str, dict[str, Any]], size: tuple[int, ...]) -> byte
     return _png(figure)
 
 
-def success_against_epsilon(curves: Curves, episodes: int, success: str = "success") -> bytes:
+def success_against_epsilon(curves: Curves, band: str, success: str = "success") -> bytes:
     """Figure 8: a panel an attack, uniform noise dotted in each where it was measured.
 
     Args:
-        curves: of ``robustness_curves``.
-        episodes: that each point is the mean of.
+        curves: of ``robustness_curves``; the band is their standard deviation, cut at 0 and 1.
+        band: what the points are the mean of, and over what the deviation is.
         success: what the metric is called.
     """
     attacks = [name for name in next(iter(curves.values())) if name != NOISE]
-    figure = Figure(figsize=(3.2 * len(attacks), 3.8), layout="constrained")
+    figure = Figure(figsize=(3.3 * len(attacks), 4.2), layout="constrained")
     panels = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
     for axes, attack in zip(panels, attacks, strict=True):
         for policy, by_attack in curves.items():
-            for name, style in ((attack, "-"), (NOISE, ":")):
-                points = by_attack.get(name)
-                if points is None:
+            for name in (NOISE, attack):
+                if name not in by_attack:
                     continue
-                x = np.array([float(epsilon) for epsilon in points])
-                mean, deviation = (
-                    np.array([p[key] for p in points.values()]) for key in ("mean", "standard_deviation")
-                )
-                label = policy if name == attack else f"{policy}, {NOISE}"
-                axes.plot(x, mean, style, marker="o", markersize=3, color=COLOURS[policy], label=label)
-                if name == attack:
-                    low, high = mean - deviation, mean + deviation
-                    axes.fill_between(x, low, high, color=COLOURS[policy], alpha=0.12, linewidth=0)
-        axes.set(title=attack, xlabel="epsilon, pictures in [0, 1]", ylim=(-0.03, 1.03))
+                x = np.array([float(epsilon) for epsilon in by_attack[name]])
+                points = by_attack[name].values()
+                mean, deviation = (np.array([p[key] for p in points]) for key in ("mean", "standard_deviation"))
+                if name == NOISE:
+                    axes.plot(x, mean, ":", color=COLOURS[policy], linewidth=1)
+                    continue
+                axes.plot(x, mean, marker="o", markersize=4, color=COLOURS[policy], label=policy)
+                low, high = (mean - deviation).clip(0, 1), (mean + deviation).clip(0, 1)
+                axes.fill_between(x, low, high, color=COLOURS[policy], alpha=0.13, linewidth=0)
+        axes.set(title=attack, xlabel="ε (pictures in [0, 1])", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(success)
     figure.suptitle(
-        f"{success.capitalize()} under attack, {episodes} episodes a point; band: one standard deviation over the "
-        "episodes\nPaper: DIGR far above distillation only, which is slightly above the teacher",
+        f"{success.capitalize()} under attack; {band}\n"
+        "Paper (Figure 8): DIGR far above distillation only, which is slightly above the teacher",
         fontsize=10,
     )
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    handles, _ = panels[0].get_legend_handles_labels()
+    noise = Line2D([], [], color="black", linestyle=":", linewidth=1, label=f"{NOISE} of that size")
+    figure.legend(handles=[*handles, noise], loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     return _png(figure)
 
 

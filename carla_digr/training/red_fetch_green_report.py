@@ -63,8 +63,12 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
     """Figure 8, and Figure 9 where distillation's curve lies beside the student's weights."""
     episodes = evaluation.config.evaluation.attack_episodes
-    drawn = {"figure_attacks.png": figures.success_against_epsilon(results["robustness"], episodes)}
-    curve_path = evaluation.student_path.parent / "distill" / "curve.csv"
+    band = f"{episodes} episodes a point; band: one standard deviation over the episodes"
+    drawn = {"figure_attacks.png": figures.success_against_epsilon(results["robustness"], band)}
+    student_path = evaluation.student_path
+    curve_path = student_path.with_name(f"{student_path.stem}_curve.csv")  # as it ships
+    if not curve_path.exists():
+        curve_path = student_path.parent / "distill" / "curve.csv"
     if curve_path.exists():
         table = np.genfromtxt(curve_path, delimiter=",", names=True)
         curve = {name: np.atleast_1d(table[name]) for name in ("iteration", "success")}
