@@ -46,6 +46,13 @@ def overlay(
     return blended.astype(np.uint8)
 
 
+def rgb_of(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """States uint8 (N, C, H, W) as pictures (N, H, W, 3); of a stack of grey pictures the last, the present one."""
+    if states.shape[1] != 3:
+        states = states[:, -1:].repeat(3, axis=1)
+    return states.transpose(0, 2, 3, 1)
+
+
 @lru_cache(maxsize=64)
 def _tables(opacity: int, colormap: str) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """Per saliency level 0..255: what the picture keeps (256 = all), uint16 (256,); the colour added times 256."""

@@ -37,6 +37,8 @@ from carla_digr.config import BreakoutConfig
 ACTION_NAMES = ("noop", "fire", "right", "left")
 _ACTIONS = (Action.NOOP, Action.FIRE, Action.RIGHT, Action.LEFT)
 NOOP, FIRE, RIGHT, LEFT = range(4)
+CLASSES = ("elsewhere", "paddle", "ball")
+PADDLE, BALL = 1, 2
 STACK = 2  # pictures of a state
 FRAME_SKIP = 4  # frames an action is held
 SIDE = 84  # pixels
@@ -121,9 +123,13 @@ class BreakoutVecEnv(VecEnv):
         """The states, uint8 (N, 2, 84, 84)."""
         return np.stack([game.pictures for game in self.games])
 
+    def classes(self) -> NDArray[np.int8]:
+        """What each pixel of the states shows in either picture, int8 (N, 84, 84): an index into CLASSES."""
+        return np.stack([game.classes() for game in self.games])
+
     def importance(self) -> NDArray[np.int8]:
-        """Where ball and paddle are, in either picture of a state: int8 (N, 84, 84), 1 there and 0 elsewhere."""
-        return np.stack([game.importance() for game in self.games])
+        """Where ball and paddle are, int8 (N, 84, 84): 1 there and 0 elsewhere; see tasks.KnowsImportance."""
+        return importance_of(self.classes())
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on besides the constructor's arguments.
@@ -240,14 +246,20 @@ class _Game:
         lost, self.lives = lives < self.lives, lives
         return points, lost
 
-    def importance(self) -> NDArray[np.int8]:
+    def classes(self) -> NDArray[np.int8]:
         """The pixels that ball and paddle touch, int8 (84, 84)."""
         result = np.zeros((SIDE, SIDE), np.int8)
         for ball_x, ball_y, paddle_x, half_width in self.objects.reshape(-1, len(_OBJECTS)).astype(int):
-            result[_touched(paddle_x - 47, 189, 2 * half_width, 4)] = 1
+            paddle = result[_touched(paddle_x - 47, 189, 2 * half_width, 4)]
+            paddle[paddle == 0] = PADDLE
             if ball_y:
-                result[_touched(ball_x - 49, ball_y + 9, 2, 4)] = 1
+                result[_touched(ball_x - 49, ball_y + 9, 2, 4)] = BALL
         return result
+
+
+def importance_of(classes: NDArray[np.int8]) -> NDArray[np.int8]:
+    """``BreakoutVecEnv.importance`` of its ``classes``."""
+    return (classes > 0).astype(np.int8)
 
 
 def _touched(x: int, y: int, width: int, height: int) -> tuple[slice, slice]:

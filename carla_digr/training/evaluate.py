@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from carla_digr import checkpoint
-from carla_digr.config import Config, EvaluationConfig
+from carla_digr.config import BreakoutConfig, Config, EvaluationConfig
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import metrics
@@ -88,6 +88,10 @@ def task_report(task: str) -> TaskReport | None:
         from carla_digr.training import red_fetch_green_report
 
         return red_fetch_green_report
+    if task == "breakout":
+        from carla_digr.training import breakout_report
+
+        return breakout_report
     return None
 
 
@@ -108,6 +112,9 @@ def evaluate(
     """
     if quick:
         config = replace(config, evaluation=QUICK)
+        if isinstance(config.environment, BreakoutConfig):  # a good game takes half a minute to compute
+            frames = min(config.environment.max_frames, 3000)
+            config = replace(config, environment=replace(config.environment, max_frames=frames))
     task = make_task(config)
     teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task)
     student_path = student_path or _default_weights(config, out, "student")

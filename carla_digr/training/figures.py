@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from carla_digr.saliency.overlay import rgb_of
 from carla_digr.training.robustness import NOISE, Curves
 
 COLOURS = {
@@ -114,7 +115,7 @@ def map_grid(pictures: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) 
         pictures: uint8 (N, C, H, W).
         maps: method -> float (N, H, W) in [0, 1].
     """
-    columns: dict[str, NDArray[Any]] = {"State": pictures.transpose(0, 2, 3, 1), **maps}
+    columns: dict[str, NDArray[Any]] = {"State": rgb_of(pictures), **maps}
     figure = Figure(figsize=(1.6 * len(columns), 1.6 * len(pictures) + 0.5), layout="constrained")
     axes = figure.subplots(len(pictures), len(columns), squeeze=False)
     for j, (title, column) in enumerate(columns.items()):

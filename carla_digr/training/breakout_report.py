@@ -1,0 +1,159 @@
+"""What the evaluation of Breakout has besides: the full-game score, whether maps show ball and paddle, and play to see.
+
+Where ball and paddle are is read from the emulator's RAM (tasks.breakout). The paper shows pictures of maps only
+(Figures 4 and 11), so these figures have nothing of the paper's to stand beside.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from carla_digr.policy import to_input
+from carla_digr.saliency import metrics
+from carla_digr.saliency.gradient import normalise
+from carla_digr.saliency.overlay import overlay
+from carla_digr.tasks.breakout import BALL, CLASSES, FRAME_SKIP, PADDLE, SCREEN, BreakoutVecEnv, importance_of
+from carla_digr.training.evaluate import Evaluation, markdown_table
+from carla_digr.training.progress import Progress
+from carla_digr.training.rollout import collect_states, sampled
+from carla_digr.training.saliency_methods import SLOW, Method
+
+PAPER_SCORE = 320  # of the teacher
+MARGINS = (0, 2, 4)  # pixels around ball and paddle that count too: none, half of the first stride, and all of it
+UNIFORM = "every pixel alike"
+PLAY_STEPS = 150  # of the GIF: 10 s
+
+Truth = tuple[NDArray[np.uint8], NDArray[np.int8]]  # states (N, 2, 84, 84), classes (N, 84, 84)
+
+
+def measure(evaluation: Evaluation) -> dict[str, Any]:
+    """Maps against ball and paddle.
+
+    Returns:
+        "truth": method -> ``truth_row``, and one of a map that marks every pixel alike.
+    """
+    settings = evaluation.config.evaluation
+    truth = functools.cache(lambda: _held_out_states(evaluation))
+    rows = {}
+    for name, method in {**evaluation.methods, UNIFORM: _uniform}.items():
+        count = min(settings.saliency_states, settings.slow_states if name in SLOW else settings.saliency_states)
+        rows[name] = evaluation.part(f"ball and paddle, {name}", partial(_row, name, method, truth, count))
+    return {"truth": rows}
+
+
+def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
+    """The student's play with its DIGR map over the game's colours, beside the game as it is."""
+    return {"play.gif": _play(evaluation)}
+
+
+def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
+    """Lines of Markdown for the scores and the maps."""
+    settings = evaluation.config.evaluation
+    scores = {name: row["score"] for name, row in results["performance"].items()}
+    lines = [f"## Score of whole games, {settings.episodes} each (paper's teacher: {PAPER_SCORE})", ""]
+    lines += markdown_table(
+        ["policy", "mean", "standard deviation"],
+        [[name, f"{row['mean']:.1f}", f"{row['standard_deviation']:.1f}"] for name, row in scores.items()],
+    )
+    lines += [
+        "",
+        f"## Maps against ball and paddle, {settings.saliency_states} fresh states (the paper has pictures only)",
+        "",
+        "Shares of a map's mass on ball and paddle in either picture of the state, and within some pixels of them; "
+        "pointing: states whose largest value is within that distance; AUC: ball and paddle against all else. "
+        f"Slow methods on {min(settings.slow_states, settings.saliency_states)} states.",
+        "",
+    ]
+    distances = [f"within {margin}" if margin else "on them" for margin in MARGINS]
+    columns = ["method", "ball", "paddle"]
+    columns += [f"share {d}" for d in distances] + [f"pointing {d}" for d in distances] + ["AUC"]
+    lines += markdown_table(
+        columns,
+        [
+            [name, *(f"{row[c]:.3f}" for c in ("ball", "paddle"))]
+            + [f"{row[c][str(m)]:.3f}" for c in ("share", "pointing") for m in MARGINS]
+            + [f"{row['auc']:.3f}"]
+            for name, row in results["truth"].items()
+        ],
+    )
+    return [*lines, ""]
+
+
+def truth_row(maps: NDArray[np.float32], classes: NDArray[np.int8]) -> dict[str, Any]:
+    """Scores of maps float (N, 84, 84) against classes int8 (N, 84, 84), means over the states that have a map.
+
+    Returns:
+        ball, paddle: share of the mass on them; share, pointing: by margin in pixels as text; auc; states, how many
+        had a map. NaN where none had.
+    """
+    known = maps.any(axis=(1, 2)) & (classes > 0).any(axis=(1, 2))
+    maps, classes = maps[known], classes[known]
+    if not known.any():
+        nothing = {str(margin): float("nan") for margin in MARGINS}
+        return {"ball": np.nan, "paddle": np.nan, "share": nothing, "pointing": nothing, "auc": np.nan, "states": 0}
+    importance = importance_of(classes)
+    shares = metrics.class_shares(maps, classes, len(CLASSES)).mean(axis=0)
+    wide = {str(margin): metrics.widened(importance, margin) for margin in MARGINS}
+    return {
+        "ball": float(shares[BALL]),
+        "paddle": float(shares[PADDLE]),
+        "share": {name: float(metrics.important_share(maps, i).mean()) for name, i in wide.items()},
+        "pointing": {name: float(metrics.pointing_game(maps, i).mean()) for name, i in wide.items()},
+        "auc": metrics.score(maps, importance).auc,
+        "states": len(maps),
+    }
+
+
+def _row(name: str, method: Method, truth: Any, count: int) -> dict[str, Any]:
+    states, classes = truth()
+    batches = Progress(to_input(torch.from_numpy(states[:count])).split(32), desc=f"truth, {name}", unit="batch")
+    maps = torch.cat([normalise(method(batch))[0] for batch in batches]).numpy()
+    return truth_row(maps, classes[:count])
+
+
+def _uniform(states: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(states), *states.shape[2:])
+
+
+def _held_out_states(evaluation: Evaluation) -> Truth:
+    """States of the teacher's games, and what their pixels show."""
+    config = evaluation.config
+    env = evaluation.task.make_vec_env(config.saliency_dataset.environments, evaluation.seed)
+    try:
+        act = sampled(evaluation.teacher, np.random.default_rng((evaluation.seed, 1)))
+        interval = config.saliency_dataset.state_interval
+        states, classes = collect_states(env, act, config.evaluation.saliency_states, interval, "classes")
+    finally:
+        env.close()
+    assert classes is not None
+    return states, classes
+
+
+def _play(evaluation: Evaluation) -> bytes:
+    """An animated GIF, 15 pictures a second, 320x210: the game, and the same under the student's map."""
+    env = evaluation.task.make_vec_env(1, evaluation.seed + 1)
+    assert isinstance(env, BreakoutVecEnv)
+    act = sampled(evaluation.student, np.random.default_rng((evaluation.seed + 1, 1)))
+    method = evaluation.methods["DIGR"]
+    observations = np.asarray(env.reset())
+    pictures = []
+    for _ in Progress(range(PLAY_STEPS), desc="play", unit="step"):
+        screen = env.games[0].ale.getScreenRGB()
+        saliency = normalise(method(to_input(torch.from_numpy(observations))))[0][0].numpy()
+        enlarged = cv2.resize(saliency, SCREEN[::-1], interpolation=cv2.INTER_LINEAR)
+        laid_over = overlay(screen, enlarged.astype(np.float32, copy=False))
+        pictures.append(Image.fromarray(np.concatenate([screen, laid_over], axis=1)))
+        observations = np.asarray(env.step(act(observations))[0])
+    file = io.BytesIO()
+    milliseconds = round(1000 * FRAME_SKIP / 60)
+    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    return file.getvalue()
