@@ -189,7 +189,7 @@ def feedback(progress: dict[str, Any]) -> RunStage.Feedback:
     return RunStage.Feedback(
         phase=progress["phase"],
         done=progress["done"],
-        total=progress["total"],
+        total=progress["total"] or 0,
         unit=progress["unit"],
         rate=known(progress["rate"]),
         seconds_left=known(progress["seconds_left"]),
