@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -85,6 +86,15 @@ class Process:
     tidies_up: bool = False
     respawns: int = 0
     finite: bool = False
+
+    def ros_arguments(self, share: Path) -> list[str]:
+        """What follows `--ros-args` on the node's command line; ``share`` is PACKAGE's share directory."""
+        arguments = ["--params-file", str(share / PARAMETERS_FILE)]
+        for name, value in self.parameters.items():
+            arguments += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML, and quotes what looks like a number
+        for old, new in self.remappings.items():
+            arguments += ["-r", f"{old}:={new}"]
+        return arguments
 
 
 def live(values: Mapping[str, str]) -> list[Process]:

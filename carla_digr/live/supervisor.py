@@ -23,7 +23,7 @@ from pathlib import Path
 
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
-from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, PARAMETERS_FILE, Process, live, replay
+from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay
 
 SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
 SENTENCE = "carla-digr: "  # begins the line in which a process says why it ends
@@ -288,12 +288,7 @@ def command_line(process: Process, environment: Mapping[str, str]) -> list[str]:
     else:
         raise UserError(f"The ROS workspace has no executable {process.name}; build it again with `make setup`.")
     command = [str(executable), *process.arguments, "--ros-args", "--disable-external-lib-logs"]
-    command += ["--params-file", str(Path(prefix) / "share" / PACKAGE / PARAMETERS_FILE)]
-    for name, value in process.parameters.items():
-        command += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML, and quotes what looks like a number
-    for old, new in process.remappings.items():
-        command += ["-r", f"{old}:={new}"]
-    return command
+    return command + process.ros_arguments(Path(prefix) / "share" / PACKAGE)
 
 
 def workspace_environment() -> dict[str, str]:

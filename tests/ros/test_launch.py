@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -114,6 +115,13 @@ class Launched:
         return action.kwargs["on_exit"](SimpleNamespace(returncode=status), self)
 
 
+def parameters(node: dict) -> dict:
+    """The parameters on a node's command line."""
+    arguments = node["ros_arguments"]
+    given = [value for flag, value in pairwise(arguments) if flag == "-p"]
+    return {name: yaml.safe_load(value) for name, _, value in (item.partition(":=") for item in given)}
+
+
 @pytest.fixture
 def launched(monkeypatch):
     for name, content in MODULES.items():
@@ -147,9 +155,9 @@ def test_live_starts_what_the_command_line_starts(launched):
             if process.module:
                 assert started.kwargs["cmd"] == [sys.executable, "-m", process.module, *process.arguments]
             else:
-                file, parameters = started.kwargs["parameters"]
-                assert parameters == dict(process.parameters)
-                assert set(yaml.safe_load(Path(file).read_text())) == {"carla_bridge", "explainer", "viewer"}
+                command = command_line(process, live_support.workspace())
+                assert started.kwargs["ros_arguments"] == command[command.index("--params-file") :]
+                assert parameters(started.kwargs) == dict(process.parameters)
 
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)
@@ -158,11 +166,10 @@ def test_every_executable_exists_and_declares_the_parameters_it_is_given(launche
         if node["package"] != composition.PACKAGE:
             continue
         executable = node["executable"]
-        given = set()
-        for source in node.get("parameters", ()):
-            if isinstance(source, str):
-                source = yaml.safe_load(Path(source).read_text()).get(executable, {}).get("ros__parameters", {})
-            given |= set(source)
+        flag, file, *_ = node["ros_arguments"]
+        assert flag == "--params-file"
+        given = set(parameters(node))
+        given |= set(yaml.safe_load(Path(file).read_text()).get(executable, {}).get("ros__parameters", {}))
         code = Path(importlib.util.find_spec(f"carla_digr_ros.{executable}").origin).read_text()
         for parameter in given:
             assert f'"{parameter}"' in code, f"{executable} does not declare {parameter}"
@@ -185,7 +192,7 @@ def test_the_bridge_is_started_again_a_few_times_when_a_signal_kills_it(launched
         notice, again = drive.end("carla_bridge", -6)
         assert f"killed by SIGABRT; starting it again ({left} " in notice.kwargs["msg"]
         (bridge,) = (node for node in drive.of("Node") if node["name"] == "carla_bridge")
-        assert again.kwargs["parameters"] == bridge["parameters"]
+        assert again.kwargs["ros_arguments"] == bridge["ros_arguments"]
         with pytest.raises(UserError, match="carla_bridge ended with status 2"):
             drive.end("carla_bridge", 2)
         drive.actions = [again]
@@ -199,9 +206,8 @@ def test_a_pipeline_runs_one_stage_after_the_other(launched):
     while True:
         (service, stage) = pipeline.actions
         assert service.kwargs["executable"] == "stages" and stage.kwargs["executable"] == "run_stage"
-        _, parameters = stage.kwargs["parameters"]
-        ran.append(parameters["stage"])
-        assert parameters == {"config": "driving", "out": "there", "seed": 7, "stage": ran[-1]}
+        ran.append(parameters(stage.kwargs)["stage"])
+        assert parameters(stage.kwargs) == {"config": "driving", "out": "there", "seed": 7, "stage": ran[-1]}
         with pytest.raises(UserError, match="run_stage ended with status 2"):
             pipeline.end("run_stage", 2)
         (then,) = pipeline.end("run_stage", 0)
@@ -218,7 +224,7 @@ def test_a_stage_is_a_pipeline_of_one(launched, name):
     launch = launched(name, config="mine.yaml")
     assert set(launch.arguments) == set(launched("pipeline").arguments)
     (stage,) = (node for node in launch.of("Node") if node["executable"] == "run_stage")
-    assert stage["parameters"][1] == {"config": "mine.yaml", "out": "", "stage": name}
+    assert parameters(stage) == {"config": "mine.yaml", "out": "", "stage": name}
     assert type(launch.end("run_stage", 0)[0]).__name__ == "Shutdown"
 
 

@@ -27,7 +27,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from carla_digr.errors import UserError, ending
-from carla_digr.live.composition import PACKAGE, PARAMETERS_FILE, Argument, Process
+from carla_digr.live.composition import PACKAGE, Argument, Process
 
 SHARE = Path(get_package_share_directory(PACKAGE))
 
@@ -102,8 +102,7 @@ def start(process: Process, then: Sequence[Process] = ()) -> Action:
         executable=process.name,
         name=process.name,
         arguments=list(process.arguments),
-        parameters=[str(SHARE / PARAMETERS_FILE), dict(process.parameters)],
-        remappings=list(process.remappings.items()),
+        ros_arguments=process.ros_arguments(SHARE),
         output="screen",
         on_exit=ended,
     )
