@@ -113,7 +113,8 @@ def live(values: Mapping[str, str]) -> list[Process]:
     if simulator == "embedded":
         arguments = ("simulator", "--host", host, "--port", str(port))
         processes.append(Process("simulator", module="carla_digr.cli", arguments=arguments))
-    if values["record"] not in ("false", ""):
+    recording = values["record"] not in ("false", "")
+    if recording:
         directory = "recordings" if values["record"] == "true" else values["record"]
         parameters = {"directory": str(Path(directory).absolute()), "weights": values["weights"]}
         processes.append(Process("recorder", parameters=parameters, tidies_up=True))
@@ -127,6 +128,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
                 "start_seconds": START_SECONDS[simulator],
                 "seed": whole_number("seed", values["seed"], 0, 2**31 - 1),
                 "lockstep": lockstep,
+                "listeners": ["recorder"] if recording else [""],
             },
             tidies_up=True,
             respawns=BRIDGE_RESPAWNS,

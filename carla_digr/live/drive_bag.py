@@ -87,6 +87,12 @@ def blank(store: Typestore, message_type: str, **fields: Any) -> Any:
     return store.types[message_type](**values)
 
 
+def converted(store: Typestore, message_type: str, message: Any) -> Any:
+    """A message of an older or newer definition of a type as the store's: what is missing is zero or empty."""
+    names = [name for name, _ in store.get_msgdef(message_type).fields if hasattr(message, name)]
+    return blank(store, message_type, **{name: getattr(message, name) for name in names})
+
+
 @dataclass
 class Frame:
     """One frame of a drive. Times are those of the messages in the bag, ns; None: there is no such message.

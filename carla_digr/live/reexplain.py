@@ -16,7 +16,18 @@ from carla_digr.driving.control import ACTION_NAMES, command
 from carla_digr.errors import UserError
 from carla_digr.files import sha256_of
 from carla_digr.live import drive_bag
-from carla_digr.live.drive_bag import DECISION, IMAGE, OBSERVATION, OVERLAY, SALIENCY, Decoder, Drive, Frame, blank
+from carla_digr.live.drive_bag import (
+    DECISION,
+    IMAGE,
+    OBSERVATION,
+    OVERLAY,
+    SALIENCY,
+    Decoder,
+    Drive,
+    Frame,
+    blank,
+    converted,
+)
 from carla_digr.live.explainer import Decision, Explainer
 from carla_digr.live.images import to_rgb
 from carla_digr.live.recording import (
@@ -166,9 +177,7 @@ class _Copy:
     def _keep_fallback(self, new: BagWriter, time: int, message: Any) -> None:
         """The bridge's own decisions belong to the drive; their definition becomes today's."""
         if message.fallback:
-            fields = [name for name, _ in self._store.get_msgdef(OURS[DECISION]).fields if hasattr(message, name)]
-            kept = blank(self._store, OURS[DECISION], **{name: getattr(message, name) for name in fields})
-            self._write(new, DECISION, time, kept)
+            self._write(new, DECISION, time, converted(self._store, OURS[DECISION], message))
 
     def _explain(self, new: BagWriter, time: int, message: Any, frame: Frame) -> bool:
         try:

@@ -12,7 +12,6 @@ from mcap.records import Channel as ChannelRecord
 from mcap.records import Chunk, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 from rosbags.interfaces import Qos
-from rosbags.rosbag2 import ReaderError
 from rosbags.rosbag2.metadata import parse_qos
 from tqdm import tqdm
 
@@ -119,7 +118,7 @@ class _Salvage:
         if record.id in self.channels:
             return  # the summary repeats what the first chunk says
         schema, qos = self.schemas[record.schema_id], tuple[Qos, ...]()
-        with contextlib.suppress(ReaderError):  # what was offered is not needed to read
+        with contextlib.suppress(Exception):  # damaged; what was offered is not needed to read
             qos = tuple(parse_qos(record.metadata.get("offered_qos_profiles", "")))
         channel = Channel(record.topic, schema.name, schema.data.decode(errors="replace"), qos)
         with contextlib.suppress(UserError):

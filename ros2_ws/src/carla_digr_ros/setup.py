@@ -36,6 +36,7 @@ setup(
             "recorder = carla_digr_ros.executables:recorder",
             "stages = carla_digr_ros.executables:stages",
             "run_stage = carla_digr_ros.executables:run_stage",
+            "player = carla_digr_ros.executables:player",
             "measure = carla_digr_ros.executables:measure",
         ]
     },

@@ -83,6 +83,8 @@ class CarlaBridge(ManagedNode):
         self._start_seconds = declare(self, "start_seconds", 0.0, "time the simulator has to start, s", (0.0, 600.0))
         self._live("seed", 1, "of the next episode; every further one adds 1", (0, 2**31 - 1))
         self._vehicles = declare(self, "vehicles", 64, "other vehicles on the ego's carriageway", (0, 400))
+        listeners = declare(self, "listeners", [""], "nodes that must get the pictures too before the drive begins")
+        self._listeners = set(filter(None, listeners))
         self._roads, self._spawn_points = (
             _numbers(name, declare(self, name, "", description))
             for name, description in (
@@ -414,9 +416,10 @@ class CarlaBridge(ManagedNode):
             deciders = {info.node_name for info in self.get_publishers_info_by_topic(decision)}
             watchers = [info.node_name for info in self.get_subscriptions_info_by_topic(image)]
             answering = (deciders - {self.get_name()}) & set(watchers)
-            if answering and self._images_out.get_subscription_count() >= len(watchers):
+            missing = self._listeners - set(watchers)
+            if answering and not missing and self._images_out.get_subscription_count() >= len(watchers):
                 break
-            self._waiting = "waiting for an explainer"
+            self._waiting = f"waiting for {', '.join(sorted(missing)) if answering else 'an explainer'}"
             executor.spin_once(timeout_sec=0.1)
         self._waiting = ""
 

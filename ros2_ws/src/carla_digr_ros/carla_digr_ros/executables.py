@@ -33,6 +33,11 @@ def recorder() -> None:
     _run("recorder")
 
 
+def player() -> None:
+    """Replay a recording."""
+    _run("player")
+
+
 def measure() -> None:
     """Measure a drive."""
     _run("measure")

@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import queue
-import struct
 import threading
 import time
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from rclpy.node import Node
+from rclpy.clock import Clock as NodeClock
+from rclpy.clock import ClockType
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.typesys.store import Typestore
 from rosgraph_msgs.msg import Clock
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.files import sha256_of
 from carla_digr.live.composition import WEIGHTS
+from carla_digr.live.drive_bag import stamp_of
 from carla_digr.live.recording import Channel, Recorder, definition, offered_qos, typestore
 from carla_digr_ros import topics
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare
-from carla_digr_ros.running import run
+from carla_digr_ros.running import ManagedNode, run
 
 COMMIT_SECONDS = 0.9  # a kill loses what came since: with the time to write, at most a second
 DEPTH = 400  # messages of a topic that wait in the middleware while this process is held up
+EXPLAINER_SECONDS = 30.0  # longest wait for an explainer before the pictures are recorded alone
 QUEUED = 2000  # messages that wait for the writer thread
 
 
-class RecorderNode(Node):
-    """Subscribes to all of `topics.TOPICS` raw; callbacks only queue, one thread writes.
+class RecorderNode(ManagedNode):
+    """Subscribes to all of `topics.TOPICS` raw; callbacks only queue, one thread writes. A bag for each configuration.
 
-    A message's time in the bag is its header's stamp (or the clock's), which is simulation time; diagnostics, which
-    are stamped by the wall clock, get the time of the message before them.
+    A message's time in the bag is the stamp of its header (or the clock's), which is simulation time; what is stamped
+    by the wall clock, diagnostics and a human's control, gets the latest time.
     """
 
     def __init__(self) -> None:
         super().__init__("recorder")
-        directory = declare(
+        self._directory = declare(
             self, "directory", "recordings", "where the drive's bag is made, with its start as its name"
         )
-        weights = Path(declare(self, "weights", str(WEIGHTS), "the policy that drives; its hash is recorded"))
-        store = typestore(Path(get_package_share_directory("carla_digr_msgs")) / "msg")
+        self._weights = declare(self, "weights", str(WEIGHTS), "the policy that drives; its hash is recorded")
+        self._queue: queue.Queue[tuple[Channel, bytes, bool] | None] = queue.Queue(QUEUED)
+        self._recorder: Recorder | None = None
+        self._writer: threading.Thread | None = None
+        self._failure = ""
+        self._lost = 0
+        self._rate = Recent()
+        Reporter(self, "recording", self._status)
+
+    def configure(self) -> None:
+        """Make a bag. Raises UserError."""
+        weights = Path(self._weights)
         try:
             digest = sha256_of(weights)
         except OSError as error:
@@ -54,34 +67,49 @@ class RecorderNode(Node):
             "started": started,
             "carla_digr": __version__,
         }
-        self._queue: queue.Queue[tuple[Channel, bytes, bool] | None] = queue.Queue(QUEUED)
-        self._lost = 0
-        self._rate = Recent()
-        channels = []
-        for topic in topics.TOPICS:
-            kind = _type_name(topic.type)
-            latched = topic.qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
-            channels.append(Channel(topic.name, kind, definition(store, kind), offered_qos(latched)))
-        self._recorder = Recorder(Path(directory) / f"drive-{started}", channels, facts)
-        for topic, channel in zip(topics.TOPICS, channels, strict=True):
-            self._record(topic, channel)
-        Reporter(self, "recording", self._status)
-        self._writer = threading.Thread(target=self._write, name="writer")
+        store = typestore(Path(get_package_share_directory("carla_digr_msgs")) / "msg")
+        self._channels = [_channel(topic, store) for topic in topics.TOPICS]
+        self._recorder = Recorder(Path(self._directory) / f"drive-{started}", self._channels, facts)
+        self._lost, self._failure = 0, ""
+        self._writer = threading.Thread(target=self._write, args=(self._recorder,), name="writer")
         self._writer.start()
         self.get_logger().info(f"Recording to {self._recorder.path}")
 
+    def activate(self) -> None:
+        """Hear the drive."""
+        for topic, channel in zip(topics.TOPICS, self._channels, strict=True):
+            if topic is not topics.IMAGE:
+                self._record(topic, channel)
+        # The bridge begins when its pictures are heard; from then on nothing of the explainer's may be missed either.
+        self._begun = time.monotonic()
+        self._completion = self.create_timer(0.05, self._complete, clock=NodeClock(clock_type=ClockType.STEADY_TIME))
+
+    def deactivate(self) -> None:
+        """Hear no more of it."""
+        self.destroy_timer(self._completion)
+
+    def _complete(self) -> None:
+        heard = all(self.count_publishers(topic.name) for topic in (topics.DECISION, topics.SALIENCY, topics.OVERLAY))
+        if heard or time.monotonic() - self._begun > EXPLAINER_SECONDS:
+            self._completion.cancel()
+            self._record(topics.IMAGE, self._channels[topics.TOPICS.index(topics.IMAGE)])
+
     def close(self) -> None:
         """Finish the bag."""
+        if self._recorder is None or self._writer is None:
+            return
         self._queue.put(None)
         self._writer.join()
         self._recorder.commit()
         self._recorder.close()
         if self._recorder.problem:
             self.get_logger().error(self._recorder.problem)
+        self._recorder = self._writer = None
 
     def _record(self, topic: topics.Topic, channel: Channel) -> None:
         fields = list(topic.type.get_fields_and_field_types())
-        stamped = topic.type is Clock or (fields[0] == "header" and topic is not topics.DIAGNOSTICS)
+        wall = topic in (topics.DIAGNOSTICS, topics.MANUAL)
+        stamped = topic.type is Clock or (fields[0] == "header" and not wall)
 
         def keep(data: bytes) -> None:
             self._rate.add()
@@ -91,51 +119,53 @@ class RecorderNode(Node):
                 self._lost += 1
 
         qos = QoSProfile(depth=DEPTH, durability=topic.qos.durability)
-        self.create_subscription(topic.type, topic.name, keep, qos, raw=True)
+        self.heard.append(self.create_subscription(topic.type, topic.name, keep, qos, raw=True))
 
-    def _write(self) -> None:
+    def _write(self, recorder: Recorder) -> None:
+        """The writer thread, until None comes."""
         due = time.monotonic() + COMMIT_SECONDS
         while True:
             try:
                 entry = self._queue.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                pass
-            else:
                 if entry is None:
                     return
                 channel, data, stamped = entry
-                self._recorder.add(channel, data, _stamp(data) if stamped else None)
+                recorder.add(channel, data, stamp_of(data) if stamped else None)
+            except queue.Empty:
+                pass
+            except Exception as error:  # one message is lost, not the recording
+                self._lost += 1
+                self._failure = f"A message of {channel.topic} was not recorded: {error!r}"
             if time.monotonic() >= due:
-                before = self._recorder.problem
-                self._recorder.commit()
-                if self._recorder.problem and not before:
-                    self.get_logger().error(self._recorder.problem)
+                before = recorder.problem
+                recorder.commit()
+                if recorder.problem and not before:
+                    self.get_logger().error(recorder.problem)
                 due = time.monotonic() + COMMIT_SECONDS
 
     def _status(self):
-        lost = self._lost + self._recorder.dropped
+        recorder = self._recorder
+        if recorder is None:
+            return WARN, "not configured", {}
+        lost = self._lost + recorder.dropped
         values = {
-            "recording": str(self._recorder.path),
-            "messages recorded": self._recorder.messages,
+            "recording": str(recorder.path),
+            "messages recorded": recorder.messages,
             "messages (Hz)": self._rate.rate(),
             "messages waiting": self._queue.qsize(),
             "messages lost": lost,
         }
-        if self._recorder.problem:
-            return ERROR, self._recorder.problem, values
+        if recorder.problem or self._failure:
+            return ERROR, recorder.problem or self._failure, values
         if lost:
             return WARN, f"{lost} messages were not recorded", values
         return OK, f"{self._rate.rate():.0f} messages/s", values
 
 
-def _type_name(message_class: type) -> str:
-    return f"{message_class.__module__.split('.')[0]}/msg/{message_class.__name__}"
-
-
-def _stamp(data: bytes) -> int:
-    """ns; a stamp is the first thing in a Clock and in every message that begins with a header (CDR, 4 bytes on)."""
-    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
-    return seconds * 10**9 + nanoseconds
+def _channel(topic: topics.Topic, store: Typestore) -> Channel:
+    kind = f"{topic.type.__module__.split('.')[0]}/msg/{topic.type.__name__}"
+    latched = topic.qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    return Channel(topic.name, kind, definition(store, kind), offered_qos(latched))
 
 
 def main() -> int:

@@ -59,7 +59,7 @@ class ManagedNode(LifecycleNode):
         self.configured = self.active = self.finalized = False
         self.incompatible_qos: dict[str, str] = {}  # topic -> policy of which an endpoint does not match ours
         self._refusal: UserError | None = None
-        self._heard: list[Subscription] = []
+        self.heard: list[Subscription] = []  # gone while the node is not active
 
     def start(self) -> None:
         """Configure and activate. Raises UserError."""
@@ -98,15 +98,15 @@ class ManagedNode(LifecycleNode):
                 self.executor.create_task(take_what_is_offered)  # not within the subscription's own callback
 
         def take_what_is_offered() -> None:
-            if reliable in self._heard:
+            if reliable in self.heard:
                 self.get_logger().info(f"Taking {reliable.topic_name} with best effort from now on")
-                self._heard.remove(reliable)
+                self.heard.remove(reliable)
                 self.destroy_subscription(reliable)
-                self._heard.append(self.create_subscription(topic.type, topic.name, callback, qos_profile_sensor_data))
+                self.heard.append(self.create_subscription(topic.type, topic.name, callback, qos_profile_sensor_data))
 
         events = SubscriptionEventCallbacks(incompatible_qos=mismatch)
         reliable = self.create_subscription(topic.type, topic.name, callback, topic.qos, event_callbacks=events)
-        self._heard.append(reliable)
+        self.heard.append(reliable)
 
     def _mismatch(self, topic: str, event, consequence: str) -> str:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
@@ -146,8 +146,8 @@ class ManagedNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop, then silence the publishers."""
         self.active = False
-        while self._heard:
-            self.destroy_subscription(self._heard.pop())
+        while self.heard:
+            self.destroy_subscription(self.heard.pop())
         verdict = self._try(self.deactivate)
         super().on_deactivate(state)
         return verdict

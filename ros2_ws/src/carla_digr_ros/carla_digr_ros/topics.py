@@ -59,6 +59,8 @@ SALIENCY = Topic("/carla_digr/saliency", Image, ("explainer",))  # 32FC1 in [0, 
 OVERLAY = Topic("/carla_digr/overlay", Image, ("explainer",))  # rgb8
 OBSERVATION = Topic("/carla_digr/observation", Image, ("explainer",))  # rgb8: what the policy saw, during an attack
 MANUAL = Topic("/carla_digr/manual_control", VehicleControl, ())  # from a human
-DIAGNOSTICS = Topic("/diagnostics", DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder"), rate=1.0)
+DIAGNOSTICS = Topic(
+    "/diagnostics", DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder", "player"), rate=1.0
+)
 
 TOPICS = (CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, DECISION, SALIENCY, OVERLAY, OBSERVATION, MANUAL, DIAGNOSTICS)
