@@ -15,10 +15,9 @@ from carla_digr.errors import UserError
 from carla_digr.training import STAGES
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import SPIN_SECONDS, Stop, run
-from carla_digr_ros.stages import action_name
+from carla_digr_ros.stages import END_SECONDS, action_name
 
 START_SECONDS = 60.0  # that the node `stages` has to appear
-CANCEL_SECONDS = 4.0  # that it has to answer a cancellation
 LOG_SECONDS = 10.0  # between two lines while a phase goes on
 
 
@@ -60,9 +59,7 @@ def follow(node: StageClient, executor: SingleThreadedExecutor, stop: Stop) -> N
     gone = "The node stages does not answer; start it: ros2 run carla_digr_ros stages."
     deadline = time.monotonic() + START_SECONDS
     while not node.client.server_is_ready():
-        if stop.requested:
-            return
-        if time.monotonic() > deadline:
+        if stop.requested or time.monotonic() > deadline:
             raise UserError(gone)
         executor.spin_once(timeout_sec=SPIN_SECONDS)
     sent = node.client.send_goal_async(node.goal, feedback_callback=node.log)
@@ -70,11 +67,12 @@ def follow(node: StageClient, executor: SingleThreadedExecutor, stop: Stop) -> N
     if not sent.done():
         raise UserError(gone)
     result = sent.result().get_result_async()
-    while not (result.done() or stop.requested) and node.client.server_is_ready():
+    give_up = math.inf
+    while not result.done() and node.client.server_is_ready() and time.monotonic() < give_up:
+        if stop.requested and give_up == math.inf:
+            give_up = time.monotonic() + END_SECONDS + 1.0
+            sent.result().cancel_goal_async()
         executor.spin_until_future_complete(result, SPIN_SECONDS)
-    if stop.requested:
-        sent.result().cancel_goal_async()
-        executor.spin_until_future_complete(result, CANCEL_SECONDS)
     if not result.done():
         raise UserError("The node stages has ended; the stage resumes with the same goal.")
     message = result.result().result.message
