@@ -112,6 +112,7 @@ class DistillConfig:
 
     start: Literal["teacher", "random"] = "teacher"  # the student's first weights
     supervision: Literal["perturbation", "annotation"] = "perturbation"  # what is kept: M_p, or what the task knows
+    annotation_margin: int = setting(0, minimum=0)  # pixels around what the task knows to matter that are kept too
     activation: Literal["relu", "softplus"] = "softplus"  # the student's
     loss: Literal["coverage", "log_ratio", "share", "paper", "none"] = "coverage"
     regularisation_weight: tuple[float, float] = setting((0.05, 0.12), minimum=0)
@@ -144,10 +145,13 @@ class EvaluationConfig:
     saliency_states: int = setting(500, minimum=1)
     examples: int = setting(6, minimum=1)  # rows of the picture grid
     slow_states: int = setting(500, minimum=1)  # for the methods that take tens of milliseconds a map
-    table_states: int = setting(10_000, minimum=1)  # Red-Fetch-Green's Table 1
+    table_states: int = setting(10_000, minimum=1)  # whose maps are held against what the task knows to matter
     # Success under attack, where the task's report has it
     attack_episodes: int = setting(50, minimum=1)
     attack_epsilons: tuple[float, ...] = setting((0.01, 0.02, 0.04, 0.08), minimum=0, maximum=1)
+    # Driving
+    attack_seconds: float = setting(20.0, minimum=1)  # length of an attacked episode
+    drive_seconds: float = setting(600.0, minimum=1)  # the long drive, and in it the stretch that is shown
 
 
 @dataclass(frozen=True)

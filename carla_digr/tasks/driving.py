@@ -282,6 +282,7 @@ class Episode:
             "collision": float(frame.collision is not None),
             "off_road": float(frame.off_road),
             "seconds": seconds,
+            "driven": seconds / self.config.episode_seconds,
             "distance": self.distance,
             "overtakes": float(self.overtaken),
             "mean_speed": self.distance / seconds,

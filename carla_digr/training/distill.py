@@ -30,6 +30,7 @@ from carla_digr.saliency.gradient import (
     normalise,
     vanilla_gradient,
 )
+from carla_digr.saliency.metrics import widened
 from carla_digr.saliency.perturbation import kl_divergence
 from carla_digr.tasks import make_task
 from carla_digr.training.gradient_surgery import project_conflicting
@@ -74,7 +75,7 @@ class _Distillation:
         self.teacher = teacher.requires_grad_(False)
         self.teacher_sha256 = card["weights_sha256"]
         if self.settings.supervision == "annotation":
-            dataset = annotated(dataset, config.task)
+            dataset = annotated(dataset, config.task, self.settings.annotation_margin)
         self.train_set, self.held_out = split(dataset, config.distill.held_out)
         self.threshold = config.saliency_dataset.threshold
         self.student = make_student(config, teacher)
@@ -282,15 +283,18 @@ def make_optimiser(settings: DistillConfig, student: ActorCritic) -> torch.optim
     return kind(groups, lr=settings.learning_rate)
 
 
-def annotated(dataset: SaliencyDataset, task: str) -> SaliencyDataset:
+def annotated(dataset: SaliencyDataset, task: str, margin: int = 0) -> SaliencyDataset:
     """The dataset with masks of the pixels that the task knows to matter in place of its perturbation maps.
+
+    Args:
+        margin: pixels around what matters that are kept too.
 
     Raises:
         UserError: the task does not know them.
     """
     if dataset.importance is None:
         raise UserError(f"The task {task} does not know which pixels matter; set distill.supervision to perturbation.")
-    masks = (dataset.importance == 1).half()
+    masks = torch.from_numpy(widened(dataset.importance.numpy(), margin) == 1).half()
     return replace(dataset, maps=masks, largest=masks.amax(dim=(1, 2)).float())
 
 

@@ -46,7 +46,7 @@ def time_per_map(rows: dict[str, dict[str, Any]], size: tuple[int, ...]) -> byte
         "Paper (128x128, RTX 2080 Ti): vanilla gradient 2.1 ms, perturbation 970 ms",
         fontsize=10,
     )
-    return _png(figure)
+    return png(figure)
 
 
 def success_against_epsilon(curves: Curves, band: str, success: str = "success") -> bytes:
@@ -86,7 +86,7 @@ def success_against_epsilon(curves: Curves, band: str, success: str = "success")
     handles, _ = panels[0].get_legend_handles_labels()
     noise = Line2D([], [], color="black", linestyle=":", linewidth=1, label=f"{NOISE} of that size")
     figure.legend(handles=[*handles, noise], loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def student_during_training(curve: dict[str, NDArray[np.float64]], teacher: float) -> bytes:
@@ -105,7 +105,7 @@ def student_during_training(curve: dict[str, NDArray[np.float64]], teacher: floa
     axes.set_title("The student's performance during training (paper: it reaches the teacher's)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def map_grid(pictures: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> bytes:
@@ -123,10 +123,11 @@ def map_grid(pictures: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) 
         for i, picture in enumerate(column):
             axes[i, j].imshow(picture, cmap="inferno", vmin=0, vmax=1 if picture.ndim == 2 else None)
             axes[i, j].set_axis_off()
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's bytes."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
