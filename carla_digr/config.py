@@ -117,6 +117,7 @@ class DistillConfig:
     loss: Literal["coverage", "log_ratio", "share", "paper", "none"] = "coverage"
     regularisation_weight: tuple[float, float] = setting((0.05, 0.12), minimum=0)
     l1_weight: tuple[float, float] = setting((3e-3, 1.5e-2), minimum=0)
+    l1_states: Literal["saliency", "all"] = "saliency"  # the dataset's, or those of the online buffer too
     distillation_weight: tuple[float, float] = setting((1.5, 2.0), minimum=0)  # alpha
     floor: tuple[float, float] = setting((0.03, 0.01), minimum=0)  # fl of the coverage and log-ratio losses
     warm_up: int = setting(0, minimum=0)  # first iterations by distillation alone

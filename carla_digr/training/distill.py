@@ -164,7 +164,9 @@ class _Distillation:
                 regularisation = regularisation + ramp["regularisation_weight"] * saliency
                 losses["loss_saliency"] = saliency.item()
             if settings.l1_weight[1] > 0:
-                gradient = input_gradient(self.student, hidden_n, log_probability_weights(logits_n))
+                of = n if settings.l1_states == "saliency" else len(states)
+                weights = log_probability_weights(logits[:of])
+                gradient = input_gradient(self.student, [item[:of] for item in hidden], weights)
                 l1 = gradient.abs().sum(dim=(1, 2, 3)).mean()
                 regularisation = regularisation + ramp["l1_weight"] * l1
                 losses["loss_l1"] = l1.item()
@@ -201,7 +203,10 @@ class _Distillation:
                 self.recent_returns = [*self.recent_returns[-99:], float(infos[i]["is_success"])]
 
     def _validate(self, losses: dict[str, float] | None = None) -> None:
-        """Measure the averaged student on the held-out maps; keep it if it is the best so far."""
+        """Measure the averaged student on the held-out maps; keep it if it is the best so far.
+
+        A student that is to learn nothing from maps is not chosen by them either: the last one is kept.
+        """
         figures = held_out_figures(self.average, self.teacher, self.held_out, self.threshold)
         if not math.isfinite(figures["score"]):
             raise UserError(
@@ -209,7 +214,7 @@ class _Distillation:
                 f"weights, and delete {self.state_path.parent}."
             )
         row = {"iteration": float(self.iteration), **figures}
-        if not self.best or row["score"] < self.best["score"]:
+        if not self.best or row["score"] < self.best["score"] or self.settings.loss == "none":
             self.best = row
             self.best_model.load_state_dict(self.average.state_dict())
         success = float(np.mean(self.recent_returns)) if self.recent_returns else math.nan

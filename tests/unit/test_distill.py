@@ -143,7 +143,7 @@ def test_the_student_is_better_on_held_out_maps_than_where_it_began(tiny_run, ti
     "settings",
     [
         DistillConfig(start="random", activation="relu", loss="paper", l1_weight=(0.0, 0.0), optimiser="rmsprop"),
-        DistillConfig(loss="share", pcgrad=True, warm_up=2),
+        DistillConfig(loss="share", pcgrad=True, warm_up=2, l1_states="all"),
         DistillConfig(loss="none", l1_weight=(0.0, 0.0)),
     ],
     ids=["paper", "pcgrad", "distillation-only"],
