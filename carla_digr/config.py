@@ -69,6 +69,7 @@ class BreakoutConfig:
 class TeacherConfig:
     """PPO. Defaults are the paper's Table 2 for Red-Fetch-Green."""
 
+    start: str | None = None  # weights of a policy of the same network to begin from; none: new ones
     total_steps: int = setting(10_000_000, minimum=1)  # environment steps, all environments together
     environments: int = setting(16, minimum=1)
     rollout_steps: int = setting(128, minimum=2)  # per environment

@@ -31,6 +31,7 @@ from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.tasks import Task, make_task
 from carla_digr.training.progress import Progress
+from carla_digr.training.rollout import load_policy
 from carla_digr.training.state import (
     check_same_job,
     load_state,
@@ -51,7 +52,8 @@ def train_teacher(config: Config, out: Path) -> None:
     ``teacher/tensorboard``.
 
     Raises:
-        UserError: the saved state is damaged or of another configuration, or the settings do not fit each other.
+        UserError: the saved state or ``teacher.start`` is damaged or of another configuration, or the settings do not
+            fit each other.
     """
     settings = config.teacher
     rollout = settings.environments * settings.rollout_steps
@@ -70,6 +72,8 @@ def train_teacher(config: Config, out: Path) -> None:
             algorithm = _make_ppo(config, env)
             if saved:
                 _restore(algorithm, env, *saved)
+            elif settings.start is not None:
+                _begin_from(Path(settings.start), task, config, algorithm)
             steps = algorithm.num_timesteps
             algorithm.set_logger(Logger(str(out), [_CurveWriter(out / "teacher", steps)]))
             job = _Job(config, task, env, out, state_path)
@@ -233,6 +237,16 @@ class _Job(BaseCallback):
         }
         checkpoint.save(self.out / "teacher.safetensors", algorithm.policy.network, card)  # type: ignore[arg-type]
         self.saved_at = algorithm.num_timesteps
+
+
+def _begin_from(path: Path, task: Task, config: Config, algorithm: PPO) -> None:
+    """Take the weights of ``teacher.start``; optimiser, schedules and episodes begin anew."""
+    policy, _ = load_policy(path, task)
+    if policy.config != config.policy:
+        raise UserError(
+            f"teacher.start: {path} has another network than the configuration's section policy; give the two the same."
+        )
+    algorithm.policy.network.load_state_dict(policy.state_dict())  # type: ignore[union-attr]
 
 
 def _restore(algorithm: PPO, env: VecMonitor, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

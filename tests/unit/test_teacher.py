@@ -64,6 +64,16 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(tmp_path, tin
     assert len(leftovers) <= 1  # of a write that the kill hit
 
 
+def test_a_training_begins_from_the_weights_that_it_is_given(tmp_path, tiny_run, tiny_config):
+    first = str(tiny_run / "teacher.safetensors")
+    still = {"start": first, "learning_rate": 0.0, "learning_rate_end": 0.0, "total_steps": 128}
+    train_teacher(replace(tiny_config, teacher=replace(tiny_config.teacher, **still)), tmp_path)
+    assert (tmp_path / "teacher.safetensors").read_bytes() == (tiny_run / "teacher.safetensors").read_bytes()
+    other = replace(tiny_config, policy=replace(tiny_config.policy, activation="softplus"))
+    with pytest.raises(UserError, match="another network"):
+        train_teacher(replace(other, teacher=replace(other.teacher, start=first)), tmp_path / "other")
+
+
 def test_the_card_tells_what_was_trained(tiny_run, tiny_config):
     card = json.loads((tiny_run / "teacher.json").read_text())
     assert card["role"] == "teacher" and card["steps"] >= tiny_config.teacher.total_steps
