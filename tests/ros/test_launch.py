@@ -35,6 +35,7 @@ from carla_digr.training import STAGES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = sorted(path.name.removesuffix(".launch.py") for path in (ROOT / "launch").glob("*.launch.py"))
+REQUIRED = {"replay": {"bag": "there"}}  # arguments without which a launch file starts nothing
 
 
 class Recorded:
@@ -135,34 +136,49 @@ def launched(monkeypatch):
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)
 def test_every_argument_has_description_and_default_and_the_default_is_a_choice(launched, name):
-    arguments = launched(name).arguments
+    arguments = launched(name, **REQUIRED.get(name, {})).arguments
     assert arguments
     for argument, settings in arguments.items():
         assert settings["description"], argument
         assert settings["choices"] is None or settings["default_value"] in settings["choices"], argument
 
 
-def test_live_takes_the_arguments_of_the_command_line_and_rviz(launched):
-    assert set(launched("live").arguments) == {argument.name for argument in composition.ARGUMENTS} | {"rviz"}
-
-
-def test_live_starts_what_the_command_line_starts(launched):
-    for values in ({}, {"simulator": "carla", "host": "example", "viewer": "false", "lockstep": "true"}):
-        actions = launched("live", rviz="false", **values).actions
-        expected = composition.live({a.name: a.default for a in composition.ARGUMENTS} | values)
-        assert [a.kwargs["name"] for a in actions] == [process.name for process in expected]
-        for started, process in zip(actions, expected, strict=True):
-            if process.module:
-                assert started.kwargs["cmd"] == [sys.executable, "-m", process.module, *process.arguments]
-            else:
-                command = command_line(process, live_support.workspace())
-                assert started.kwargs["ros_arguments"] == command[command.index("--params-file") :]
-                assert parameters(started.kwargs) == dict(process.parameters)
+@pytest.mark.parametrize(
+    ("name", "arguments", "processes", "values"),
+    [
+        ("live", composition.ARGUMENTS, composition.live, {}),
+        (
+            "live",
+            composition.ARGUMENTS,
+            composition.live,
+            {"simulator": "carla", "host": "example", "viewer": "false", "lockstep": "true", "record": "there"},
+        ),
+        ("replay", composition.REPLAY_ARGUMENTS, composition.replay, {"bag": "there"}),
+        (
+            "replay",
+            composition.REPLAY_ARGUMENTS,
+            composition.replay,
+            {"bag": "there", "method": "gb", "rate": "0.5", "loop": "true", "remap": "/a:=/b", "viewer": "false"},
+        ),
+    ],
+)
+def test_a_launch_starts_what_the_command_line_starts(launched, name, arguments, processes, values):
+    launch = launched(name, rviz="false", **values)
+    assert set(launch.arguments) == {argument.name for argument in arguments} | {"rviz"}
+    expected = processes({a.name: a.default for a in arguments} | values)
+    assert [action.kwargs["name"] for action in launch.actions] == [process.name for process in expected]
+    for started, process in zip(launch.actions, expected, strict=True):
+        command = command_line(process, live_support.workspace())
+        if process.module:
+            assert started.kwargs["cmd"] == command
+        else:
+            assert started.kwargs["ros_arguments"] == command[command.index("--params-file") :]
+            assert parameters(started.kwargs) == dict(process.parameters)
 
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)
 def test_every_executable_exists_and_declares_the_parameters_it_is_given(launched, name):
-    for node in launched(name).of("Node"):
+    for node in launched(name, **REQUIRED.get(name, {})).of("Node"):
         if node["package"] != composition.PACKAGE:
             continue
         executable = node["executable"]
@@ -235,15 +251,28 @@ def test_every_task_has_an_installed_configuration_of_its_name(launched):
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"),
+    ("name", "values", "sentence"),
     [
-        ({"stages": "train_teacher,distil"}, "stages must be some of train_teacher,make_dataset,distill,evaluate"),
-        ({"seed": "-1"}, "seed must be a whole number"),
+        (
+            "pipeline",
+            {"stages": "train_teacher,distil"},
+            "stages must be some of train_teacher,make_dataset,",
+        ),
+        ("pipeline", {"seed": "-1"}, "seed must be a whole number"),
+        ("live", {"port": "x"}, "port must be a whole number"),
+        ("replay", {}, "Name the recording to replay"),
     ],
 )
-def test_a_wrong_value_is_one_sentence(launched, values, sentence):
+def test_a_wrong_value_is_one_sentence(launched, name, values, sentence):
     with pytest.raises(UserError, match=sentence):
-        launched("pipeline", **values)
+        launched(name, **values)
+
+
+def test_the_end_of_a_recording_is_the_good_end_of_a_replay(launched):
+    replay = launched("replay", bag="there", rviz="false")
+    assert type(replay.end("player", 0)[0]).__name__ == "Shutdown"
+    with pytest.raises(UserError, match="viewer ended with status 0"):
+        replay.end("viewer", 0)
 
 
 def test_rviz_is_started_only_where_it_is_installed(launched, monkeypatch, tmp_path):
@@ -315,7 +344,9 @@ if shutil.which("ros2"):  # a ROS 2 installation: the same for real, besides the
     @pytest.mark.parametrize("name", LAUNCH_FILES)
     def test_ros2_launch_lists_the_arguments(launched, ros2_launch, name):
         listed, _ = ros2_launch(name, "--show-args").communicate()
-        assert re.findall(r"^    '(\w+)':$", listed, re.MULTILINE) == list(launched(name).arguments)
+        assert re.findall(r"^    '(\w+)':$", listed, re.MULTILINE) == list(
+            launched(name, **REQUIRED.get(name, {})).arguments
+        )
 
     def test_ros2_launch_runs_a_pipeline(ros2_launch, tmp_path):
         config, out = tmp_path / "config.yaml", tmp_path / "out"
