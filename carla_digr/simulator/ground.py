@@ -1,10 +1,25 @@
-"""The ground and the sky of a picture: one value a pixel, every painted edge filtered over the pixel's footprint."""
+"""The ground layer of a picture: one value a pixel, every painted edge filtered over the pixel's footprint.
+
+It is made row by row, in passes over the row: those without branches take several pixels at a time.
+"""
 
 from __future__ import annotations
 
 import math
 
 from carla_digr.simulator import palette as pal
+from carla_digr.simulator.rays import (
+    CLEAR,
+    DOWN_X,
+    DOWN_Y,
+    HIT_X,
+    HIT_Y,
+    REACH,
+    RIGHT_X,
+    RIGHT_Y,
+    aim_row,
+    arc_tangent,
+)
 from carla_digr.simulator.road import (
     BARRIER_HALF_WIDTH,
     DASH_LENGTH,
@@ -30,7 +45,18 @@ from carla_digr.simulator.scenery import (
     SIN,
     SIN_HALF,
 )
-from carla_digr.simulator.shading import ID_LINE, ID_ROAD, ID_SKY, ID_TERRAIN, compiled, inlined, outside
+from carla_digr.simulator.shading import (
+    BEYOND,
+    GROUND,
+    HIDDEN,
+    ID_LINE,
+    ID_ROAD,
+    ID_TERRAIN,
+    compiled,
+    inlined,
+    outside,
+)
+from carla_digr.simulator.sky import paint_sky
 
 ASPHALT = (104.0, 105.0, 108.0)
 SHOULDER = (118.0, 117.0, 116.0)
@@ -38,28 +64,17 @@ GRASS = (92.0, 124.0, 58.0)
 FIELD = (150.0, 146.0, 84.0)
 WHITE = (240.0, 240.0, 236.0)
 YELLOW = (232.0, 178.0, 40.0)
-NO_GROUND = 1e9  # the distance at which a ray that never meets the ground does so
+FIRST_DASHED, LAST_DASHED = MEDIAN_HALF_WIDTH + 0.5 * LANE_WIDTH, ROAD_EDGE - 0.5 * LANE_WIDTH  # m, and beyond none
 SHADOW_DISTANCE = 250.0  # m, farther shadows are not seen
-
-
-@compiled
-def _atan2(y, x):
-    """atan2 to 2e-8 rad: a fifth of the library's time. (0, 0) gives 0."""
-    ax = abs(x)
-    ay = abs(y)
-    big = max(max(ax, ay), 1e-300)
-    small = min(ax, ay)
-    steep = small > 0.4142135623730950 * big  # reduce to |t| <= tan(pi / 8)
-    t = (small - (big if steep else 0.0)) / (big + (small if steep else 0.0))
-    shift = 0.25 * math.pi if steep else 0.0
-    q = t * t
-    series = 1.0 / 9.0 - q * (1.0 / 11.0 - q * (1.0 / 13.0 - q / 15.0))
-    a = shift + t * (1.0 - q * (1.0 / 3.0 - q * (1.0 / 5.0 - q * (1.0 / 7.0 - q * series))))
-    if ay > ax:
-        a = 0.5 * math.pi - a
-    if x < 0.0:
-        a = math.pi - a
-    return -a if y < 0.0 else a
+# Columns of a row's scratch: the ground point of each pixel and where it lies on the road; the pixel's footprint across
+# and along the road (m), how much of the grain it shows, one over the footprint, which share of it is paved and which
+# painted; noise under grass and asphalt; the colour.
+(
+    X, Y, PIECE, ALONG, ACROSS, OFFSET, COS_ROAD, SIN_ROAD, WIDE, LONG, GRAIN, SHARP, PAVED, LINE,
+    GRASS_FINE, GRASS_BROAD, ROAD_FINE, ROAD_BROAD, RED, GREEN, BLUE,
+) = range(21)  # fmt: skip
+RUN_COLUMNS = 21
+FARTHEST = 6000.0  # units of the optical axis to the ground from which on all is haze
 
 
 @inlined
@@ -121,16 +136,7 @@ def _arc_length(pieces, piece, along, across):
     """The s that belongs to a result of ``_road_point``."""
     if pieces[piece, SIDE] == 0.0:
         return pieces[piece, MID_S] + along
-    return pieces[piece, MID_S] + abs(pieces[piece, RADIUS]) * _atan2(along, across)
-
-
-@compiled
-def _stripe(d, center, half, footprint, inverse):
-    """Share of the interval of length ``footprint`` (and its inverse) around d that the stripe covers."""
-    d -= center
-    low = max(d - 0.5 * footprint, -half)
-    high = min(d + 0.5 * footprint, half)
-    return max(high - low, 0.0) * inverse
+    return pieces[piece, MID_S] + abs(pieces[piece, RADIUS]) * arc_tangent(along, across)
 
 
 @compiled
@@ -146,231 +152,216 @@ def _dash(s, period, footprint):
 
 
 @compiled
-def _meet_sky(view, b, pixel, turn, rise):
-    """A row of rays: where each meets the sky's patterns, in columns around the horizon, and the slope it rises with.
-
-    Without branches, as ``_meet_ground``.
-    """
-    width = turn.shape[0]
-    middle = 0.5 * width - 0.5
+def _look_through(depth, ss, j, rays, shown):
+    """What the pixels of row j show of the ground layer: HIDDEN if objects cover all samples, GROUND or BEYOND."""
+    width = shown.shape[0]
     for i in range(width):
-        a = (i - middle) * pixel
-        dx = view[1, 0] + a * view[2, 0] + b * view[3, 0]
-        dy = view[1, 1] + a * view[2, 1] + b * view[3, 1]
-        dz = view[1, 2] + a * view[2, 2] + b * view[3, 2]
-        rise[i] = dz / max(math.sqrt(dx * dx + dy * dy), 1e-6)
-        turn[i] = (_atan2(dy, dx) / (2.0 * math.pi) + 0.5) * 1024.0
-
-
-@inlined
-def _sky(turn, rise, focal, cloud, hills, light):
-    """Colour of the sky in a direction given by ``_meet_sky``: gradient, clouds, two ranges of hills."""
-    column = int(turn)
-    part = turn - column
-    column &= 1023
-    after = (column + 1) & 1023
-    blend = min(rise * 0.9, 1.0)
-    blend = 1.0 - (1.0 - blend) * (1.0 - blend)
-    r = light[pal.HORIZON, 0] + (light[pal.ZENITH, 0] - light[pal.HORIZON, 0]) * blend
-    g = light[pal.HORIZON, 1] + (light[pal.ZENITH, 1] - light[pal.HORIZON, 1]) * blend
-    b = light[pal.HORIZON, 2] + (light[pal.ZENITH, 2] - light[pal.HORIZON, 2]) * blend
-    level = rise / (0.25 + rise) * 80.0  # rows of the cloud pattern get higher towards the zenith
-    if level < 63.0:
-        row = int(level)
-        up = level - row
-        low = cloud[row, column] + (cloud[row, after] - cloud[row, column]) * part
-        high = cloud[row + 1, column] + (cloud[row + 1, after] - cloud[row + 1, column]) * part
-        cover = light[pal.AIR, 0]
-        amount = min(max((low + (high - low) * up - (1.0 - cover)) * 3.5, 0.0), 1.0)
-        amount *= min(rise * 12.0, 1.0) * min((63.0 - level) * 0.2, 1.0) * 0.9
-        r += (light[pal.CLOUD, 0] - r) * amount
-        g += (light[pal.CLOUD, 1] - g) * amount
-        b += (light[pal.CLOUD, 2] - b) * amount
-    if rise < 0.1:
-        for k in range(2):
-            top = hills[k, column] + (hills[k, after] - hills[k, column]) * part
-            inside = min(max((top - rise) * focal + 0.5, 0.0), 1.0)
-            if inside > 0.0:
-                strength = (0.45 if k == 0 else 0.7) * inside * (0.55 + 0.45 * min(max(rise / top, 0.0), 1.0))
-                r += (light[pal.HILLS, 0] - r) * strength
-                g += (light[pal.HILLS, 1] - g) * strength
-                b += (light[pal.HILLS, 2] - b) * strength
-    return r, g, b
-
-
-@inlined
-def _hidden(depth, ss, j, i):
-    """Whether objects cover all samples of a pixel."""
-    if ss == 2:  # the usual case, without loops
-        least = min(depth[2 * j, 2 * i], depth[2 * j, 2 * i + 1])
-        return min(least, min(depth[2 * j + 1, 2 * i], depth[2 * j + 1, 2 * i + 1])) > 0.0
-    for v in range(j * ss, j * ss + ss):
-        for u in range(i * ss, i * ss + ss):
-            if depth[v, u] == 0.0:
-                return False
-    return True
+        shown[i] = BEYOND if rays[REACH, i] > FARTHEST else GROUND
+    if ss == 2:  # the usual case, several pixels at a time
+        for i in range(width):
+            least = min(depth[2 * j, 2 * i], depth[2 * j, 2 * i + 1])
+            least = min(least, min(depth[2 * j + 1, 2 * i], depth[2 * j + 1, 2 * i + 1]))
+            shown[i] = HIDDEN if least > 0.0 else shown[i]
+        return
+    for i in range(width):
+        covered = True
+        for v in range(j * ss, j * ss + ss):
+            for u in range(i * ss, i * ss + ss):
+                covered = covered and depth[v, u] > 0.0
+        if covered:
+            shown[i] = HIDDEN
 
 
 @compiled
-def _meet_ground(view, b, pixel, clear, distance, air):
-    """A row of rays: how far each runs to the ground, and the share of clear air on that way.
-
-    Without branches, so that the compiler takes several pixels at a time; sky pixels have a distance beyond the world.
-    ``distance`` is in units of the optical axis. The exponential is a Taylor polynomial of a 64th of its argument
-    squared six times, within 1e-9 of the true one.
-    """
-    width = distance.shape[0]
-    middle = 0.5 * width - 0.5
-    height = view[0, 2]
-    rise = view[1, 2] + b * view[3, 2]
-    slope = view[2, 2]
-    flat = 1.0 + b * b
-    thin = 1.0 / (64.0 * air)
-    for i in range(width):
-        a = (i - middle) * pixel
-        dz = rise + a * slope
-        t = -height / dz
-        t = t if t > 0.0 else NO_GROUND
-        distance[i] = t
-        q = min(t * math.sqrt(flat + a * a) * thin, 1.0)
-        e = 1.0 - q * (1.0 - q * (0.5 - q * (1.0 / 6.0 - q * (1.0 / 24.0 - q * (1.0 / 120.0 - q * (1.0 / 720.0))))))
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        clear[i] = e * e
+def _place(view, yaw, rays, run):
+    """Where the rays of a row meet the ground."""
+    c = math.cos(yaw)
+    sn = math.sin(yaw)
+    for i in range(run.shape[1]):
+        run[X, i] = view[0, 0] + rays[HIT_X, i] * c - rays[HIT_Y, i] * sn
+        run[Y, i] = view[0, 1] + rays[HIT_X, i] * sn + rays[HIT_Y, i] * c
 
 
 @compiled
-def paint_ground(view, focal, world, patterns, light, depth, ss, ground, ground_ids, lines):
-    """Ground and sky, a value a pixel; pixels that objects cover wholly are left as they are.
+def _find_road(pieces, origin, grid, shown, run):
+    """Where on the road the ground points of a row lie."""
+    for i in range(shown.shape[0]):
+        if shown[i] != GROUND:
+            continue
+        piece, along, across, d, c, sn = _road_point(pieces, origin, grid, run[X, i], run[Y, i])
+        run[PIECE, i] = piece
+        run[ALONG, i] = along
+        run[ACROSS, i] = across
+        run[OFFSET, i] = d
+        run[COS_ROAD, i] = c
+        run[SIN_ROAD, i] = sn
 
-    ``lines`` is (4, width) float64 scratch.
+
+@compiled
+def _measure_pixels(yaw, rays, run):
+    """Footprints, and how much of them is paved and painted; dashed lines are taken for solid ones here."""
+    cy = math.cos(yaw)
+    sy = math.sin(yaw)
+    for i in range(run.shape[1]):
+        c = run[COS_ROAD, i] * cy + run[SIN_ROAD, i] * sy
+        sn = run[SIN_ROAD, i] * cy - run[COS_ROAD, i] * sy
+        across_right = rays[RIGHT_Y, i] * c - rays[RIGHT_X, i] * sn
+        across_down = rays[DOWN_Y, i] * c - rays[DOWN_X, i] * sn
+        along_right = rays[RIGHT_X, i] * c + rays[RIGHT_Y, i] * sn
+        along_down = rays[DOWN_X, i] * c + rays[DOWN_Y, i] * sn
+        wide = max(math.sqrt(across_right * across_right + across_down * across_down), 1e-9)
+        long = math.sqrt(along_right * along_right + along_down * along_down)
+        spread = 1.0 + wide + long
+        share = 1.0 / (wide * spread)  # one division for both
+        run[WIDE, i] = wide
+        run[LONG, i] = long
+        run[GRAIN, i] = share * wide
+        run[SHARP, i] = share * spread
+    for i in range(run.shape[1]):
+        e = abs(run[OFFSET, i])
+        wide = run[WIDE, i]
+        sharp = run[SHARP, i]
+        run[PAVED, i] = min(max((PAVED_EDGE - e) * sharp + 0.5, 0.0), 1.0)
+        border = min(max(math.floor((e - MEDIAN_HALF_WIDTH) * (1.0 / LANE_WIDTH) + 0.5), 0.0), float(LANES))
+        off = e - (MEDIAN_HALF_WIDTH + border * LANE_WIDTH)
+        low = max(off - 0.5 * wide, -0.5 * LINE_WIDTH)
+        high = min(off + 0.5 * wide, 0.5 * LINE_WIDTH)
+        inner = border >= 1.0 and border <= LANES - 1.0
+        near = inner or e < MEDIAN_HALF_WIDTH + 1.0 or e > ROAD_EDGE - 1.0
+        run[LINE, i] = max(high - low, 0.0) * sharp if near else 0.0
+
+
+@compiled
+def _look_up(pieces, origin, grid, dash_period, noise, shown, run):
+    """What is found for one pixel after the other: gaps of dashed lines and noise; whether there is grass, and road."""
+    grass = False
+    road = False
+    for i in range(shown.shape[0]):
+        if shown[i] != GROUND:
+            continue
+        x = run[X, i]
+        y = run[Y, i]
+        if run[PAVED, i] < 1.0:
+            grass = True
+            run[GRASS_FINE, i] = noise[math.floor(x * 3.3) & 255, math.floor(y * 3.3) & 255]
+            run[GRASS_BROAD, i] = noise[math.floor(x * 0.06) & 255, math.floor(y * 0.06) & 255]
+        if run[PAVED, i] > 0.0:
+            road = True
+            run[ROAD_FINE, i] = noise[math.floor(x * 5.0) & 255, math.floor(y * 5.0) & 255]
+            run[ROAD_BROAD, i] = noise[math.floor(x * 0.25) & 255, math.floor(y * 0.25) & 255]
+            e = abs(run[OFFSET, i])
+            if run[LINE, i] > 0.0 and e >= FIRST_DASHED and e < LAST_DASHED:
+                s = _arc_length(pieces, int(run[PIECE, i]), run[ALONG, i], run[ACROSS, i])
+                run[LINE, i] *= _dash(s, dash_period, run[LONG, i])
+    return grass, road
+
+
+@compiled
+def _paint_grass(run):
+    """Two sizes of patches near the road, fields in the countryside, worn ground beside the asphalt."""
+    for i in range(run.shape[1]):
+        e = abs(run[OFFSET, i])
+        broad = run[GRASS_BROAD, i]
+        tone = 1.0 + 0.20 * (run[GRASS_FINE, i] * run[GRAIN, i]) + 0.10 * broad
+        field = min(max((e - 34.0) * 0.03, 0.0), 1.0) * min(max(broad * 3.0, 0.0), 1.0)
+        dry = max(field, 0.35 * min(max(1.0 - (e - PAVED_EDGE) * 0.6, 0.0), 1.0))
+        run[RED, i] = (GRASS[0] + (FIELD[0] - GRASS[0]) * dry) * tone
+        run[GREEN, i] = (GRASS[1] + (FIELD[1] - GRASS[1]) * dry) * tone
+        run[BLUE, i] = (GRASS[2] + (FIELD[2] - GRASS[2]) * dry) * tone
+
+
+@compiled
+def _pave(run):
+    """Asphalt with shoulders, dirt at the barrier, tyre tracks and lines, over the grass."""
+    for i in range(run.shape[1]):
+        e = abs(run[OFFSET, i])
+        wide = run[WIDE, i]
+        sharp = run[SHARP, i]
+        grain = run[GRAIN, i]
+        line = run[LINE, i]
+        paved = run[PAVED, i]
+        tone = 1.0 + 0.07 * (run[ROAD_FINE, i] * grain * grain) + 0.03 * (run[ROAD_BROAD, i] * grain)
+        outer = e > ROAD_EDGE - 1.0
+        inner = e < MEDIAN_HALF_WIDTH + 1.0
+        beside = min(max((e - ROAD_EDGE if outer else MEDIAN_HALF_WIDTH - e) * sharp + 0.5, 0.0), 1.0)
+        beside = beside if outer or inner else 0.0
+        # Tyre tracks: a quarter of a lane to both sides of its centre the asphalt is darker.
+        lane = (e - MEDIAN_HALF_WIDTH) * (1.0 / LANE_WIDTH)
+        off = abs(abs(lane - math.floor(lane) - 0.5) - 0.25)
+        worn = 0.07 * max(0.0, 1.0 - off * 6.0) / (1.0 + wide * wide)
+        dirt = 0.4 * max(0.0, 1.0 - abs(e - BARRIER_HALF_WIDTH) / (0.5 + wide))
+        tone *= 1.0 - (dirt if inner else 0.0)
+        tone *= 1.0 - (worn if e > MEDIAN_HALF_WIDTH and e < ROAD_EDGE else 0.0)
+        r = (ASPHALT[0] + (SHOULDER[0] - ASPHALT[0]) * beside) * tone
+        g = (ASPHALT[1] + (SHOULDER[1] - ASPHALT[1]) * beside) * tone
+        b = (ASPHALT[2] + (SHOULDER[2] - ASPHALT[2]) * beside) * tone
+        r += ((YELLOW[0] if inner else WHITE[0]) - r) * line
+        g += ((YELLOW[1] if inner else WHITE[1]) - g) * line
+        b += ((YELLOW[2] if inner else WHITE[2]) - b) * line
+        grass = paved < 1.0  # else its colour is that of an earlier row
+        under_r = run[RED, i] if grass else 0.0
+        under_g = run[GREEN, i] if grass else 0.0
+        under_b = run[BLUE, i] if grass else 0.0
+        run[RED, i] = under_r + (r - under_r) * paved
+        run[GREEN, i] = under_g + (g - under_g) * paved
+        run[BLUE, i] = under_b + (b - under_b) * paved
+
+
+@compiled
+def _light(j, rays, light, run, ground, ground_ids):
+    """Sun, sky light and haze on a row of ground."""
+    up = max(light[pal.SUN_DIRECTION, 2], 0.0)
+    haze_r, haze_g, haze_b = light[pal.HORIZON]
+    lit_r = light[pal.AMBIENT, 0] + light[pal.SUN, 0] * up
+    lit_g = light[pal.AMBIENT, 1] + light[pal.SUN, 1] * up
+    lit_b = light[pal.AMBIENT, 2] + light[pal.SUN, 2] * up
+    for i in range(run.shape[1]):
+        haze = 1.0 - rays[CLEAR, i]
+        r = run[RED, i] * lit_r
+        g = run[GREEN, i] * lit_g
+        b = run[BLUE, i] * lit_b
+        ground[j, 0, i] = r + (haze_r - r) * haze
+        ground[j, 1, i] = g + (haze_g - g) * haze
+        ground[j, 2, i] = b + (haze_b - b) * haze
+    for i in range(run.shape[1]):
+        ident = ID_LINE if run[LINE, i] >= 0.5 else ID_ROAD
+        ground_ids[j, i] = ident if run[PAVED, i] >= 0.5 else ID_TERRAIN
+
+
+@compiled
+def paint_ground(view, yaw, focal, world, patterns, light, depth, ss, axes, rays, run, shown, ground, ground_ids):
+    """Ground and sky, a value a pixel; what stands in ``ground`` for pixels that objects cover wholly means nothing.
+
+    ``ground`` is (height, 3, width) float32. ``rays`` has the rays of all rows, or room for one: then they are found
+    here, from ``axes`` as :func:`rays.aim_row` has them. ``run`` is (RUN_COLUMNS, width) float64 and ``shown`` (width,)
+    int8 scratch.
     """
     noise, cloud, hills = patterns
     pieces, origin, grid, dash_period = world.pieces, world.origin, world.grid, world.dash_period
     height, width = ground_ids.shape
-    haze_r, haze_g, haze_b = light[pal.HORIZON]
-    up = max(light[pal.SUN_DIRECTION, 2], 0.0)
-    lit_r = light[pal.AMBIENT, 0] + light[pal.SUN, 0] * up
-    lit_g = light[pal.AMBIENT, 1] + light[pal.SUN, 1] * up
-    lit_b = light[pal.AMBIENT, 2] + light[pal.SUN, 2] * up
-    pixel = 1.0 / focal
-    per_height = -1.0 / view[0, 2] if view[0, 2] != 0.0 else 0.0
-    distances, clear, turn, rise = lines
+    kept = rays.shape[0] == height
     for j in range(height):
-        b = (0.5 * height - (j + 0.5)) * pixel
-        left = view[1, 2] - 0.5 * width * pixel * view[2, 2] + b * view[3, 2]
-        right = view[1, 2] + 0.5 * width * pixel * view[2, 2] + b * view[3, 2]
-        if min(left * view[0, 2], right * view[0, 2]) < 0.0:
-            _meet_ground(view, b, pixel, clear, distances, light[pal.AIR, 1])
-        else:
-            distances[:] = NO_GROUND
-        if max(left, right) > 0.0:
-            _meet_sky(view, b, pixel, turn, rise)
+        row = rays[j if kept else 0]
+        if not kept:
+            aim_row(axes, view[0, 2], focal, light[pal.AIR, 1], j, height, row)
+        _look_through(depth, ss, j, row, shown)
+        ground_seen = False
+        beyond_seen = False
         for i in range(width):
-            if _hidden(depth, ss, j, i):
-                continue
-            a = ((i + 0.5) - 0.5 * width) * pixel
-            dx = view[1, 0] + a * view[2, 0] + b * view[3, 0]
-            dy = view[1, 1] + a * view[2, 1] + b * view[3, 1]
-            dz = view[1, 2] + a * view[2, 2] + b * view[3, 2]
-            t = distances[i]
-            if t > 6000.0:
-                if dz < 0.0:
-                    r, g, bl = haze_r, haze_g, haze_b
-                    ground_ids[j, i] = ID_TERRAIN
-                else:
-                    r, g, bl = _sky(turn[i], rise[i], focal, cloud, hills, light)
-                    ground_ids[j, i] = ID_SKY
-                ground[j, i, 0] = r
-                ground[j, i, 1] = g
-                ground[j, i, 2] = bl
-                continue
-            x = view[0, 0] + t * dx
-            y = view[0, 1] + t * dy
-            haze = 1.0 - clear[i]
-            ident = ID_TERRAIN
-            piece, along, across, d, c, sn = _road_point(pieces, origin, grid, x, y)
-            e = abs(d)
-            # The pixel's footprint: how far the ground point moves for a step of one pixel right and one down.
-            scale = t * pixel
-            inverse = t * per_height
-            k = view[2, 2] * inverse
-            right_x = scale * (view[2, 0] - dx * k)
-            right_y = scale * (view[2, 1] - dy * k)
-            k = view[3, 2] * inverse
-            down_x = scale * (view[3, 0] - dx * k)
-            down_y = scale * (view[3, 1] - dy * k)
-            wide = math.sqrt((right_y * c - right_x * sn) ** 2 + (down_y * c - down_x * sn) ** 2)
-            long = math.sqrt((right_x * c + right_y * sn) ** 2 + (down_x * c + down_y * sn) ** 2)
-            # One division for both: divisions are a third of this function's time.
-            wide = max(wide, 1e-9)
-            spread = 1.0 + wide + long
-            share = 1.0 / (wide * spread)
-            grain = share * wide
-            sharp = share * spread
-            paved = 0.0
-            if e < PAVED_EDGE + wide:
-                paved = min(max((PAVED_EDGE - e) * sharp + 0.5, 0.0), 1.0)
-            r = 0.0
-            g = 0.0
-            bl = 0.0
-            if paved < 1.0:
-                # Grass: two sizes of patches near the road, fields in the countryside.
-                fine = noise[math.floor(x * 3.3) & 255, math.floor(y * 3.3) & 255] * grain
-                broad = noise[math.floor(x * 0.06) & 255, math.floor(y * 0.06) & 255]
-                tone = 1.0 + 0.20 * fine + 0.10 * broad
-                field = min(max((e - 34.0) * 0.03, 0.0), 1.0) * min(max(broad * 3.0, 0.0), 1.0)
-                worn = 0.35 * max(0.0, 1.0 - (e - PAVED_EDGE) * 0.6) if e >= PAVED_EDGE else 0.35
-                r = (GRASS[0] + (FIELD[0] - GRASS[0]) * max(field, worn)) * tone
-                g = (GRASS[1] + (FIELD[1] - GRASS[1]) * max(field, worn)) * tone
-                bl = (GRASS[2] + (FIELD[2] - GRASS[2]) * max(field, worn)) * tone
-            if paved > 0.0:
-                fine = noise[math.floor(x * 5.0) & 255, math.floor(y * 5.0) & 255] * grain * grain
-                broad = noise[math.floor(x * 0.25) & 255, math.floor(y * 0.25) & 255] * grain
-                tone = 1.0 + 0.07 * fine + 0.03 * broad
-                road_r, road_g, road_b = ASPHALT
-                line = 0.0
-                line_r, line_g, line_b = WHITE
-                if e > ROAD_EDGE - 1.0:
-                    edge = min(max((e - ROAD_EDGE) * sharp + 0.5, 0.0), 1.0)
-                    road_r += (SHOULDER[0] - road_r) * edge
-                    road_g += (SHOULDER[1] - road_g) * edge
-                    road_b += (SHOULDER[2] - road_b) * edge
-                    line = _stripe(e, ROAD_EDGE, 0.5 * LINE_WIDTH, wide, sharp)
-                elif e < MEDIAN_HALF_WIDTH + 1.0:
-                    line = _stripe(e, MEDIAN_HALF_WIDTH, 0.5 * LINE_WIDTH, wide, sharp)
-                    line_r, line_g, line_b = YELLOW
-                    inner = min(max((MEDIAN_HALF_WIDTH - e) * sharp + 0.5, 0.0), 1.0)
-                    road_r += (SHOULDER[0] - road_r) * inner
-                    road_g += (SHOULDER[1] - road_g) * inner
-                    road_b += (SHOULDER[2] - road_b) * inner
-                    tone *= 1.0 - 0.4 * max(0.0, 1.0 - abs(e - BARRIER_HALF_WIDTH) / (0.5 + wide))
-                if e > MEDIAN_HALF_WIDTH and e < ROAD_EDGE:
-                    lane = (e - MEDIAN_HALF_WIDTH) * (1.0 / LANE_WIDTH)
-                    border = math.floor(lane + 0.5)
-                    if border >= 1.0 and border <= LANES - 1.0:
-                        line = _stripe(e, MEDIAN_HALF_WIDTH + border * LANE_WIDTH, 0.5 * LINE_WIDTH, wide, sharp)
-                        if line > 0.0:
-                            s = _arc_length(pieces, piece, along, across)
-                            line *= _dash(s, dash_period, long)
-                    # Tyre tracks: a quarter of a lane to both sides of its centre the asphalt is darker.
-                    off = abs(abs(lane - math.floor(lane) - 0.5) - 0.25)
-                    tone *= 1.0 - 0.07 * max(0.0, 1.0 - off * 6.0) / (1.0 + wide * wide)
-                road_r = road_r * tone + (line_r - road_r * tone) * line
-                road_g = road_g * tone + (line_g - road_g * tone) * line
-                road_b = road_b * tone + (line_b - road_b * tone) * line
-                r += (road_r - r) * paved
-                g += (road_g - g) * paved
-                bl += (road_b - bl) * paved
-                if paved >= 0.5:
-                    ident = ID_LINE if line >= 0.5 else ID_ROAD
-            ground[j, i, 0] = r * lit_r + (haze_r - r * lit_r) * haze
-            ground[j, i, 1] = g * lit_g + (haze_g - g * lit_g) * haze
-            ground[j, i, 2] = bl * lit_b + (haze_b - bl * lit_b) * haze
-            ground_ids[j, i] = ident
+            ground_seen |= shown[i] == GROUND
+            beyond_seen |= shown[i] == BEYOND
+        if ground_seen:
+            _place(view, yaw, row, run)
+            _find_road(pieces, origin, grid, shown, run)
+            _measure_pixels(yaw, row, run)
+            grass, road = _look_up(pieces, origin, grid, dash_period, noise, shown, run)
+            if grass:
+                _paint_grass(run)
+            if road:
+                _pave(run)
+            _light(j, row, light, run, ground, ground_ids)
+        if beyond_seen:
+            paint_sky(j, row, yaw, focal, shown, cloud, hills, light, run, ground, ground_ids)
 
 
 @compiled
@@ -418,21 +409,26 @@ def paint_shadow(view, focal, x, y, yaw, half_length, half_width, height, light,
     strength = light[pal.AIR, 2] * math.exp(-max(depth, 0.0) / light[pal.AIR, 1])
     for j in range(j0, j1 + 1):
         b = (0.5 * rows - (j + 0.5)) / focal
+        low = min(-0.5 * columns * view[2, 2], 0.5 * columns * view[2, 2]) / focal
+        if view[1, 2] + low + b * view[3, 2] > -1e-6:
+            continue
         for i in range(i0, i1 + 1):
             a = ((i + 0.5) - 0.5 * columns) / focal
             dz = view[1, 2] + a * view[2, 2] + b * view[3, 2]
-            if dz > -1e-6:
+            t = -view[0, 2] / dz  # also the ground point's distance along the optical axis
+            if dz > -1e-6 or abs(t - depth) > reach + 1.0:
                 continue
-            t = -view[0, 2] / dz
             gx = t * (view[1, 0] + a * view[2, 0] + b * view[3, 0]) - rx
             gy = t * (view[1, 1] + a * view[2, 1] + b * view[3, 1]) - ry
             along = abs(gx * c + gy * sn) - half_length + 0.15
             across = abs(gy * c - gx * sn) - half_width + 0.15
-            gap = math.sqrt(max(along, 0.0) ** 2 + max(across, 0.0) ** 2)
             soft = 0.55 + t / focal
+            if along >= soft or across >= soft:
+                continue
+            gap = math.sqrt(max(along, 0.0) ** 2 + max(across, 0.0) ** 2)
             dark = 1.0 - gap / soft
             if dark > 0.0:
                 keep = 1.0 - strength * dark * dark * (3.0 - 2.0 * dark)
-                ground[j, i, 0] *= keep
-                ground[j, i, 1] *= keep
-                ground[j, i, 2] *= keep
+                ground[j, 0, i] *= keep
+                ground[j, 1, i] *= keep
+                ground[j, 2, i] *= keep

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.simulator.bodies import GANTRY_MODEL, MAX_CORNERS, models
-from carla_digr.simulator.ground import paint_ground, paint_shadow
+from carla_digr.simulator.ground import RUN_COLUMNS, paint_ground, paint_shadow
 from carla_digr.simulator.palette import PALETTES, Palette
 from carla_digr.simulator.raster import paint_course, paint_model, paint_tree
+from carla_digr.simulator.rays import RAY_COLUMNS, aim
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.scenery import scenery, textures
-from carla_digr.simulator.shading import ID_BUILDING, ID_SIGN, compiled, inlined
+from carla_digr.simulator.shading import ID_BUILDING, ID_SIGN, compiled
 
 Pose = tuple[float, float, float, float, float, float]
 """x, y, z in metres, pitch, yaw, roll in radians; CARLA's signs: positive pitch looks up."""
@@ -133,18 +134,26 @@ def camera_axes(pitch: float, yaw: float, roll: float) -> NDArray[np.float64]:
     )
 
 
+OPAQUE = np.int32(-(2**24))  # alpha 255 of a BGRA word
+KEPT_RAYS = 2**16  # pixels of the largest picture whose rays are kept
+
+
 class _Workspace:
     """Buffers of one picture size, kept a thread: allocating them anew costs as much as a third of a picture."""
 
     def __init__(self, width: int, height: int, supersample: int):
         rows, columns = height * supersample, width * supersample
-        self.ground = np.zeros((height, width, 3), np.float32)  # hidden pixels are never written, but read
+        self.ground = np.zeros((height, 3, width), np.float32)  # hidden pixels are never written, but read
         self.ground_ids = np.empty((height, width), np.int32)
         self.depth = np.empty((rows, columns), np.float32)
         self.color = np.empty((rows, columns), np.uint32)
         self.ids = np.empty((rows, columns), np.int32)
         self.scratch = np.empty((2, max(rows, 4 * (MAX_CORNERS + 4))), np.float64)
-        self.lines = np.empty((4, width), np.float64)
+        self.run = np.zeros((RUN_COLUMNS, width), np.float64)
+        self.shown = np.empty(width, np.int8)
+        self.rays = np.empty((height if width * height <= KEPT_RAYS else 1, RAY_COLUMNS, width), np.float64)
+        self.aimed = (math.nan,) * 5
+        """Height, pitch, roll, focal length and haze of ``rays``."""
         self.points = np.empty((3, MAX_CORNERS + 4, 3), np.float64)
 
 
@@ -182,11 +191,18 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
     view[1:] = camera_axes(pitch, yaw, roll)
     focal = 0.5 * width / math.tan(math.radians(0.5 * fov_deg))
     work = _workspace(width, height, supersample)
+    axes = camera_axes(pitch, 0.0, roll)
+    aimed = (z, pitch, roll, focal, palette.haze_distance)
+    if len(work.rays) == height and work.aimed != aimed:
+        aim(axes, z, focal, palette.haze_distance, work.rays)
+        work.aimed = aimed
     bgra = np.empty((height, width, 4), np.uint8)
+    words = bgra.view(np.int32)[..., 0]
     ids = np.empty((height, width), np.int32)
     _paint(
-        view, focal, supersample, scenery(road), textures(), models(), vehicles, palette.pack(), bgra, ids,
-        work.ground, work.ground_ids, work.depth, work.color, work.ids, work.scratch, work.points, work.lines,
+        view, focal, supersample, scenery(road), textures(), models(), vehicles, palette.pack(), words, ids,
+        work.ground, work.ground_ids, work.depth, work.color, work.ids, work.scratch, work.points,
+        yaw, axes, work.rays, work.run, work.shown,
     )  # fmt: skip
     if distances is not None:
         _measure(view, focal, work.depth, work.color, distances)
@@ -195,12 +211,14 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
 
 @compiled
 def _paint(
-    view, focal, ss, world, patterns, mesh, vehicles, light, bgra, ids,
-    ground, ground_ids, depth, color, sample_ids, scratch, points, lines,
+    view, focal, ss, world, patterns, mesh, vehicles, light, words, ids,
+    ground, ground_ids, depth, color, sample_ids, scratch, points,
+    yaw, axes, rays, run, shown,
 ):  # fmt: skip
     """The whole picture: everything on the ground, then ground and sky behind it, shadows, then the average.
 
-    ``view`` is (4, 3): camera position, forward, right, up; ``focal`` in pixels; ``bgra`` and ``ids`` are written.
+    ``view`` is (4, 3): camera position, forward, right, up; ``focal`` in pixels; ``axes`` and ``rays`` are
+    :mod:`rays`'s. ``words`` (BGRA) and ``ids`` are written.
     """
     depth[:] = 0.0
     fine = focal * ss
@@ -222,7 +240,7 @@ def _paint(
         )  # fmt: skip
     for i in range(world.trees.shape[0]):
         paint_tree(view, fine, world.trees[i], noise, light, target)
-    paint_ground(view, focal, world, patterns, light, depth, ss, ground, ground_ids, lines)
+    paint_ground(view, yaw, focal, world, patterns, light, depth, ss, axes, rays, run, shown, ground, ground_ids)
     for i in range(vehicles.x.shape[0]):
         kind = vehicles.kind[i]
         paint_shadow(
@@ -234,20 +252,11 @@ def _paint(
         if (tree[0] - view[0, 0]) ** 2 + (tree[1] - view[0, 1]) ** 2 < 150.0**2:
             half = 0.25 * tree[2]
             paint_shadow(view, focal, tree[0], tree[1], 0.0, half, half, tree[2], light, ground, ground_ids)
-    _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids)
-
-
-@inlined
-def _bare(depth, ss, j, i):
-    """Whether objects cover no sample of a pixel; found out for the usual four samples only."""
-    if ss != 2:
-        return False
-    top = max(depth[2 * j, 2 * i], depth[2 * j, 2 * i + 1])
-    return max(top, max(depth[2 * j + 1, 2 * i], depth[2 * j + 1, 2 * i + 1])) == 0.0
+    _resolve(ss, ground, ground_ids, depth, color, sample_ids, words, ids)
 
 
 @compiled
-def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
+def _resolve(ss, ground, ground_ids, depth, color, sample_ids, words, ids):
     """Averages the samples of every pixel over the ground layer; ids are taken from the sample next to the centre."""
     height, width = ground_ids.shape
     share = np.float32(1.0 / (ss * ss))
@@ -255,33 +264,38 @@ def _resolve(ss, ground, ground_ids, depth, color, sample_ids, bgra, ids):
     full = np.float32(255.0)
     center = ss // 2
     for j in range(height):
+        for i in range(width):  # as if nothing stood there, several pixels at a time
+            r = np.int32(min(ground[j, 0, i] + half, full))
+            g = np.int32(min(ground[j, 1, i] + half, full))
+            b = np.int32(min(ground[j, 2, i] + half, full))
+            words[j, i] = OPAQUE | (r << 16) | (g << 8) | b
+            ids[j, i] = ground_ids[j, i]
         for i in range(width):
-            if _bare(depth, ss, j, i):
-                bgra[j, i, 0] = np.uint8(min(ground[j, i, 2] + half, full))
-                bgra[j, i, 1] = np.uint8(min(ground[j, i, 1] + half, full))
-                bgra[j, i, 2] = np.uint8(min(ground[j, i, 0] + half, full))
-                bgra[j, i, 3] = 255
-                ids[j, i] = ground_ids[j, i]
-                continue
+            if ss == 2:  # the usual case, without loops
+                most = max(depth[2 * j, 2 * i], depth[2 * j, 2 * i + 1])
+                if max(most, max(depth[2 * j + 1, 2 * i], depth[2 * j + 1, 2 * i + 1])) == 0.0:
+                    continue
             covered = 0
-            r = 0
-            g = 0
-            b = 0
+            red = 0
+            green = 0
+            blue = 0
             for v in range(j * ss, j * ss + ss):
                 for u in range(i * ss, i * ss + ss):
                     if depth[v, u] > 0.0:
                         word = int(color[v, u])
                         covered += 1
-                        r += (word >> 16) & 255
-                        g += (word >> 8) & 255
-                        b += word & 255
+                        red += (word >> 16) & 255
+                        green += (word >> 8) & 255
+                        blue += word & 255
+            if covered == 0:
+                continue
             rest = np.float32(ss * ss - covered)
-            bgra[j, i, 0] = np.uint8(min((b + rest * ground[j, i, 2]) * share + half, full))
-            bgra[j, i, 1] = np.uint8(min((g + rest * ground[j, i, 1]) * share + half, full))
-            bgra[j, i, 2] = np.uint8(min((r + rest * ground[j, i, 0]) * share + half, full))
-            bgra[j, i, 3] = 255
-            seen = depth[j * ss + center, i * ss + center] > 0.0
-            ids[j, i] = sample_ids[j * ss + center, i * ss + center] if seen else ground_ids[j, i]
+            r = np.int32(min((red + rest * ground[j, 0, i]) * share + half, full))
+            g = np.int32(min((green + rest * ground[j, 1, i]) * share + half, full))
+            b = np.int32(min((blue + rest * ground[j, 2, i]) * share + half, full))
+            words[j, i] = OPAQUE | (r << 16) | (g << 8) | b
+            if depth[j * ss + center, i * ss + center] > 0.0:
+                ids[j, i] = sample_ids[j * ss + center, i * ss + center]
 
 
 @compiled

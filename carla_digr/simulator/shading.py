@@ -16,6 +16,8 @@ from carla_digr.simulator.palette import AIR, AMBIENT, HORIZON, SUN
 # Instance ids of what is not a vehicle; vehicles have their positive actor id.
 ID_SKY, ID_ROAD, ID_LINE, ID_BARRIER, ID_RAIL, ID_VEGETATION, ID_BUILDING, ID_SIGN, ID_TERRAIN = range(0, -9, -1)
 
+HIDDEN, GROUND, BEYOND = range(3)  # what a pixel shows of the ground layer: nothing, the ground, the sky or its edge
+
 FAR = 480.0  # m, farthest drawn object
 
 # Nothing here allocates, so numba's reference counting is switched off: it took a third of a picture's time. A

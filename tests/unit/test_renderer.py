@@ -417,3 +417,21 @@ def test_what_cannot_be_drawn_is_named(changed, named):
 )
 def test_cameras_far_away_or_under_the_ground_draw_something(pose):
     assert render(ROAD, pose, 40, 30, 90.0, busy(0.0, 0)).shape == (30, 40, 4)
+
+
+def test_a_picture_does_not_depend_on_those_drawn_before():
+    """Buffers and rays are kept from picture to picture; here with numbers that overflow in between."""
+    table = busy(400.0, 3)
+    poses = [chase(400.0, lane_center(1)), chase(2000.0, lane_center(2)), (10.0, 6.0, 3.0, 0.2, 1.0, 0.7)]
+    expected = {}
+    with ThreadPoolExecutor(1) as fresh:  # a thread has buffers of its own
+        for i, pose in enumerate(poses):
+            expected[i] = fresh.submit(render, ROAD, pose, 96, 64, FOV, table).result()
+    for between in [
+        (1e300, -1e300, 5.0, 0.0, 0.0, 0.0),
+        (0.0, 0.0, 1e300, -1.0, 0.0, 0.0),
+        (0.0, 6.0, -2.0, 0.3, 9.0, 1.0),
+    ]:
+        for i, pose in enumerate(poses):
+            render(ROAD, between, 96, 64, FOV, table, palette=3)
+            assert (render(ROAD, pose, 96, 64, FOV, table) == expected[i]).all(), (between, i)
