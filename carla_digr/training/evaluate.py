@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,7 +146,8 @@ def evaluate(
         name: parts.get(f"performance of {name}", partial(_performance, config, task, act, name))
         for name, act in _contestants(config, task, teacher, student).items()
     }
-    states, importance, reference = _reference(config, task, teacher)
+    states, importance = _fresh_states(config, task, teacher)
+    reference = cache(partial(_reference_maps, config, teacher, states))  # made only if a part is missing
     results: dict[str, Any] = {
         "task": config.task,
         "seed": config.seed,
@@ -239,22 +240,25 @@ def _performance(
     return {metric: spread([episode[metric] for episode in episodes]) for metric in episodes[0]}
 
 
-def _reference(
+def _fresh_states(
     config: Config, task: Task, teacher: ActorCritic
-) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None, Tensor]:
-    """Fresh states of the teacher's episodes, their importance, and the teacher's normalised perturbation maps."""
-    settings, dataset = config.evaluation, config.saliency_dataset
-    env = task.make_vec_env(dataset.environments, _evaluation_seed(config) + 1)
+) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
+    """States of the teacher's episodes and, where the task knows it, their importance."""
+    env = task.make_vec_env(config.saliency_dataset.environments, _evaluation_seed(config) + 1)
     try:
         act = sampled(teacher, np.random.default_rng((_evaluation_seed(config), 2)))
-        states, importance = collect_states(env, act, settings.saliency_states, dataset.state_interval)
+        return collect_states(env, act, config.evaluation.saliency_states, config.saliency_dataset.state_interval)
     finally:
         env.close()
+
+
+def _reference_maps(config: Config, teacher: ActorCritic, states: NDArray[np.uint8]) -> Tensor:
+    """The teacher's normalised perturbation maps, float (N, H, W), which other maps are compared with."""
     maps = [
         perturbation_maps(teacher, to_input(torch.from_numpy(state[None])), _perturbation(config))
         for state in Progress(states, unit="map", desc="reference maps")
     ]
-    return states, importance, normalise(torch.cat(maps))[0]
+    return normalise(torch.cat(maps))[0]
 
 
 def _perturbation(config: Config) -> Perturbation:
@@ -268,7 +272,7 @@ def _saliency(
     method: Method,
     states: NDArray[np.uint8],
     importance: NDArray[np.int8] | None,
-    reference: Tensor,
+    reference: Callable[[], Tensor],
 ) -> dict[str, float | None]:
     """Scores of one method's maps, means over the states; slow methods take the first ``slow_states`` of them.
 
@@ -281,7 +285,7 @@ def _saliency(
     batches = Progress(inputs.split(32), desc=name, unit="batch")
     normalised, flags = normalise(torch.cat([method(batch) for batch in batches]))
     maps, flat = normalised.numpy(), flags.numpy()
-    kept = (reference[: len(states)] > config.saliency_dataset.threshold).numpy()
+    kept = (reference()[: len(states)] > config.saliency_dataset.threshold).numpy()
     scored = np.flatnonzero(kept.any(axis=(1, 2)) & ~flat)
     shares = [float((maps[i] * ~kept[i]).sum() / maps[i].sum()) for i in scored]
     agreements = [metrics.auc(maps[i][kept[i]], maps[i][~kept[i]]) for i in scored]
