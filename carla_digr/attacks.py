@@ -67,10 +67,11 @@ def mad(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator:
     """
     with torch.no_grad():
         clean = policy(states)[0].softmax(dim=1)
+        action = _preferred(policy, states)
         attacked = noise(policy, states, epsilon, generator)
         for _ in range(STEPS):
             logits, _, hidden = policy.trace(attacked)
-            gradient = input_gradient(policy, hidden, logits.softmax(dim=1) - clean)
+            gradient = input_gradient(policy, hidden, _balanced(logits.softmax(dim=1) - clean, action))
             attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
     return attacked
 
@@ -86,11 +87,19 @@ def _preferred(policy: ActorCritic, states: Tensor) -> Tensor:
 
 
 def _loss_gradient(policy: ActorCritic, states: Tensor, action: Tensor) -> Tensor:
-    """d(-log pi(action)) / d s, float (B, C, H, W); the action's own weight keeps its digits when pi is nearly 1."""
+    """d(-log pi(action)) / d s, float (B, C, H, W)."""
     with torch.no_grad():
         logits, _, hidden = policy.trace(states)
-        others = logits.softmax(dim=1) * (1 - action)
-        return input_gradient(policy, hidden, others - action * others.sum(dim=1, keepdim=True))
+        return input_gradient(policy, hidden, _balanced(logits.softmax(dim=1), action))
+
+
+def _balanced(weights: Tensor, action: Tensor) -> Tensor:
+    """Weights of the logits (B, A) that sum to 0: the action's is the negative sum of the others'.
+
+    Computed by itself it would be a difference of numbers near 1, without digits where the policy is confident.
+    """
+    others = weights * (1 - action)
+    return others - action * others.sum(dim=1, keepdim=True)
 
 
 def _project(attacked: Tensor, states: Tensor, epsilon: float | Tensor) -> Tensor:
