@@ -142,7 +142,7 @@ class DistillConfig:
 class EvaluationConfig:
     """What `evaluate` measures."""
 
-    episodes: int = setting(100, minimum=1)
+    episodes: int = setting(1000, minimum=1)
     environments: int = setting(16, minimum=1)
     saliency_states: int = setting(500, minimum=1)
     examples: int = setting(6, minimum=1)  # rows of the picture grid

@@ -359,7 +359,9 @@ class _Parts:
     def __init__(self, path: Path, config: Config, *cards: dict[str, Any]):
         self.path = path
         values = config.to_dict()
-        sections = {key: values[key] for key in ("seed", "environment", "saliency_dataset", "evaluation")}
+        sections = {key: values[key] for key in ("seed", "environment", "evaluation")}
+        used = ("radius", "blur_sigma", "stride", "threshold", "environments", "state_interval")
+        sections |= {key: values["saliency_dataset"][key] for key in used}
         self.key = {"weights": [card["weights_sha256"] for card in cards], **sections}
         self.finished: dict[str, Any] = {}
         try:
