@@ -451,11 +451,12 @@ def run(host: str, port: int, parent: int | None = None) -> None:
 
     SIGTERM ends it at once, SIGINT when its clients have left, see :meth:`Server.leave`.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))  # numba would take an exception for a failed compilation
     parent = parent or os.getppid()
     exit_with(parent)
     server = Server(host, port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, lambda *_: server.leave())
     print(
         f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "

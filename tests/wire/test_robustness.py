@@ -79,6 +79,27 @@ def test_it_listens_on_loopback_only(simulator):
         assert addresses == [f"0100007F:{port:04X}"]
 
 
+STOPPED_WHILE_COMPILING = """
+    import ctypes, os, signal
+    from carla_digr.simulator import server
+    # llvmlite compiles in C and comes back to Python in a callback, which loses exceptions
+    ask = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.{number}))
+    server.Server._warm_up = lambda self: ask()
+    server.run("127.0.0.1", 0)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_it_ends_when_asked_while_it_compiles(number):
+    program = textwrap.dedent(STOPPED_WHILE_COMPILING).format(number=number)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        try:
+            assert server.communicate(timeout=60) == (b"", None)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_when_asked(simulator, number):
     with Session.connect("127.0.0.1", simulator.port) as session:
