@@ -89,7 +89,7 @@ class Running:
         environment = {**workspace(), "ROS_DOMAIN_ID": str(domain)}
         command = command_line(process, environment)
         if fault:  # the node's own process and entry point, with something broken in it first
-            program = f"{fault}; from {PACKAGE}.{process.name} import main; raise SystemExit(main())"
+            program = f"{fault}\nfrom {PACKAGE}.{process.name} import main; raise SystemExit(main())"
             command = [sys.executable, "-c", program, *command[1:]]
         with log.open("wb") as file:
             self.popen = subprocess.Popen(command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)

@@ -79,8 +79,8 @@ class Session:
         Parameters:
             timeout: seconds for the connection, and later for every call and tick
 
-        Raises UserError when nothing listens there in time, it is no CARLA server, its version is another one, or
-        another client owns the tick.
+        Raises UserError when nothing listens there in time, its version is another one, or another client owns the
+        tick; SimulatorGone when it does not answer: it hangs, or it is no CARLA server.
         """
         _wait_for_port(host, port, timeout)
         client = carla.Client(host, port, worker_threads=1)  # one: sensor data are handled in the order they come in
@@ -88,7 +88,7 @@ class Session:
         try:
             version = client.get_server_version()
         except RuntimeError as error:
-            raise UserError(
+            raise SimulatorGone(
                 f"{host}:{port} accepts connections but does not answer as a CARLA server ({describe(error)}); "
                 "check the port"
             ) from None

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from carla_digr.errors import UserError
@@ -18,8 +18,9 @@ PARAMETERS_FILE = "configs/live.yaml"  # in the package's share directory
 PAGE_IS_AT = "The page is at "  # how the viewer says that its page answers
 # The first start compiles the embedded highway; a CARLA server is there or it is not.
 START_SECONDS = {"embedded": 120.0, "carla": 0.0}
-# The carla client aborts its process when a server hangs while the client's Traffic Manager runs.
+# The carla client aborts its process when a server hangs or dies while the client's Traffic Manager runs.
 BRIDGE_RESPAWNS = 3
+RESPAWN_SECONDS = 60.0  # that the server has then to be back
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Process:
     ``parameters`` are the node's, on top of those in PARAMETERS_FILE; ``remappings`` give its topics other names.
     ``tidies_up``: it has something to leave in order (a CARLA server, a recording), so it is asked to end, not killed,
     when its supervisor dies. ``respawns``: how often it is started again after a signal has killed it (a status it ends
-    with itself always ends the drive). ``finite``: when it ends with status 0 its work is done, and all others end too.
+    with itself always ends the drive), then with ``respawn_parameters`` too. ``finite``: when it ends with status 0 its
+    work is done, and all others end too.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Process:
     remappings: Mapping[str, str] = field(default_factory=dict)
     tidies_up: bool = False
     respawns: int = 0
+    respawn_parameters: Mapping[str, float] = field(default_factory=dict)
     finite: bool = False
 
     def ros_arguments(self, share: Path) -> list[str]:
@@ -95,6 +98,10 @@ class Process:
         for old, new in self.remappings.items():
             arguments += ["-r", f"{old}:={new}"]
         return arguments
+
+    def again(self) -> Process:
+        """What is started after a signal has killed this process."""
+        return replace(self, respawns=self.respawns - 1, parameters={**self.parameters, **self.respawn_parameters})
 
 
 def live(values: Mapping[str, str]) -> list[Process]:
@@ -132,6 +139,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
             },
             tidies_up=True,
             respawns=BRIDGE_RESPAWNS,
+            respawn_parameters={"start_seconds": RESPAWN_SECONDS},
         ),
         Process("explainer", parameters={"weights": values["weights"]}),
     ]

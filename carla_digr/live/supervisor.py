@@ -124,10 +124,11 @@ class Stop:
 class Child:
     """One running process, what it said last, and its output that is not a whole line yet."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], finite: bool = False):
-        self.name = name
-        self.finite = finite
+    def __init__(self, what: Process, process: subprocess.Popen[bytes]):
+        self.name = what.name
+        self.what = what
         self.process = process
+        self.replaced = False  # it was killed and has a successor
         self.lines: deque[str] = deque(maxlen=20)
         self.partial = b""
 
@@ -177,26 +178,34 @@ class Supervisor:
         )
         assert popen.stdout is not None
         os.set_blocking(popen.stdout.fileno(), False)
-        child = Child(process.name, popen, process.finite)
+        child = Child(process, popen)
         self._children.append(child)
         self._output.register(popen.stdout, selectors.EVENT_READ, child)
 
     def watch(self) -> Child | None:
         """Until a stop is requested (None) or a finite process has ended well.
 
+        A process that was killed is started again while it has respawns left.
+
         Raises:
             UserError: a process has died.
         """
         while not self._stop.requests:
             self._forward(timeout=0.1)
-            for child in self._children:
+            for child in [child for child in self._children if not child.replaced]:
                 status = child.process.poll()
                 if status is None:
                     continue
                 self._forward(timeout=0.0)
-                if child.finite and status == 0:
+                if child.what.finite and status == 0:
                     return child
-                raise UserError(obituary(child, status))
+                if status >= 0 or not child.what.respawns:
+                    raise UserError(obituary(child, status))
+                again = child.what.again()
+                killed = f"{child.name} was killed by {signal.Signals(-status).name}"
+                print(f"{killed}; starting it again, {again.respawns} more such ends allowed.", file=sys.stderr)
+                child.replaced = True
+                self.start(again)
         return None
 
     def end(self) -> None:

@@ -159,33 +159,36 @@ class CarlaBridge(ManagedNode):
             if not self.active:
                 executor.spin_once(timeout_sec=SPIN_SECONDS)
                 continue
+            self._connect(executor, going)
             try:
-                self._connect(executor, going)
                 if going():
                     self._drive_on(executor, going)
             except SimulatorGone as lost:
-                if self._drive is None:
-                    raise
-                self._recover(self._drive, lost, executor, going)
+                self._recover(lost, executor, going)
 
     def _connect(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
-        """Have a connection to the simulator and an explainer that watches."""
-        if self._drive is None:
-            self._wait_for_the_simulator(executor, going, self._start_seconds)
-        if self._drive is None and going():
-            self._drive = self._ask(
-                executor,
-                lambda: Scenario.connect(
-                    self._simulator,
-                    self._host,
-                    self._port,
-                    CALL_SECONDS,
-                    vehicles=self._vehicles,
-                    roads=self._roads,
-                    spawn_points=self._spawn_points,
-                ),
-            )
+        """Have a connection to the simulator, which may be hung at first, and an explainer that watches."""
+        end = time.monotonic() + self._start_seconds
+        while self._drive is None and going():
+            self._wait_for_the_simulator(executor, going, end - time.monotonic())
+            try:
+                self._drive = self._ask(executor, self._new_drive)
+            except SimulatorGone:
+                if time.monotonic() >= end:
+                    raise
+                self._waiting = "the simulator does not answer"
         self._wait_for_an_explainer(executor, going)
+
+    def _new_drive(self) -> Scenario:
+        return Scenario.connect(
+            self._simulator,
+            self._host,
+            self._port,
+            CALL_SECONDS,
+            vehicles=self._vehicles,
+            roads=self._roads,
+            spawn_points=self._spawn_points,
+        )
 
     def _drive_on(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         """Drive one episode after the other. Raises SimulatorGone."""
@@ -235,13 +238,13 @@ class CarlaBridge(ManagedNode):
         self._account(frame)
         return frame
 
-    def _recover(
-        self, drive: Scenario, lost: SimulatorGone, executor: SingleThreadedExecutor, going: Callable[[], bool]
-    ) -> None:
+    def _recover(self, lost: SimulatorGone, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         """Wait for a simulator that hung or died, then make ego, camera and traffic anew.
 
         Raises UserError when it is not back within the patience.
         """
+        drive = self._drive
+        assert drive is not None
         self.get_logger().error(f"{lost}; waiting {self._patience:g} s for it")
         self._rule(self._watchdog.fail("the simulator does not answer"))
         end = time.monotonic() + self._patience
@@ -305,7 +308,9 @@ class CarlaBridge(ManagedNode):
             )
         )
         image = to_message(frame.image, "rgb8", header)
-        fault = self._camera.check(frame.stamp, frame.image, frame.speed)
+        warned, fault = self._camera.warning, self._camera.check(frame.stamp, frame.image, frame.speed)
+        if self._camera.warning and not warned:
+            self._reporter.report()
         self._frame, self._header, self._answered = frame, header, False
         self._watchdog.deadline = LOCKSTEP_SECONDS if self._lockstep else self._deadline
         self._watchdog.recovery = self._recovery
@@ -329,13 +334,15 @@ class CarlaBridge(ManagedNode):
         return applied
 
     def _rule(self, ruling: Ruling) -> None:
-        """Log where the car begins to brake and where the policy takes over again."""
+        """Tell where the car begins to brake and where the policy takes over again."""
         self._fallbacks += ruling.fallback
-        if ruling.fallback and not self._ruling.fallback:
+        before, self._ruling = self._ruling, ruling
+        if ruling.fallback and not before.fallback:
             self.get_logger().warning(f"Braking: {ruling.reason}")
-        elif self._ruling.fallback and not ruling.fallback:
+        elif before.fallback and not ruling.fallback:
             self.get_logger().info("The policy drives")
-        self._ruling = ruling
+        if ruling.fallback != before.fallback:
+            self._reporter.report()
 
     def _on_decision(self, message: DrivingDecision) -> None:
         if message.fallback:

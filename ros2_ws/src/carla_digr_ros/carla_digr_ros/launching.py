@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -82,7 +81,7 @@ def start(process: Process, then: Sequence[Process] = ()) -> Action:
         if context.is_shutdown:
             return []
         if event.returncode < 0 and process.respawns:
-            again = replace(process, respawns=process.respawns - 1)
+            again = process.again()
             notice = (
                 f"{process.name} {ending(event.returncode)}; starting it again ({again.respawns} such ends are left)"
             )

@@ -1,0 +1,263 @@
+"""What a user changes while it drives: life cycle, parameters, services, manual control, attacks."""
+
+from __future__ import annotations
+
+import live_support
+import numpy as np
+import pytest
+
+live_support.workspace()
+
+from carla_digr_msgs.msg import VehicleControl  # noqa: E402
+from carla_digr_msgs.srv import SetPolicy  # noqa: E402
+from carla_digr_ros import conversion, topics  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from rcl_interfaces.srv import DescribeParameters, SetParameters  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from std_srvs.srv import SetBool, Trigger  # noqa: E402
+
+from carla_digr.driving.control import ACTION_NAMES  # noqa: E402
+from carla_digr.live.composition import WEIGHTS, Process  # noqa: E402
+from carla_digr.live.explainer import Explainer  # noqa: E402
+from carla_digr.live.supervisor import free_domain  # noqa: E402
+
+NAMES = [topic.name for topic in topics.TOPICS if topic is not topics.MANUAL]
+
+
+class Drive:
+    """A paced drive with the policy that ships, watched, and its services."""
+
+    def __init__(self, domain, directory, start):
+        port = live_support.free_port()
+        self.observer = live_support.Observer(domain, *NAMES)
+        start(live_support.simulator(port))
+        self.bridge = start(live_support.bridge(port, deadline=1.0, recovery=2))
+        self.explainer = start(Process("explainer"))
+        self.manual = topics.MANUAL.publisher(self.observer.node)
+
+    def call(self, kind, name, **fields):
+        """The answer of a service."""
+        client = self.observer.node.create_client(kind, name)
+        self.observer.until(client.service_is_ready)
+        answer = client.call_async(kind.Request(**fields))
+        self.observer.until(answer.done)
+        self.observer.node.destroy_client(client)
+        return answer.result()
+
+    def set(self, node, **values):
+        """Why a node refuses new values of its parameters; "" if it takes them."""
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        results = self.call(SetParameters, f"/{node}/set_parameters", parameters=parameters).results
+        assert all(result.successful == (not result.reason) for result in results)
+        return " ".join(result.reason for result in results)
+
+    def last(self, topic):
+        return self.observer.received[topic.name][-1]
+
+    def new(self, topic, condition=lambda message: True, count=1):
+        """The first messages of a topic from now on for which something is so."""
+        seen = len(self.observer.received[topic.name])
+
+        def found():
+            return [m for m in self.observer.received[topic.name][seen:] if condition(m)]
+
+        self.observer.until(lambda: len(found()) >= count)
+        return found()[:count]
+
+    def policy_drives(self):
+        """Until the policy's decisions are applied again."""
+        self.new(topics.DECISION, lambda m: not m.fallback, count=4)
+        self.observer.until(lambda: not any(m.fallback for m in self.observer.received[topics.DECISION.name][-4:]))
+
+    def status(self, node):
+        for message in reversed(self.observer.received[topics.DIAGNOSTICS.name]):
+            for status in message.status:
+                if status.name.startswith(node):
+                    return {"level": status.level, "says": status.message, **{v.key: v.value for v in status.values}}
+        return {}
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("drive")
+    with free_domain() as domain, live_support.stage(domain, directory) as start:
+        drive = Drive(domain, directory, start)
+        drive.new(topics.OVERLAY)
+        yield drive
+        assert drive.bridge.popen.poll() is None and "Traceback" not in drive.bridge.output
+        assert drive.explainer.popen.poll() is None and "Traceback" not in drive.explainer.output
+        drive.observer.close()
+
+
+def test_every_parameter_is_described(drive):
+    from rcl_interfaces.srv import ListParameters
+
+    for node in ("carla_bridge", "explainer"):
+        names = drive.call(ListParameters, f"/{node}/list_parameters").result.names
+        ours = [name for name in names if name not in ("use_sim_time", "start_type_description_service")]
+        assert {"autostart"} <= set(ours)
+        for descriptor in drive.call(DescribeParameters, f"/{node}/describe_parameters", names=ours).descriptors:
+            assert descriptor.description, descriptor.name
+
+
+def test_parameters_change_live_and_are_refused_with_a_reason(drive):
+    assert drive.set("explainer", opacity=0.0, colormap="turbo") == ""
+    drive.new(topics.OVERLAY)
+    overlay = drive.new(topics.OVERLAY)[0]
+    (picture,) = [m for m in drive.observer.received[topics.IMAGE.name] if m.header.stamp == overlay.header.stamp]
+    np.testing.assert_array_equal(conversion.to_rgb(overlay), conversion.to_rgb(picture))
+    assert "out of range" in drive.set("explainer", opacity=1.5)
+    assert "out of range" in drive.set("explainer", attack_epsilon=float("nan"))
+    assert "must be inferno or" in drive.set("explainer", colormap="rainbow")
+    assert "must be none or fgsm or pgd, not 'cw'" in drive.set("explainer", attack="cw")
+    assert "Wrong parameter type" in drive.set("explainer", opacity="much")
+    assert "call the service" in drive.set("explainer", weights=str(WEIGHTS)).lower()
+    assert "read-only" in drive.set("carla_bridge", port=2002)
+    assert drive.set("carla_bridge", recovery=1, patience=30.0) == ""
+    assert drive.set("explainer", opacity=0.8, colormap="inferno") == ""
+    assert drive.set("carla_bridge", recovery=2) == ""
+
+
+def test_explanation_is_switched_off_and_on(drive):
+    assert drive.set("explainer", explanation=False) == ""
+    drive.new(topics.DECISION, lambda m: m.unexplained)
+    maps = len(drive.observer.received[topics.SALIENCY.name])
+    drive.new(topics.DECISION, count=10)
+    assert len(drive.observer.received[topics.SALIENCY.name]) - maps <= 1  # one may have been under way
+    assert drive.set("explainer", explanation=True) == ""
+    drive.new(topics.SALIENCY)
+
+
+def test_pause_step_and_reset(drive):
+    refused = drive.call(Trigger, "/carla_bridge/step")
+    assert not refused.success and "Pause the drive first" in refused.message
+    assert drive.call(SetBool, "/carla_bridge/pause", data=True).success
+    drive.observer.until(lambda: drive.status("carla_bridge")["says"] == "paused")
+    number = drive.last(topics.FRAME).frame
+    for step in (1, 2):
+        assert drive.call(Trigger, "/carla_bridge/step").success
+        drive.new(topics.OVERLAY)
+        assert drive.last(topics.FRAME).frame == number + step
+    episode = drive.last(topics.FRAME).episode
+    assert drive.set("carla_bridge", seed=77) == ""
+    assert "77" in drive.call(Trigger, "/carla_bridge/reset").message
+    facts = drive.new(topics.FRAME)[0] if drive.last(topics.FRAME).episode == episode else drive.last(topics.FRAME)
+    assert (facts.episode, facts.seed) == (episode + 1, 77)
+    assert drive.call(SetBool, "/carla_bridge/pause", data=False).success
+    drive.policy_drives()
+    assert drive.last(topics.FRAME).seed == 77
+
+
+def test_manual_control_wins_while_it_is_fresh_and_a_wrong_command_brakes(drive):
+    drive.observer.until(lambda: drive.manual.get_subscription_count() == 1)
+
+    def command(**values):
+        """Publish until it is applied; the decision that says so."""
+        seen = len(drive.observer.received[topics.DECISION.name])
+
+        def applied():
+            return [m for m in drive.observer.received[topics.DECISION.name][seen:] if m.manual]
+
+        live_support.until(
+            lambda: len(applied()) >= 2,
+            lambda: (drive.manual.publish(VehicleControl(**values)), drive.observer.spin()),
+        )
+        return applied()[-1]
+
+    driven = command(throttle=0.5, steer=-0.25)
+    assert driven.fallback and np.isnan(driven.target_speed)
+    assert (driven.throttle, driven.steer, driven.brake) == (0.5, -0.25, 0.0)
+    drive.observer.until(lambda: drive.status("carla_bridge")["control"] in ("manual", "policy"))
+    assert "nan" not in drive.bridge.output
+    drive.policy_drives()
+    for wrong in ({"steer": float("nan")}, {"throttle": 1.5}, {"brake": -1.0}):
+        drive.policy_drives()
+        stopped = command(**wrong)
+        assert (stopped.throttle, stopped.steer, stopped.brake) == (0.0, 0.0, 1.0)
+    drive.policy_drives()
+    assert "Full brake: in the manual command" in drive.bridge.output
+
+
+def test_an_attack_changes_what_the_policy_sees_and_is_told(drive):
+    library = Explainer.from_checkpoint(WEIGHTS)
+    for attack, epsilon in (("fgsm", 0.05), ("pgd", 0.02)):
+        assert drive.set("explainer", attack_epsilon=epsilon) == ""
+        assert drive.set("explainer", attack=attack) == ""
+        decision = drive.new(topics.DECISION, lambda m, a=attack: m.attack.startswith(a))[0]
+        assert decision.attack == f"{attack} {epsilon:g}"
+        stamp = decision.header.stamp
+
+        def of(topic, stamp=stamp):
+            return [m for m in drive.observer.received[topic.name] if m.header.stamp == stamp]
+
+        drive.observer.until(lambda of=of: bool(of(topics.OBSERVATION)) and bool(of(topics.SALIENCY)))
+        seen, true = conversion.to_rgb(of(topics.OBSERVATION)[0]), conversion.to_rgb(of(topics.IMAGE)[0])
+        change = np.abs(seen.astype(int) - true)
+        assert 0 < change.max() <= epsilon * 255 + 1e-6
+        expected = library.decide(seen)
+        np.testing.assert_allclose(decision.probabilities, expected.probabilities, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            conversion.to_array(of(topics.SALIENCY)[0]), library.explain(expected).map, atol=1e-5
+        )
+    assert drive.set("explainer", attack="none") == ""
+    drive.new(topics.DECISION, lambda m: not m.attack and not m.fallback)
+
+
+def test_a_policy_is_checked_before_it_takes_over(drive, weights, tmp_path):
+    before = drive.last(topics.DECISION).policy_hash
+    refused = drive.call(SetPolicy, "/explainer/set_policy", weights=str(tmp_path / "none.safetensors"))
+    assert not refused.success and "Cannot read the policy weights" in refused.message
+    assert refused.policy_hash == before
+    number = drive.last(topics.FRAME).frame
+    taken = drive.call(SetPolicy, "/explainer/set_policy", weights=str(weights))
+    assert taken.success and taken.policy_hash not in ("", before)
+    changed = drive.new(topics.DECISION, lambda m: m.policy_hash == taken.policy_hash)[0]
+    assert list(changed.action_names) == list(ACTION_NAMES)
+    drive.observer.until(lambda: drive.status("explainer")["policy hash"] == taken.policy_hash)
+    assert drive.call(SetPolicy, "/explainer/set_policy", weights=str(WEIGHTS)).success
+    drive.new(topics.DECISION, lambda m: m.policy_hash == before)
+    decisions = {m.frame: m for m in drive.observer.received[topics.DECISION.name] if not m.fallback}
+    frames = range(number, max(decisions))
+    assert all(frame in decisions for frame in frames)  # no frame was missed while a policy was loaded
+
+
+def test_the_life_cycle_stops_and_starts_the_drive(drive):
+    def change(node, transition):
+        return drive.call(ChangeState, f"/{node}/change_state", transition=Transition(id=transition)).success
+
+    def state(node):
+        return drive.call(GetState, f"/{node}/get_state").current_state.label
+
+    assert state("carla_bridge") == state("explainer") == "active"
+    assert change("carla_bridge", Transition.TRANSITION_DEACTIVATE)
+    drive.observer.until(lambda: drive.status("carla_bridge")["says"] == "not active")
+    pictures = len(drive.observer.received[topics.IMAGE.name])
+    assert change("carla_bridge", Transition.TRANSITION_CLEANUP)
+    assert state("carla_bridge") == "unconfigured"
+    assert len(drive.observer.received[topics.IMAGE.name]) == pictures
+    for node in ("explainer",):
+        assert change(node, Transition.TRANSITION_DEACTIVATE)
+        assert change(node, Transition.TRANSITION_ACTIVATE)
+    assert change("carla_bridge", Transition.TRANSITION_CONFIGURE)
+    assert change("carla_bridge", Transition.TRANSITION_ACTIVATE)
+    drive.policy_drives()
+
+
+def test_without_autostart_a_node_waits_and_refuses_what_it_cannot_do(start, observe, tmp_path):
+    parameters = {"autostart": False, "weights": str(tmp_path / "none.safetensors")}
+    explainer = start(Process("explainer", parameters=parameters))
+    observer = observe()
+    client = observer.node.create_client(ChangeState, "/explainer/change_state")
+    observer.until(client.service_is_ready)
+
+    def change(transition):
+        answer = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        observer.until(answer.done)
+        return answer.result().success
+
+    assert not change(Transition.TRANSITION_CONFIGURE)
+    live_support.until(lambda: "Cannot read the policy weights" in explainer.output)
+    assert explainer.popen.poll() is None
+    assert change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+    assert explainer.wait() == 0
