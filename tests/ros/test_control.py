@@ -50,7 +50,7 @@ class Drive:
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
         results = self.call(SetParameters, f"/{node}/set_parameters", parameters=parameters).results
         assert all(result.successful == (not result.reason) for result in results)
-        return " ".join(result.reason for result in results)
+        return "".join(result.reason for result in results)
 
     def last(self, topic):
         return self.observer.received[topic.name][-1]
@@ -168,8 +168,6 @@ def test_manual_control_wins_while_it_is_fresh_and_a_wrong_command_brakes(drive)
     driven = command(throttle=0.5, steer=-0.25)
     assert driven.fallback and np.isnan(driven.target_speed)
     assert (driven.throttle, driven.steer, driven.brake) == (0.5, -0.25, 0.0)
-    drive.observer.until(lambda: drive.status("carla_bridge")["control"] in ("manual", "policy"))
-    assert "nan" not in drive.bridge.output
     drive.policy_drives()
     for wrong in ({"steer": float("nan")}, {"throttle": 1.5}, {"brake": -1.0}):
         drive.policy_drives()
@@ -236,9 +234,8 @@ def test_the_life_cycle_stops_and_starts_the_drive(drive):
     assert change("carla_bridge", Transition.TRANSITION_CLEANUP)
     assert state("carla_bridge") == "unconfigured"
     assert len(drive.observer.received[topics.IMAGE.name]) == pictures
-    for node in ("explainer",):
-        assert change(node, Transition.TRANSITION_DEACTIVATE)
-        assert change(node, Transition.TRANSITION_ACTIVATE)
+    assert change("explainer", Transition.TRANSITION_DEACTIVATE)
+    assert change("explainer", Transition.TRANSITION_ACTIVATE)
     assert change("carla_bridge", Transition.TRANSITION_CONFIGURE)
     assert change("carla_bridge", Transition.TRANSITION_ACTIVATE)
     drive.policy_drives()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import signal
 
 import live_support
@@ -13,7 +14,7 @@ live_support.workspace()
 from builtin_interfaces.msg import Time  # noqa: E402
 from carla_digr_msgs.msg import DriveFrame  # noqa: E402
 from carla_digr_ros import conversion, topics  # noqa: E402
-from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 from carla_digr.live.composition import Process  # noqa: E402
@@ -83,6 +84,65 @@ def test_a_best_effort_subscriber_gets_data_on_every_topic(explainer, observe):
         observer.spin()
 
     live_support.until(lambda: all(observer.received[name] for name in ANSWERS), send_and_spin)
+
+
+def test_a_foreign_camera_is_taken_by_remapping_as_it_is_offered(start, observe, weights):
+    """A topic such as CARLA's native ones or carla/ros-bridge's: best effort, bgra8, padded rows."""
+    topic = "/carla/hero/front/image"
+    remap = ("--ros-args", "-r", f"{topics.IMAGE.name}:={topic}")
+    explainer = start(Process("explainer", arguments=remap, parameters={"weights": str(weights)}))
+    observer = observe(*ANSWERS, topics.DIAGNOSTICS.name)
+    camera = observer.node.create_publisher(topics.IMAGE.type, topic, qos_profile_sensor_data)
+    random = np.random.default_rng(1)
+    sent = {}
+
+    def send():
+        number = len(sent) + 1
+        header = Header(stamp=Time(sec=number // 20, nanosec=number % 20 * 50_000_000), frame_id="camera")
+        bgra = random.integers(0, 256, (128, 128, 4), np.uint8)
+        message = conversion.to_message(bgra, "bgra8", header)
+        rows = np.pad(bgra.reshape(128, -1), ((0, 0), (0, 24)))
+        message.step, message.data = rows.shape[1], array.array("B", rows.tobytes())
+        sent[header.stamp.sec, header.stamp.nanosec] = bgra[..., 2::-1]
+        camera.publish(message)
+        observer.spin()
+
+    live_support.until(lambda: bool(observer.received[topics.SALIENCY.name]), send)
+    decision = observer.received[topics.DECISION.name][0]
+    expected = Explainer.from_checkpoint(weights).decide(sent[decision.header.stamp.sec, decision.header.stamp.nanosec])
+    np.testing.assert_array_equal(decision.probabilities, expected.probabilities)
+    assert f"Incompatible QoS on {topic} (RELIABILITY)" in explainer.output
+    assert "best effort from now on" in explainer.output
+    observer.until(lambda: "incompatible QoS" in values(observer))
+    assert values(observer)["incompatible QoS"] == f"{topic} (RELIABILITY)"
+
+
+def test_a_subscriber_whose_qos_does_not_match_is_logged(explainer, observe):
+    observe(
+        topics.DECISION.name, qos=QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    )  # for late joiners
+    live_support.until(lambda: f"Incompatible QoS on {topics.DECISION.name} (DURABILITY)" in explainer.output)
+
+
+def values(observer) -> dict[str, str]:
+    """Of the newest diagnostics."""
+    statuses = [status for message in observer.received[topics.DIAGNOSTICS.name] for status in message.status]
+    return {v.key: v.value for v in statuses[-1].values} if statuses else {}
+
+
+@pytest.mark.parametrize("step", [0, -1])
+def test_a_repeated_or_late_picture_is_left_out_and_a_jump_of_the_clock_goes_on(explainer, observe, step):
+    observer = observe(*ANSWERS, topics.DIAGNOSTICS.name)
+    camera = Camera(observer)
+    camera.send(100)
+    observer.until(lambda: len(observer.received[topics.OVERLAY.name]) == 1)
+    camera.send(100 + step)
+    observer.until(lambda: values(observer).get("pictures repeated or late") == "1")
+    camera.send(3)
+    observer.until(lambda: len(observer.received[topics.OVERLAY.name]) == 2)
+    stamps = [message.header.stamp for message in observer.received[topics.DECISION.name]]
+    assert stamps == [Time(sec=5), Time(nanosec=150_000_000)]
+    assert "the clock jumped back" in explainer.output
 
 
 @pytest.mark.parametrize(
