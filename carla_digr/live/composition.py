@@ -139,7 +139,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
             },
             tidies_up=True,
             respawns=BRIDGE_RESPAWNS,
-            respawn_parameters={"start_seconds": RESPAWN_SECONDS},
+            respawn_parameters={"start_seconds": max(START_SECONDS[simulator], RESPAWN_SECONDS)},
         ),
         Process("explainer", parameters={"weights": values["weights"]}),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -20,15 +23,17 @@ import pytest
 
 from carla_digr.errors import UserError
 from carla_digr.live import supervisor
+from carla_digr.live.composition import Process
 
 
 class Live:
     """`carla-digr live` in its own process; all it starts carries a mark in the environment."""
 
-    def __init__(self, weights: Path, *arguments: str):
+    def __init__(self, weights: Path, *arguments: str, port: int | None = None):
         self.mark = uuid.uuid4().hex
-        self.port, self.page = live_support.free_port(), live_support.free_port()
-        environment = {**os.environ, "CARLA_DIGR_TEST": self.mark}
+        self.port, self.page = port or live_support.free_port(), live_support.free_port()
+        self.temporary = tempfile.TemporaryDirectory()
+        environment = {**os.environ, "CARLA_DIGR_TEST": self.mark, "TMPDIR": self.temporary.name}
         for name in ("AMENT_PREFIX_PATH", "ROS_DOMAIN_ID"):  # as in a fresh terminal
             environment.pop(name, None)
         command = [sys.executable, "-m", "carla_digr.cli", "live", "--weights", str(weights)]
@@ -41,11 +46,26 @@ class Live:
         self._reader.start()
         self.errors = ""
 
-    def until_driving(self):
+    def until_driving(self, processes: int = 5):
         """Until the page answers and the explainer and the bridge are at work."""
         live_support.until(lambda: self.popen.poll() is not None or any("page is at" in line for line in self.lines))
-        live_support.until(lambda: self.popen.poll() is not None or len(self.processes()) >= 5)
+        live_support.until(lambda: self.popen.poll() is not None or len(self.processes()) >= processes)
         assert self.popen.poll() is None, self.popen.stderr.read()
+
+    def until_frames(self):
+        """Until the page has had some more frames, none of them from before."""
+
+        def latest() -> int:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{self.page}/api/status") as page,
+            ):
+                return (json.load(page)["latest"] or {"frame": -1})["frame"]
+            return -1
+
+        live_support.until(lambda: self.popen.poll() is None)
+        before = latest()
+        live_support.until(lambda: latest() not in range(before - 1, before + 10) and latest() >= 0)
 
     def wait(self) -> int:
         """Its exit status, once it has ended and closed its output."""
@@ -70,6 +90,7 @@ class Live:
 
     def leaves_nothing(self) -> bool:
         live_support.until(lambda: not self.processes())
+        assert not [*Path(self.temporary.name).rglob("*")]
         with socket.create_server(("127.0.0.1", self.port)), socket.create_server(("127.0.0.1", self.page)):
             return True
 
@@ -78,8 +99,8 @@ class Live:
 def live(weights):
     started = []
 
-    def start(*arguments: str, weights: Path = weights) -> Live:
-        started.append(Live(weights, *arguments))
+    def start(*arguments: str, weights: Path = weights, port: int | None = None) -> Live:
+        started.append(Live(weights, *arguments, port=port))
         return started[-1]
 
     yield start
@@ -87,17 +108,22 @@ def live(weights):
         for pid in drive.processes():
             os.kill(pid, signal.SIGKILL)
         drive.popen.wait(live_support.LIMIT)
+        drive.temporary.cleanup()
 
 
-@pytest.mark.parametrize("moment", range(5))
+def pytest_generate_tests(metafunc):
+    if "moment" in metafunc.fixturenames:
+        metafunc.parametrize("moment", range(50 if metafunc.config.getoption("long") else 5))
+
+
 def test_ctrl_c_at_any_moment_leaves_nothing(live, moment):
     drive = live()
-    if moment == 4:
+    if moment % 5 == 4:
         drive.until_driving()
     time.sleep(random.Random(moment).uniform(0.0, 4.0))  # the moment is what is tested
     os.killpg(drive.popen.pid, signal.SIGINT)
     # Before its own handler is set up the command line answers with status 130.
-    assert drive.wait() in ((0,) if moment == 4 else (0, 130, -signal.SIGINT))
+    assert drive.wait() in ((0,) if moment % 5 == 4 else (0, 130, -signal.SIGINT))
     assert drive.leaves_nothing()
     if drive.popen.returncode != -signal.SIGINT:
         assert "Traceback" not in drive.errors
@@ -111,20 +137,49 @@ def test_killing_the_supervisor_ends_everything(live):
     assert drive.leaves_nothing()
 
 
-@pytest.mark.parametrize(
-    ("part", "sentence"),
-    [
-        ("explainer", "The process explainer was killed by SIGKILL"),
-        ("carla_bridge", "The process carla_bridge was killed by SIGKILL"),
-    ],
-)
-def test_the_death_of_one_process_ends_the_drive_with_its_reason(live, part, sentence):
+def test_the_death_of_a_process_ends_the_drive_with_its_reason(live):
     drive = live()
     drive.until_driving()
-    os.kill(drive.pid(part), signal.SIGKILL)
+    os.kill(drive.pid("explainer"), signal.SIGKILL)
     assert drive.wait() == 2
-    assert sentence in drive.errors
+    assert "The process explainer was killed by SIGKILL" in drive.errors
     assert drive.leaves_nothing()
+
+
+def test_a_bridge_that_the_carla_client_aborts_is_started_again_and_drives_on(live, start):
+    """A Traffic Manager's thread aborts its process when its server has died; here at once, there some time later."""
+    port = live_support.free_port()
+    server = start(live_support.simulator(port))
+    drive = live("--simulator", "carla", port=port)
+    drive.until_driving(processes=4)
+    drive.until_frames()
+    first = drive.pid("carla_bridge")
+    server.end(signal.SIGKILL)
+    os.kill(first, signal.SIGABRT)
+    live_support.until(lambda: first not in drive.processes())
+    server = start(live_support.simulator(port))
+    drive.until_frames()
+    assert drive.pid("carla_bridge") != first
+    drive.popen.send_signal(signal.SIGINT)
+    assert drive.wait() == 0
+    assert "carla_bridge was killed by SIGABRT" in drive.errors and "starting it again" in drive.errors
+    assert server.end() == 0  # and its ports are free
+    assert drive.leaves_nothing()
+
+
+def test_a_process_that_dies_again_and_again_ends_the_drive(tmp_path, capfd):
+    (tmp_path / "dies.py").write_text("import os; os.kill(os.getpid(), 6)")
+    watched = supervisor.Supervisor({**os.environ, "PYTHONPATH": str(tmp_path)}, supervisor.Stop())
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        watched.start(Process("dies", module="dies", respawns=2))
+        with pytest.raises(UserError, match="The process dies was killed by SIGABRT"):
+            watched.watch()
+    finally:
+        watched.end()
+        signal.signal(signal.SIGINT, handlers[0])
+        signal.signal(signal.SIGTERM, handlers[1])
+    assert capfd.readouterr().err.count("starting it again") == 2
 
 
 def test_a_measured_drive_writes_its_figures_and_says_whether_they_held(live, tmp_path):
