@@ -390,9 +390,7 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
     methods = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
     parser.add_argument("--method", default="digr", choices=tuple(METHODS), help=f"{methods} (default: digr)")
     parser.add_argument("--weights", type=Path, help="the policy (default: the one that drove, if it ships)")
-    parser.add_argument(
-        "--camera", default="/carla_digr/camera/image", metavar="TOPIC", help="the pictures (default: %(default)s)"
-    )
+    _add_camera(parser)
     parser.add_argument(
         "--wrong-size",
         default="refuse",
@@ -400,6 +398,45 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         help="what becomes of a picture of another size than the policy's (default: refuse)",
     )
     parser.set_defaults(run=run)
+
+
+def add_view(commands: argparse._SubParsersAction) -> None:
+    """`view`: recordings on the web page."""
+
+    def run(args: argparse.Namespace) -> None:
+        import signal
+        from contextlib import closing, suppress
+
+        from carla_digr.live.viewer.recorded import Recorded
+        from carla_digr.live.viewer.server import ViewerServer
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        bags = [args.bag, *([args.other] if args.other else [])]
+        with (
+            closing(Recorded(bags, args.camera)) as recorded,
+            ViewerServer(args.host, args.port, recorded=recorded) as page,
+            suppress(KeyboardInterrupt),
+        ):
+            print(f"The page is at {page.url} (Ctrl-C ends it)", flush=True)
+            signal.pause()
+
+    parser = commands.add_parser(
+        "view",
+        help="show a recording on the web page, or two of the same drive side by side",
+        description="Serve the web page for a recording: timeline, speed, steps, jumps to events; with a second one, "
+        "for example by another method or policy, both side by side.",
+    )
+    parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
+    parser.add_argument("other", metavar="BAG2", type=Path, nargs="?", help="another recording of the same drive")
+    parser.add_argument("--port", type=int, default=8765, help="of the page, 0 for a free one (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address of the page (default: this machine alone)")
+    _add_camera(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_camera(parser: argparse.ArgumentParser) -> None:
+    topic = "/carla_digr/camera/image"
+    parser.add_argument("--camera", default=topic, metavar="TOPIC", help="the pictures (default: %(default)s)")
 
 
 def add_repair(commands: argparse._SubParsersAction) -> None:
@@ -438,6 +475,7 @@ JOBS = (
     add_live,
     add_replay,
     add_explain,
+    add_view,
     add_repair,
 )
 

@@ -51,7 +51,11 @@ def picture(number: int, size: int = 128) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
 
 
-def saliency(number: int, size: int = 128) -> np.ndarray:
+def probabilities(number: int) -> np.ndarray:
+    return np.random.default_rng(number).dirichlet([1, 1, 1, 1]).astype(np.float32)
+
+
+def random_map(number: int, size: int = 128) -> np.ndarray:
     return np.random.default_rng(-number % 2**32).random((size, size), np.float32)
 
 
@@ -65,10 +69,19 @@ class DriveRecorder:
     def add(self, topic: str, message: Any, stamp: int | None) -> None:
         self.recorder.add(CHANNELS[topic], serialized(TYPES[topic], message), stamp)
 
-    def frame(self, number: int, rgb: np.ndarray | None = None, fallback: bool = False, collision: str = "") -> None:
+    def frame(
+        self,
+        number: int,
+        rgb: np.ndarray | None = None,
+        saliency: np.ndarray | None = None,
+        action: int | None = None,
+        fallback: bool = False,
+        collision: str = "",
+    ) -> None:
         stamp = number * PERIOD
         first, size = header(stamp), self.size
         rgb = picture(number, size) if rgb is None else rgb
+        saliency = random_map(number, size) if saliency is None else saliency
         clock = blank(STORE, TYPES[CLOCK], clock=first.stamp)
         self.add(CLOCK, clock, stamp)
         fields = {"frame": number, "seed": 7, "episode": 1, "collision": collision}
@@ -77,12 +90,11 @@ class DriveRecorder:
         odometry.twist.twist.linear.x = 20.0
         self.add(drive_bag.ODOMETRY, odometry, stamp)
         self.add(drive_bag.IMAGE, image(stamp, rgb, "rgb8"), stamp)
-        probabilities = np.random.default_rng(number).dirichlet([1, 1, 1, 1]).astype(np.float32)
         self.decision(
             number,
             action_names=["left", "keep", "right", "brake"],
-            probabilities=probabilities,
-            action=int(probabilities.argmax()),
+            probabilities=probabilities(number),
+            action=int(probabilities(number).argmax()) if action is None else action,
             target_speed=22.0,
             value=float(number),
             policy_hash=self.policy_hash,
@@ -91,7 +103,7 @@ class DriveRecorder:
         )
         if fallback:
             self.decision(number, brake=1.0, target_speed=float("nan"), fallback=True)
-        self.add(drive_bag.SALIENCY, image(stamp, saliency(number, size), "32FC1"), stamp)
+        self.add(drive_bag.SALIENCY, image(stamp, saliency, "32FC1"), stamp)
         self.add(drive_bag.OVERLAY, image(stamp, rgb // 2, "rgb8"), stamp)
 
     def decision(self, number: int, **fields: Any) -> None:

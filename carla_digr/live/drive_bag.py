@@ -95,13 +95,15 @@ def converted(store: Typestore, message_type: str, message: Any) -> Any:
 
 @dataclass
 class Frame:
-    """One frame of a drive. Times are those of the messages in the bag, ns; None: there is no such message.
+    """One frame of a drive.
 
-    ``stamp`` is the header's, ns; ``picture`` what the policy saw. ``policy`` is its decision, ``fallback`` the
-    bridge's in its place.
+    ``stamp`` is the header's, ns; ``time`` the same on the drive's `Timeline`. ``camera``, ``observation`` (what the
+    policy saw, during an attack) and ``saliency`` are the times of these messages in the bag, ns; ``policy`` is the
+    policy's decision and ``fallback`` the bridge's in its place. None: there is no such message.
     """
 
     stamp: int
+    time: int
     camera: int
     observation: int | None = None
     saliency: int | None = None
@@ -109,6 +111,10 @@ class Frame:
     odometry: Any = None
     policy: Any = None
     fallback: Any = None
+
+    def picture(self, camera: str) -> tuple[str, int]:
+        """Topic and time of the picture that the policy saw, ``camera`` being the camera's topic."""
+        return (camera, self.camera) if self.observation is None else (OBSERVATION, self.observation)
 
     @property
     def number(self) -> int:
@@ -167,7 +173,7 @@ def read_drive(bag: Bag, camera: str = IMAGE, seen: Callable[[Channel, int, byte
                 frame["facts" if channel.topic == FRAME else "odometry"] = decode(channel, data)
             else:
                 frame["observation" if channel.topic == OBSERVATION else "saliency"] = time
-    frames = [Frame(**frame) for _, frame in sorted(parts.items()) if "camera" in frame]
+    frames = [Frame(time=time, **frame) for time, frame in sorted(parts.items()) if "camera" in frame]
     if not frames:
         pictures = sorted({c.topic for c in bag.channels if c.type == PICTURE_TYPE})
         others = f"name one of its picture topics: {', '.join(pictures)}" if pictures else "it has no pictures at all"

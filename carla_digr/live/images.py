@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +28,8 @@ ENCODINGS = {
 RGB_CHANNELS = {"rgb8": [0, 1, 2], "rgba8": [0, 1, 2], "bgr8": [2, 1, 0], "bgra8": [2, 1, 0]}
 
 
-def to_array(message: Any) -> NDArray:
-    """The picture as (H, W, channels), or (H, W) for one channel, native byte order, contiguous and writable.
-
-    Args:
-        message: with the fields of sensor_msgs/Image; ``data`` is anything with a buffer of bytes.
+def check(message: Any) -> int:
+    """The bytes of a row that are picture, not padding.
 
     Raises:
         ValueError: the encoding is not in ENCODINGS, or step or the amount of data do not fit the size.
@@ -39,19 +37,33 @@ def to_array(message: Any) -> NDArray:
     if message.encoding not in ENCODINGS:
         raise ValueError(f"image encoding {message.encoding!r} is not one of {', '.join(ENCODINGS)}")
     dtype, channels = ENCODINGS[message.encoding]
-    stored = np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<")
-    used = message.width * channels * stored.itemsize
+    used = message.width * channels * np.dtype(dtype).itemsize
     if message.step < used or len(message.data) != message.step * message.height:
         raise ValueError(
             f"{message.encoding} image of {message.width}x{message.height} with step {message.step} does not fit "
             f"its {len(message.data)} bytes"
         )
+    return used
+
+
+def to_array(message: Any) -> NDArray:
+    """The picture as (H, W, channels), or (H, W) for one channel, native byte order, contiguous and writable.
+
+    Args:
+        message: with the fields of sensor_msgs/Image; ``data`` is anything with a buffer of bytes.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    used = check(message)
+    dtype, channels = ENCODINGS[message.encoding]
+    stored = np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<")
     rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
     image = np.ascontiguousarray(rows[:, :used]).view(stored).astype(dtype)
     return image if channels == 1 else image.reshape(message.height, message.width, channels)
 
 
-def to_rgb(message: Any) -> NDArray[np.uint8]:
+def to_rgb(message: Any, decode: Callable[[Any], NDArray] = to_array) -> NDArray[np.uint8]:
     """A colour picture as (H, W, 3) uint8 RGB.
 
     Raises:
@@ -59,6 +71,6 @@ def to_rgb(message: Any) -> NDArray[np.uint8]:
     """
     if message.encoding not in RGB_CHANNELS:
         raise ValueError(f"image encoding {message.encoding!r} is not one of {', '.join(RGB_CHANNELS)}")
-    image = to_array(message)
+    image = decode(message)
     channels = RGB_CHANNELS[message.encoding]
     return image if image.shape[2] == 3 and channels == [0, 1, 2] else np.ascontiguousarray(image[..., channels])

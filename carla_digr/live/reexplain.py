@@ -19,7 +19,6 @@ from carla_digr.live import drive_bag
 from carla_digr.live.drive_bag import (
     DECISION,
     IMAGE,
-    OBSERVATION,
     OVERLAY,
     SALIENCY,
     Decoder,
@@ -125,7 +124,7 @@ class _Copy:
             "policy_hash": explainer.policy_hash,
             "method": explainer.method,
         }
-        self._frames = {_picture_of(frame, camera): frame for frame in drive.frames}
+        self._frames = {frame.picture(camera): frame for frame in drive.frames}
         self._decode, self._store = Decoder(), typestore()
         self._ours = {
             topic: Channel(topic, kind, definition(self._store, kind), offered_qos(latched=topic == FACTS_TOPIC))
@@ -223,8 +222,3 @@ class _Copy:
 
     def _write(self, new: BagWriter, topic: str, time: int, message: Any) -> None:
         new.write(topic, OURS[topic], time, bytes(self._store.serialize_cdr(message, OURS[topic])))
-
-
-def _picture_of(frame: Frame, camera: str) -> tuple[str, int]:
-    """Topic and time of the picture that the policy saw."""
-    return (camera, frame.camera) if frame.observation is None else (OBSERVATION, frame.observation)

@@ -139,7 +139,7 @@ def test_publish_returns_while_the_server_is_stuck(
         go_on.wait()
         return b"jpeg"
 
-    monkeypatch.setattr(server_module.simplejpeg, "encode_jpeg", encode)
+    monkeypatch.setattr(simplejpeg, "encode_jpeg", encode)
     feed.publish(viewer, 1)
     assert stuck.wait(20)
     for frame in range(2, 1000):

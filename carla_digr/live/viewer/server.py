@@ -35,13 +35,17 @@ events              list, optional   short names of what happened in this frame,
 
 ``saliency=None`` says that this frame has no explanation; the page says so and shows the camera alone.
 
-Wire format, for other clients of ``/ws`` (all integers little-endian). A text message is JSON: first
-``{"type": "hello", ...}``, later ``{"type": "beat"}`` about once a second while there is no new frame. A binary
-message is one frame: uint32 n, then n bytes of JSON header (``sequence``, ``published`` (s, server's monotonic
-clock), ``frame``, ``stamp`` (s), ``width``, ``height``, ``jpeg_bytes``, ``saliency``: [height, width] or null,
-``decision``), then the JPEG picture, then the saliency map as height x width bytes. A client answers each frame by
-its ``sequence`` as text; the server leaves at most ``WINDOW`` frames unanswered and then keeps only the newest frame
-for that client. That bounds the memory and the age of the picture for a client that is slow, frozen or gone.
+Wire format, for other clients of ``/ws`` (all integers little-endian). A text message is JSON: first ``{"type":
+"hello", ...}`` (with ``recording``: whether this page shows recordings), later ``{"type": "beat"}`` about once a second
+while there is no new frame. A binary message is one frame: uint32 n, then n bytes of JSON header (``sequence``,
+``published`` (s, server's monotonic clock), ``frame``, ``stamp`` (s), ``width``, ``height``, ``jpeg_bytes``,
+``saliency``: [height, width] or null, ``decision``), then the JPEG picture, then the saliency map as height x width
+bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most ``WINDOW`` frames unanswered
+and then keeps only the newest frame for that client. That bounds the memory and the age of the picture for a client
+that is slow, frozen or gone.
+
+With recordings instead of a drive, ``GET /api/recording`` is `recorded.Recorded.description` and
+``GET /api/recording/SIDE/INDEX`` a binary message of one frame, its header without what the description has already.
 """
 
 from __future__ import annotations
@@ -53,7 +57,6 @@ import hashlib
 import ipaddress
 import json
 import logging
-import math
 import socket
 import threading
 import time
@@ -62,30 +65,33 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
-import simplejpeg
 from aiohttp import WSMsgType, web
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
+from carla_digr.live.viewer.message import encode, plain
 from carla_digr.saliency.overlay import COLORMAPS
+
+if TYPE_CHECKING:
+    from carla_digr.live.viewer.recorded import Recorded
 
 log = logging.getLogger(__name__)
 
 WINDOW = 8  # frames sent but not yet answered by a client; covers a stutter of 0.4 s at 20 Hz
 BEAT_SECONDS = 1.0  # silence after which a client is told that the connection still stands
 PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
-JPEG_QUALITY = 95  # 4:4:4, about 6 kB for a 128 x 128 picture
 
 STATIC = Path(__file__).parent / "static"
 ASSETS = {  # path on the server: (file, content type)
     "/": ("index.html", "text/html"),
     "/viewer.js": ("viewer.js", "text/javascript"),
     "/plots.js": ("plots.js", "text/javascript"),
+    "/recording.js": ("recording.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/viewer.css": ("viewer.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
@@ -117,12 +123,7 @@ class _Frame:
 
     def message(self) -> bytes:
         if self._message is None:
-            jpeg = simplejpeg.encode_jpeg(self.rgb, JPEG_QUALITY, "RGB", "444")
-            grey = b""
-            if self.saliency is not None:
-                grey = np.rint(np.clip(self.saliency, 0.0, 1.0) * 255.0).astype(np.uint8).tobytes()
-            text = json.dumps({**self.header, "jpeg_bytes": len(jpeg)}, separators=(",", ":")).encode()
-            self._message = b"".join((len(text).to_bytes(4, "little"), text, jpeg, grey))
+            self._message = encode(self.header, self.rgb, self.saliency)
         return self._message
 
 
@@ -179,6 +180,7 @@ class ViewerServer:
         port: TCP port, 0 for any free one.
         colormap: colours of the map, one of `carla_digr.saliency.overlay.COLORMAPS`; the page mixes them into the
             picture as `overlay` does.
+        recorded: recordings to show instead of a live drive; nothing is published then.
         allowed_hosts: names under which browsers may reach the page besides ``localhost``, IP addresses, ``host`` and
             this machine's own name. Other names are refused, so that no web site can reach the page by DNS rebinding.
 
@@ -192,9 +194,12 @@ class ViewerServer:
         port: int = 8765,
         *,
         colormap: str = "turbo",
+        recorded: Recorded | None = None,
         allowed_hosts: Iterable[str] = (),
     ):
         self._colours = _colours(colormap)
+        self._recorded = recorded
+        self._description = b"" if recorded is None else json.dumps(recorded.description()).encode()
         self._socket = _bind(host, port)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
@@ -265,7 +270,7 @@ class ViewerServer:
             "width": rgb.shape[1],
             "height": rgb.shape[0],
             "saliency": None if saliency is None else list(saliency.shape),
-            "decision": _plain(decision),
+            "decision": plain(decision),
         }
         picture = np.array(rgb, order="C")
         with self._lock:
@@ -349,6 +354,9 @@ class ViewerServer:
             app.router.add_get(path, _asset(STATIC / name, content_type))
         app.router.add_get("/api/status", self._get_status)
         app.router.add_get("/ws", self._websocket)
+        if self._recorded is not None:
+            app.router.add_get("/api/recording", self._get_recording)
+            app.router.add_get(r"/api/recording/{side:\d}/{index:\d{1,9}}", self._get_recorded_frame)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
         await runner.setup()
         try:
@@ -383,15 +391,30 @@ class ViewerServer:
     async def _get_status(self, request: web.Request) -> web.Response:
         return web.json_response(self.status(), headers={"Cache-Control": "no-store"})
 
+    async def _get_recording(self, request: web.Request) -> web.Response:
+        response = web.Response(body=self._description, content_type="application/json")
+        response.enable_compression()
+        return response
+
+    async def _get_recorded_frame(self, request: web.Request) -> web.Response:
+        assert self._recorded is not None
+        side, index = int(request.match_info["side"]), int(request.match_info["index"])
+        try:
+            body = await self._loop.run_in_executor(None, self._recorded.message, side, index)
+        except LookupError:
+            raise web.HTTPNotFound(text=f"There is no frame {index} in recording {side}.\n") from None
+        except UserError as error:
+            raise web.HTTPInternalServerError(text=f"{error}\n") from None
+        return web.Response(body=body, content_type="application/octet-stream")
+
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get("Origin")  # browsers always send it, and pages cannot forge it
         if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
             raise web.HTTPForbidden(text="Only this server's own page may open the stream.\n")
         websocket = web.WebSocketResponse(timeout=0.5, heartbeat=PING_SECONDS, compress=False, max_msg_size=1024)
         await websocket.prepare(request)
-        await websocket.send_json(
-            {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": self._colours}
-        )
+        hello = {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": self._colours}
+        await websocket.send_json({**hello, "recording": self._recorded is not None})
         with self._lock:
             newest, published = self._newest, self._sequence
         self._connections += 1
@@ -470,16 +493,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _plain(value: Any) -> Any:
-    """A copy of ``value`` in JSON's types; numpy scalars and arrays become numbers and lists, NaN and infinity None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, str | bool | int) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return [_plain(item) for item in value]

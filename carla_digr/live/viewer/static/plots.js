@@ -90,13 +90,14 @@ function drawHere(plot) {
 }
 
 // Draws plots and marks of these frames (oldest first); pausedAt is the frame to mark while paused, else null.
-export function drawPlots(frames, pausedAt) {
-  [history, here, lastWord] = [frames, pausedAt, pausedAt ? "pause" : "now"];
+// With ``around`` that frame is the plots' zero and middle.
+export function drawPlots(frames, pausedAt, around = false) {
+  [history, here, lastWord] = [frames, pausedAt, around ? "here" : pausedAt ? "pause" : "now"];
   drawMarks();
   if (!history.length || !probabilityPlot) return;
-  latest = history[history.length - 1].time;
+  latest = around ? here.time : history[history.length - 1].time;
   // The window ends with the last frame; a marked frame further back than the window moves it there.
-  const end = here && latest - here.time > PLOT_SECONDS ? here.time + PLOT_SECONDS / 2 : latest;
+  const end = around || (here && latest - here.time > PLOT_SECONDS) ? here.time + PLOT_SECONDS / 2 : latest;
   plotted = history.filter((frame) => frame.time >= end - PLOT_SECONDS && frame.time <= end);
   const times = plotted.map((frame) => frame.time - latest);
   const range = { min: end - PLOT_SECONDS - latest, max: end - latest };
@@ -110,10 +111,11 @@ export function drawPlots(frames, pausedAt) {
   draw(latencyPlot, Object.keys(TIMES).map((key) => plotted.map((frame) => frame.decision[key] ?? null)));
   const sorted = plotted.map((frame) => frame.decision.latency_ms).filter(Number.isFinite).sort((a, b) => a - b);
   const quantile = (q) => number(sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))], 1);
-  setText(byId("latency-summary"), `last ${PLOT_SECONDS} s: p50 ${quantile(0.5)}, p99 ${quantile(0.99)} ms`);
+  setText(byId("latency-summary"), around ? `${PLOT_SECONDS} s` : `last ${PLOT_SECONDS} s: p50 ${quantile(0.5)}, p99 ${quantile(0.99)} ms`);
 }
 
-// Red where the policy did not drive or something happened, amber where the explanation is missing.
+// Red where the policy did not drive or something happened, amber where the explanation is missing, blue where one of
+// a recording's chosen events begins.
 function drawMarks() {
   const marks = byId("marks");
   if (marks.width !== marks.clientWidth) marks.width = marks.clientWidth;
@@ -121,10 +123,10 @@ function drawMarks() {
   ctx.clearRect(0, 0, marks.width, marks.height);
   const pitch = marks.width / Math.max(1, history.length - 1);
   history.forEach((frame, i) => {
-    const marked = isMarked(frame);
+    const marked = isMarked(frame) || frame.event;
     if (!marked && frame.map) return;
     const left = Math.round((i - 0.5) * pitch);
-    ctx.fillStyle = marked ? "#ff5a5f" : "#ffb547";
+    ctx.fillStyle = isMarked(frame) ? "#ff5a5f" : frame.event ? "#5cb3ff" : "#ffb547";
     ctx.fillRect(left, marked ? 0 : 3, Math.max(2, Math.round((i + 0.5) * pitch) - left), marked ? 8 : 5);
   });
 }

@@ -1,8 +1,9 @@
-// The live page: receives frames over one WebSocket (wire format: docstring of server.py), keeps the last minute,
-// and shows one frame at a time with everything that belongs to it. Picture and figures change in one step.
+// The page: receives a live drive's frames over one WebSocket (wire format: docstring of server.py) and keeps the last
+// minute, or has a recording; it shows one frame at a time with everything that belongs to it, changed in one step.
 
 import { byId, clock, number, percent, sentence, setText } from "./page.js";
 import { HUES, LATENCY_BUDGET_MS, drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
+import { Recording, parse } from "./recording.js";
 
 const HISTORY_FRAMES = 1200; // a minute at 20 Hz
 const EVENT_SECONDS = 3; // an event stays on the page this long after its frame
@@ -13,7 +14,8 @@ const GAP_PIXELS = 2; // between two pictures side by side
 
 // ---------------------------------------------------------------- frames
 
-const history = []; // oldest first, at most HISTORY_FRAMES
+const history = []; // oldest first: at most HISTORY_FRAMES of a live drive, or the whole recording
+let recording = null; // what is shown instead of a live drive
 let arrivedWhilePaused = []; // so that what is being looked at stays; joins the history on going live
 let paused = false;
 let shown = null; // the frame on the page
@@ -24,21 +26,9 @@ function keep(list, frame) {
   if (list.length > HISTORY_FRAMES) list.shift();
 }
 
-function parse(message) {
-  const headerBytes = new DataView(message).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(message, 4, headerBytes)));
-  const jpegStart = 4 + headerBytes;
-  const mapStart = jpegStart + header.jpeg_bytes;
-  return {
-    ...header,
-    jpeg: new Uint8Array(message, jpegStart, header.jpeg_bytes),
-    map: header.saliency && new Uint8Array(message, mapStart),
-    time: 0, // s on this page's clock, when the server published it
-  };
-}
-
 function receive(message) {
   const frame = parse(message);
+  frame.pictures = () => [frame];
   connection.socket.send(String(frame.sequence));
   if (newest && frame.published === newest.published) return; // sent again because the connection is new
   frame.time = Math.max(frame.published + connection.clockOffset, newest ? newest.time : -Infinity);
@@ -105,7 +95,33 @@ function greet(hello) {
   connection.clockOffset = clock() - hello.now;
   colours.set(hello.colormap);
   paintScale();
+  if (hello.recording && !recording) openRecording();
   refreshState();
+}
+
+async function openRecording() {
+  recording = new Recording(await (await fetch("api/recording")).json());
+  for (const frame of recording.frames) history.push(frame);
+  recording.present((change) => {
+    change();
+    recording.playFrom(asked);
+    planPlots();
+  });
+  newest = history[history.length - 1];
+  paused = true;
+  byId("pause").setAttribute("aria-pressed", "true");
+  byId("pause").setAttribute("aria-label", "Play");
+  show(history[0]);
+}
+
+// While a recording plays: the frame that is due.
+function play() {
+  if (!recording || paused) return;
+  const frame = recording.due();
+  if (frame !== asked) show(frame);
+  recording.fetchAhead(frame);
+  if (frame === newest) setPaused(true);
+  else requestAnimationFrame(play);
 }
 
 function lose() {
@@ -137,6 +153,7 @@ function rate() {
 }
 
 function refreshState() {
+  if (recording) return refreshRecording();
   const age = newest && Math.max(0, clock() - newest.time);
   if (connection.state === "live" && age > STALLED_SECONDS) connection.state = "stalled";
   if (connection.state === "stalled" && age <= STALLED_SECONDS) connection.state = "live";
@@ -171,17 +188,28 @@ function refreshState() {
   byId("badge").hidden = !(paused && shown);
 }
 
+function refreshRecording() {
+  const { state } = connection;
+  const pill = byId("connection");
+  pill.dataset.state = state;
+  setText(pill.querySelector("span"), state === "lost" ? "Connection lost" : "Recording");
+  document.title = `${recording.sides.map(({ name }) => name).join(" · ")} · carla_digr`;
+  byId("veil").hidden = true;
+  document.body.classList.remove("stale");
+  document.body.dataset.state = state;
+}
+
 // ---------------------------------------------------------------- picture
 
 const picture = byId("picture");
 const context = picture.getContext("2d", { alpha: false });
-const camera = document.createElement("canvas");
 const saliency = document.createElement("canvas");
 const colours = new Uint8Array(768); // the colour map: 256 times red, green, blue
 let view = "overlay";
 let asked = null; // the frame last asked for; it becomes the one shown once its picture is decoded
 let wanted = null; // the frame to draw next
 let drawing = false;
+let shots = []; // what of the shown frame is drawn: {camera: canvas, map, saliency: [height, width]}
 
 function show(frame) {
   asked = wanted = frame;
@@ -194,17 +222,33 @@ async function draw() {
   while (wanted) {
     const frame = wanted;
     wanted = null;
-    const bitmap = await createImageBitmap(new Blob([frame.jpeg], { type: "image/jpeg" })).catch(() => null);
-    if (!bitmap) continue;
-    camera.width = frame.width;
-    camera.height = frame.height;
-    camera.getContext("2d").drawImage(bitmap, 0, 0);
-    bitmap.close();
+    const decoded = await decode(frame);
+    if (!decoded) continue;
+    shots = decoded;
     shown = frame;
     compose();
     describe(frame);
   }
   drawing = false;
+}
+
+// The pictures of a frame on canvases, or null. A side without the frame is left black.
+async function decode(frame) {
+  try {
+    const parts = await frame.pictures();
+    return await Promise.all(parts.map(async (part) => {
+      if (!part) return null;
+      const bitmap = await createImageBitmap(new Blob([part.jpeg], { type: "image/jpeg" }));
+      const camera = document.createElement("canvas");
+      [camera.width, camera.height] = [part.width, part.height];
+      camera.getContext("2d").drawImage(bitmap, 0, 0);
+      bitmap.close();
+      return { ...part, camera };
+    }));
+  } catch (error) {
+    if (recording) setText(byId("ignored"), error.message);
+    return null;
+  }
 }
 
 // Over the camera a pixel's colour and its opacity are the map's value, as in the overlay topic.
@@ -223,23 +267,28 @@ function paintMap(map, height, width, opaque) {
 }
 
 function compose() {
-  if (!shown) return;
-  const { width, height } = camera;
-  const second = width + GAP_PIXELS; // where the right one of two pictures starts
-  const total = view === "both" ? second + width : width;
+  const first = shots.find(Boolean);
+  if (!shown || !first) return;
+  const { width, height } = first.camera;
+  // The camera alone stands before the others when both are asked for.
+  const panels = view === "both" ? [{ ...first, map: null }, ...shots] : shots;
+  const total = panels.length * (width + GAP_PIXELS) - GAP_PIXELS;
   if (picture.width !== total || picture.height !== height) {
     picture.width = total;
     picture.height = height;
   }
   context.globalAlpha = 1;
   context.fillRect(0, 0, total, height);
-  if (view !== "map") context.drawImage(camera, 0, 0);
-  if (view === "both") context.drawImage(camera, second, 0);
-  if (shown.map && view !== "camera") {
-    paintMap(shown.map, ...shown.saliency, view === "map");
+  panels.forEach((shot, i) => {
+    if (!shot) return;
+    const left = i * (width + GAP_PIXELS);
+    context.globalAlpha = 1;
+    if (view !== "map") context.drawImage(shot.camera, left, 0, width, height);
+    if (!shot.map || view === "camera") return;
+    paintMap(shot.map, ...shot.saliency, view === "map");
     context.globalAlpha = view === "map" ? 1 : byId("opacity").value / 100;
-    context.drawImage(saliency, view === "both" ? second : 0, 0, width, height);
-  }
+    context.drawImage(saliency, left, 0, width, height);
+  });
 }
 
 function paintScale() {
@@ -312,6 +361,7 @@ function describe(frame) {
       return item;
     }));
   }
+  recording?.describe(frame);
   placeScrub(frame);
   refreshState();
   planPlots();
@@ -327,6 +377,12 @@ function placeScrub(frame) {
   scrub.disabled = last < 1;
   if (Number(scrub.max) !== last) scrub.max = last;
   scrub.value = index;
+  if (recording) {
+    const where = `frame ${frame.frame}, ${number(frame.time, 2)} s`;
+    scrub.setAttribute("aria-valuetext", where);
+    for (const [id, text] of [["oldest", "0 s"], ["latest", `${number(history[last].time, 1)} s`], ["position", where]]) setText(byId(id), text);
+    return;
+  }
   const behind = history[last].time - frame.time;
   scrub.setAttribute("aria-valuetext", `frame ${frame.frame}, ${number(behind, 1)} s before the last`);
   setText(byId("latest"), latestWord());
@@ -339,6 +395,14 @@ const latestWord = () => (paused ? "pause" : "now");
 function setPaused(value) {
   if (paused === value || !newest) return;
   paused = value;
+  if (recording) {
+    byId("pause").setAttribute("aria-pressed", String(paused));
+    byId("pause").setAttribute("aria-label", paused ? "Play" : "Pause");
+    if (paused) return planPlots();
+    if (asked === newest) show(history[0]);
+    recording.playFrom(asked);
+    return play();
+  }
   if (!paused) {
     for (const frame of arrivedWhilePaused) keep(history, frame);
     arrivedWhilePaused = [];
@@ -360,6 +424,11 @@ function step(frames) {
 
 // The first frame of the next or previous run of marked frames.
 function seekMark(direction) {
+  if (recording) {
+    const place = recording.event(asked.index, direction);
+    if (place !== undefined) seek(place);
+    return;
+  }
   const starts = history.flatMap((frame, i) => (isMarked(frame) && !(i && isMarked(history[i - 1])) ? [i] : []));
   const here = history.lastIndexOf(asked);
   const target = direction > 0 ? starts.find((i) => i > here) : starts.findLast((i) => i < here);
@@ -378,7 +447,7 @@ function planPlots() {
   requestAnimationFrame(() => {
     plotsPlanned = false;
     plotsDrawn = clock();
-    drawPlots(history, paused ? shown : null);
+    drawPlots(history, paused || recording ? shown : null, Boolean(recording));
   });
 }
 
@@ -395,6 +464,7 @@ function setOpacity(value) {
 function setView(name) {
   view = name;
   document.querySelector(`input[name=view][value=${name}]`).checked = true;
+  byId("captions").dataset.view = name;
   compose();
 }
 
@@ -421,8 +491,8 @@ const KEYS = {
   ArrowUp: () => setOpacity(Number(byId("opacity").value) + 5),
   ArrowDown: () => setOpacity(Number(byId("opacity").value) - 5),
   Home: () => seek(0),
-  End: () => setPaused(false),
-  l: () => setPaused(false),
+  End: () => (recording ? seek(history.length - 1) : setPaused(false)),
+  l: () => !recording && setPaused(false),
   n: () => seekMark(1),
   p: () => seekMark(-1),
   o: toggleMap,
@@ -441,6 +511,7 @@ document.addEventListener("keydown", (event) => {
   // The element in focus keeps the keys it has a use for.
   if (target.matches("button, [type=checkbox]") && key === " ") return;
   if (target.matches("#opacity, [type=radio]") && /^(Arrow|Home|End)/.test(key)) return;
+  if (target.matches("select")) return;
   const action = KEYS[key.length === 1 ? key.toLowerCase() : key];
   if (!action) return;
   event.preventDefault();
@@ -450,6 +521,8 @@ document.addEventListener("keydown", (event) => {
 byId("pause").addEventListener("click", () => setPaused(!paused));
 byId("back").addEventListener("click", () => step(-1));
 byId("forward").addEventListener("click", () => step(1));
+byId("next-event").addEventListener("click", () => seekMark(1));
+byId("previous-event").addEventListener("click", () => seekMark(-1));
 byId("live").addEventListener("click", () => setPaused(false));
 byId("scrub").addEventListener("input", (event) => seek(Number(event.target.value)));
 byId("opacity").addEventListener("input", (event) => setOpacity(event.target.value));

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import math
-from typing import NamedTuple
 
 import numpy as np
 from nav_msgs.msg import Odometry
@@ -17,6 +16,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from carla_digr.driving.control import DriveFrame
+from carla_digr.live import images
+from carla_digr.live.images import ENCODINGS
 
 try:
     from cv_bridge import CvBridge
@@ -26,25 +27,6 @@ except ImportError:
 
 
 MAP_FRAME, EGO_FRAME, CAMERA_FRAME = "map", "ego_vehicle", "ego_vehicle/camera"
-
-
-class Encoding(NamedTuple):
-    """Element type and channels of an image encoding."""
-
-    dtype: type[np.generic]
-    channels: int
-
-
-ENCODINGS = {
-    "rgb8": Encoding(np.uint8, 3),
-    "bgr8": Encoding(np.uint8, 3),
-    "rgba8": Encoding(np.uint8, 4),
-    "bgra8": Encoding(np.uint8, 4),
-    "mono8": Encoding(np.uint8, 1),
-    "16UC1": Encoding(np.uint16, 1),
-    "32FC1": Encoding(np.float32, 1),
-}
-RGB_CHANNELS = {"rgb8": [0, 1, 2], "rgba8": [0, 1, 2], "bgr8": [2, 1, 0], "bgra8": [2, 1, 0]}
 
 
 def to_message(image: NDArray, encoding: str, header: Header) -> Image:
@@ -76,39 +58,16 @@ def to_message(image: NDArray, encoding: str, header: Header) -> Image:
 
 
 def to_array(message: Image) -> NDArray:
-    """The picture as (H, W, channels), or (H, W) for one channel, native byte order, contiguous and writable.
-
-    Raises:
-        ValueError: the encoding is not in ENCODINGS, or step or the amount of data do not fit the size.
-    """
-    if message.encoding not in ENCODINGS:
-        raise ValueError(f"image encoding {message.encoding!r} is not one of {', '.join(ENCODINGS)}")
-    dtype, channels = ENCODINGS[message.encoding]
-    stored = np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<")
-    used = message.width * channels * stored.itemsize
-    if message.step < used or len(message.data) != message.step * message.height:
-        raise ValueError(
-            f"{message.encoding} image of {message.width}x{message.height} with step {message.step} does not fit "
-            f"its {len(message.data)} bytes"
-        )
-    if CvBridge is not None:
-        return np.array(CvBridge().imgmsg_to_cv2(message), order="C")
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-    image = np.ascontiguousarray(rows[:, :used]).view(stored).astype(dtype)
-    return image if channels == 1 else image.reshape(message.height, message.width, channels)
+    """As `images.to_array`."""
+    if CvBridge is None:
+        return images.to_array(message)
+    images.check(message)
+    return np.array(CvBridge().imgmsg_to_cv2(message), order="C")
 
 
 def to_rgb(message: Image) -> NDArray[np.uint8]:
-    """A colour picture as (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: not a colour encoding of 8 bits, or damaged.
-    """
-    if message.encoding not in RGB_CHANNELS:
-        raise ValueError(f"image encoding {message.encoding!r} is not one of {', '.join(RGB_CHANNELS)}")
-    image = to_array(message)
-    channels = RGB_CHANNELS[message.encoding]
-    return image if image.shape[2] == 3 and channels == [0, 1, 2] else np.ascontiguousarray(image[..., channels])
+    """As `images.to_rgb`."""
+    return images.to_rgb(message, to_array)
 
 
 def camera_info(header: Header, fov: float, width: int, height: int) -> CameraInfo:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from carla_digr.driving.control import VehicleCommand, pedals
 from carla_digr.live.composition import PAGE_IS_AT
+from carla_digr.live.viewer.page_decision import page_decision
 from carla_digr.live.viewer.server import ViewerServer
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_array, to_rgb
@@ -130,7 +130,9 @@ class ViewerNode(ManagedNode):
 
     def _show(self, key: tuple[int, int]) -> None:
         frame = self._frames[key]
-        decision = _for_the_page(frame)
+        decision = page_decision(frame.decision, frame.fallback, frame.facts, frame.odometry)
+        if frame.saliency is not None:
+            decision["saliency_flat"] = not frame.saliency.any()
         if frame.saliency is not None:
             decision["latency_ms"] = (time.monotonic() - frame.arrived) * 1000.0
         self._shown.add(decision.get("latency_ms", math.nan))
@@ -162,40 +164,6 @@ class ViewerNode(ManagedNode):
 
 def _seconds(stamp: tuple[int, int]) -> float:
     return stamp[0] + stamp[1] * 1e-9
-
-
-def _for_the_page(frame: Parts) -> dict[str, Any]:
-    """The decision as `ViewerServer.publish` wants it; a fallback's control replaces the policy's."""
-    shown: dict[str, Any] = {"fallback": frame.fallback is not None}
-    message = frame.decision or frame.fallback
-    if message is not None:
-        shown.update(
-            action_names=list(message.action_names),
-            probabilities=list(message.probabilities),
-            action=message.action,
-            value=message.value,
-            policy_hash=message.policy_hash,
-            inference_ms=message.inference_ms,
-            saliency_ms=message.saliency_ms,
-        )
-        if message.attack and frame.fallback is None:
-            shown["status"] = f"The policy sees the picture under attack: {message.attack}."
-    applied = frame.fallback or frame.decision
-    if applied is not None:
-        wanted = VehicleCommand(applied.steer, applied.throttle, applied.brake, applied.target_speed)
-        speed = frame.odometry.twist.twist.linear.x if frame.odometry else math.nan
-        throttle, brake = pedals(wanted, speed)  # what the cruise control makes of it at this speed
-        shown.update(throttle=throttle, steer=applied.steer, brake=brake)
-    if frame.saliency is not None:
-        shown["saliency_flat"] = not frame.saliency.any()
-    if frame.fallback is not None and frame.fallback.manual:
-        shown["status"] = "manual control"
-    facts = frame.facts
-    if facts is not None:
-        shown["events"] = (["collision"] if facts.collision else []) + (["off the road"] if facts.off_road else [])
-        if facts.over:
-            shown["status"] = "The episode is over; the next one starts in a moment."
-    return shown
 
 
 def main() -> int:

@@ -1,0 +1,47 @@
+"""What the page shows about a frame, from the messages about it: rclpy's in the drive, rosbags' from a recording."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from carla_digr.driving.control import VehicleCommand, pedals
+
+
+def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any) -> dict[str, Any]:
+    """The decision as `ViewerServer.publish` wants it; a fallback's control replaces the policy's.
+
+    Args:
+        policy: the policy's carla_digr_msgs/DrivingDecision, or None, like each of these.
+        fallback: the bridge's in its place.
+        facts: carla_digr_msgs/DriveFrame.
+        odometry: nav_msgs/Odometry of the ego.
+    """
+    shown: dict[str, Any] = {"fallback": fallback is not None}
+    message = fallback if policy is None else policy
+    if message is not None:
+        shown.update(
+            action_names=list(message.action_names),
+            probabilities=[float(p) for p in message.probabilities],
+            action=message.action,
+            value=message.value,
+            policy_hash=message.policy_hash,
+            inference_ms=message.inference_ms,
+            saliency_ms=message.saliency_ms,
+        )
+        attack = getattr(message, "attack", "")  # recordings before attacks lack it
+        if attack and fallback is None:
+            shown["status"] = f"The policy sees the picture under attack: {attack}."
+    applied = policy if fallback is None else fallback
+    if applied is not None:
+        wanted = VehicleCommand(applied.steer, applied.throttle, applied.brake, applied.target_speed)
+        speed = math.nan if odometry is None else odometry.twist.twist.linear.x
+        throttle, brake = pedals(wanted, speed)  # what the cruise control makes of it at this speed
+        shown.update(throttle=throttle, steer=applied.steer, brake=brake)
+    if fallback is not None and getattr(fallback, "manual", False):
+        shown["status"] = "manual control"
+    if facts is not None:
+        shown["events"] = (["collision"] if facts.collision else []) + (["off the road"] if facts.off_road else [])
+        if facts.over:
+            shown["status"] = "The episode is over; the next one starts in a moment."
+    return shown

@@ -1,0 +1,223 @@
+"""Recordings for the page: what is in one, or in two of the same drive, and each frame when it is looked at."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_digr.errors import UserError
+from carla_digr.live.drive_bag import IMAGE, SALIENCY, Decoder, Drive, read_drive
+from carla_digr.live.images import to_array, to_rgb
+from carla_digr.live.recording import Bag, Channel, open_bag
+from carla_digr.live.viewer.message import encode, plain
+from carla_digr.live.viewer.page_decision import page_decision
+from carla_digr.saliency.metrics import rank_correlation
+
+AT_ONCE = 8  # frames that are read together, for a chunk holds several
+KEPT = 400  # frames of a side whose pictures stay in memory, 20 s
+COARSE = 32  # maps are compared at 32 x 32
+LOW = 0.05  # the share of frames with the lowest agreement that count as events
+
+
+class Side:
+    """One recording: its frames, and their pictures on request, from any thread."""
+
+    def __init__(self, bag: Bag, path: Path, camera: str):
+        self.name = path.name
+        self._bag, self._camera, self._decode = bag, camera, Decoder()
+        self.coarse: dict[int, NDArray[np.float32]] = {}  # time of a map -> (COARSE, COARSE)
+        self.flat: set[int] = set()  # times of maps without gradient
+        self._damaged = 0
+        self.drive: Drive = read_drive(bag, camera, self._survey)
+        self._kept: OrderedDict[int, tuple[NDArray | None, NDArray | None]] = OrderedDict()
+        self._lock = threading.Lock()  # the reader has one place in its file
+
+    @property
+    def policy(self) -> str:
+        """Hash of the policy that explains; empty if it is not known."""
+        names = (frame.policy.policy_hash for frame in self.drive.frames if frame.policy is not None)
+        return next(names, self.drive.facts.get("policy_hash", ""))
+
+    @property
+    def method(self) -> str:
+        """How its maps were made."""
+        return self.drive.facts.get("method", "live")
+
+    def _survey(self, channel: Channel, time: int, data: bytes) -> None:
+        if channel.topic != SALIENCY:
+            return
+        try:
+            saliency = to_array(self._decode(channel, data))
+        except (UserError, ValueError):
+            return
+        if not saliency.any():
+            self.flat.add(time)
+        coarse = cv2.resize(saliency, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
+        self.coarse[time] = coarse.astype(np.float32)
+
+    def decision(self, index: int) -> dict[str, Any]:
+        """What the page shows about a frame."""
+        frame = self.drive.frames[index]
+        shown = page_decision(frame.policy, frame.fallback, frame.facts, frame.odometry)
+        return {**shown, "saliency_flat": frame.saliency in self.flat}
+
+    def message(self, index: int) -> bytes:
+        """A frame's picture and map, as `message.encode` has them.
+
+        Raises:
+            UserError: the recording is damaged there.
+        """
+        with self._lock:
+            if index not in self._kept:
+                self._read(index)
+            self._kept.move_to_end(index)
+            rgb, saliency = self._kept[index]
+        if rgb is None:
+            raise UserError(f"The picture of frame {self.drive.frames[index].number} in {self.name} is damaged.")
+        header = {
+            "width": rgb.shape[1],
+            "height": rgb.shape[0],
+            "saliency": None if saliency is None else list(saliency.shape),
+        }
+        return encode(header, rgb, saliency)
+
+    def _read(self, first: int) -> None:
+        frames = self.drive.frames[first : first + AT_ONCE]
+        parts: dict[tuple[str, int], tuple[int, Callable[[Any], NDArray]]] = {}
+        for index, frame in enumerate(frames, first):
+            parts[frame.picture(self._camera)] = index, to_rgb
+            if frame.saliency is not None:
+                parts[SALIENCY, frame.saliency] = index, to_array
+        found: dict[int, dict[bool, NDArray]] = {index: {} for index, _ in parts.values()}
+        times, wanted = [time for _, time in parts], {topic for topic, _ in parts}
+        for channel, time, data in self._bag.read(min(times), max(times) + 1, lambda c: c.topic in wanted):
+            index, convert = parts.get((channel.topic, time), (-1, to_rgb))
+            if index >= 0:
+                try:
+                    found[index][convert is to_array] = convert(self._decode(channel, data))
+                except (UserError, ValueError):
+                    continue
+        for index, pictures in found.items():
+            self._kept[index] = pictures.get(False), pictures.get(True)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+
+class Recorded:
+    """One recording, or two of the same drive side by side: by two methods, or two policies.
+
+    Args:
+        paths: one or two bags.
+        camera: the topic with the pictures.
+
+    Raises:
+        UserError: a bag cannot be opened, has no pictures, or the two have no frame in common.
+    """
+
+    def __init__(self, paths: Sequence[Path], camera: str = IMAGE):
+        self._open = ExitStack()
+        with ExitStack() as opening:
+            self.sides = [Side(opening.enter_context(open_bag(path)), path, camera) for path in paths]
+            first, *others = (side.drive.frames for side in self.sides)
+            places = [{frame.time: index for index, frame in enumerate(frames)} for frames in others]
+            # For each frame of the first recording: its place in every recording, None where it is missing.
+            self._places = [[index, *(p.get(frame.time) for p in places)] for index, frame in enumerate(first)]
+            if others and not any(place is not None for _, *rest in self._places for place in rest):
+                raise UserError(f"{paths[0]} and {paths[1]} have no frame in common: they are not of the same drive.")
+            self._open = opening.pop_all()
+
+    def close(self) -> None:
+        """Close the bags."""
+        self._open.close()
+
+    def message(self, side: int, index: int) -> bytes:
+        """The picture and map of a frame of the first recording in one of them.
+
+        Raises:
+            UserError: the recording is damaged there.
+            LookupError: there is no such frame.
+        """
+        place = self._places[index][side]
+        if index < 0 or side < 0 or place is None:
+            raise LookupError(f"side {side} has no frame {index}")
+        return self.sides[side].message(place)
+
+    def description(self) -> dict[str, Any]:
+        """All but the pictures, JSON-ready.
+
+        ``sides``: name, policy, method of each recording; ``frames``: number, stamp (s), time since the first frame
+        (s), agreement (rank correlation of both maps or None), decisions (a dict or None for each side) and explained
+        (whether there is a map); ``events``: kind and index of the first frame of each; ``ignored``: sentences.
+        """
+        frames = self.sides[0].drive.frames
+        agreement = self._agreement()
+        rows: list[dict[str, Any]] = []
+        for frame, places, value in zip(frames, self._places, agreement, strict=True):
+            pairs = list(zip(self.sides, places, strict=True))
+            rows.append(
+                {
+                    "frame": frame.number,
+                    "stamp": frame.stamp * 1e-9,
+                    "time": (frame.time - frames[0].time) * 1e-9,
+                    "agreement": value,
+                    "decisions": [None if place is None else side.decision(place) for side, place in pairs],
+                    "explained": [
+                        place is not None and side.drive.frames[place].saliency is not None for side, place in pairs
+                    ],
+                }
+            )
+        return plain(
+            {
+                "sides": [{"name": s.name, "policy": s.policy, "method": s.method} for s in self.sides],
+                "frames": rows,
+                "events": _events(rows),
+                "ignored": [sentence for side in self.sides for sentence in side.drive.ignored],
+            }
+        )
+
+    def _agreement(self) -> list[float]:
+        """Rank correlation of the two sides' maps for each frame, NaN where one is missing."""
+        result = []
+        for places in self._places:
+            maps = [
+                side.coarse.get(side.drive.frames[place].saliency or -1)
+                for side, place in zip(self.sides, places, strict=True)
+                if place is not None
+            ]
+            both = [map_ for map_ in maps if map_ is not None]
+            pair = (both[0][None], both[1][None]) if len(both) == 2 else None
+            result.append(float(rank_correlation(*pair)[0]) if pair else float("nan"))
+        return result
+
+
+def _events(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first frame of each run of frames in which something was so."""
+
+    def action(decision: dict[str, Any] | None) -> str:
+        names = (decision or {}).get("action_names") or []
+        return dict(enumerate(names)).get(decision["action"], "") if decision and names else ""
+
+    agreements = np.array([row["agreement"] for row in rows])
+    low = np.nanquantile(agreements, LOW) if np.isfinite(agreements).any() else -np.inf
+    kinds: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "collision": lambda row: "collision" in row["decisions"][0].get("events", []),
+        "off the road": lambda row: "off the road" in row["decisions"][0].get("events", []),
+        "watchdog brake": lambda row: row["decisions"][0]["fallback"],
+        "brake": lambda row: action(row["decisions"][0]) == "brake" and not row["decisions"][0]["fallback"],
+        "low agreement": lambda row: row["agreement"] <= low,
+        "other action": lambda row: len({action(decision) for decision in row["decisions"] if decision}) > 1,
+    }
+    events = []
+    for kind, holds in kinds.items():
+        flags = [bool(holds(row)) for row in rows]
+        starts = [index for index, flag in enumerate(flags) if flag and not (index and flags[index - 1])]
+        events += [{"kind": kind, "index": index} for index in starts]
+    return sorted(events, key=lambda event: event["index"])
