@@ -1,4 +1,4 @@
-"""Episodes of a policy on one or several simulators at once, a thread for each, measured like the offline ones."""
+"""Episodes of a policy on one or several simulators at once, a process for each, measured like the offline ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from carla_digr.config import setting
 from carla_digr.driving.control import TICK, command
-from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.drive_process import DriveProcess
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 
@@ -50,26 +50,19 @@ def drive_episodes(
     Returns one dict an episode, in the order of their seeds: seed, simulator (address), clean, collision (what was
     hit, or None), off_road, seconds, distance (m), mean_speed (m/s).
 
-    An episode during which its simulator hangs is driven again once the simulator is back, or by another one if it
-    does not come back within ``patience``. Raises UserError when a simulator cannot be connected at the start, and
-    when none is left.
+    An episode during which its simulator hangs or dies, or the client library aborts, is driven again once the
+    simulator is back, or by another one if it does not come back within ``patience``. Raises UserError when a simulator
+    cannot be connected at the start, and when none is left.
     """
     addresses = [_address(text) for text in config.simulators]
-    drives: list[Scenario] = []
+    drives: list[DriveProcess] = []
     work = _Work(config, decide, finished)
     try:
         for host, port in addresses:
-            drives.append(
-                Scenario.connect(
-                    config.kind,
-                    host,
-                    port,
-                    config.timeout,
-                    config.vehicles,
-                    config.roads or (),
-                    config.spawn_points or (),
-                )
-            )
+            where = {"roads": config.roads or (), "spawn_points": config.spawn_points or ()}
+            drives.append(DriveProcess(config.kind, host, port, config.timeout, vehicles=config.vehicles, **where))
+        for drive in drives:
+            drive.ready()
         with ThreadPoolExecutor(len(drives)) as pool:
             try:
                 workers = [pool.submit(work.drive, i, drives) for i in range(len(drives))]
@@ -103,7 +96,7 @@ class _Work:
         for i in range(config.episodes):
             self._waiting.put(i)
 
-    def drive(self, worker: int, drives: list[Scenario]) -> None:
+    def drive(self, worker: int, drives: list[DriveProcess]) -> None:
         """Drive episodes on one simulator until all are done; ``drives[worker]`` is replaced after a reconnection."""
         while not self.stop.is_set() and len(self.results) < self.config.episodes:
             try:
@@ -123,13 +116,13 @@ class _Work:
                 self.results[number] = {**episode, "simulator": self.config.simulators[worker]}
                 self.finished(self.results[number])
 
-    def _episode(self, drive: Scenario, number: int) -> dict[str, Any]:
+    def _episode(self, drive: DriveProcess, number: int) -> dict[str, Any]:
         seed = self.config.seed + number
         frame = drive.reset(seed)
         ticks, distance = 0, 0.0
         while ticks * TICK < self.config.episode_seconds - 1e-9 and not self.stop.is_set():
             with self._lock:
-                action = self.decide(np.ascontiguousarray(frame.image))
+                action = self.decide(frame.image)
             frame = drive.step(command(action))
             ticks += 1
             distance += frame.speed * TICK

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
+import os
 import signal
 import threading
 
@@ -79,6 +82,47 @@ def test_an_episode_of_a_simulator_that_hung_is_driven_again(other):
     assert [e["distance"] for e in seen] == [e["distance"] for e in expected]
     with Session.connect("127.0.0.1", victim.port) as session:
         assert not session.found_synchronous
+        session.tick()
+        assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
+    victim.stop()
+
+
+def test_an_abort_of_the_client_library_costs_one_episode_a_second_try(other):
+    """Nothing that was driven is lost, and the others go on meanwhile."""
+    victims = []
+
+    def decide(_: np.ndarray) -> int:
+        if len(done) == 2 and not victims:
+            (process,) = multiprocessing.active_children()
+            victims.append(process.pid)
+            os.kill(process.pid, signal.SIGABRT)
+        return KEEP
+
+    done: list = []
+    expected = drive_episodes(config(other), keep)
+    seen = drive_episodes(config(other, timeout=5.0), decide, done.append)
+    assert victims
+    assert seen == expected
+    assert [episode["seed"] for episode in done] == list(range(5, 11))
+    assert not multiprocessing.active_children()
+
+
+def test_rollouts_with_the_traffic_manager_survive_a_server_that_hangs():
+    """Which may end the process that drives by an abort inside of the library."""
+    victim = Simulator()
+    calls = itertools.count()
+
+    def decide(_: np.ndarray) -> int:
+        if next(calls) == 50:
+            victim.process.send_signal(signal.SIGSTOP)
+            threading.Timer(5.0, victim.process.send_signal, [signal.SIGCONT]).start()
+        return KEEP
+
+    settings = {"kind": "carla", "timeout": 2.0, "patience": 60.0, "vehicles": 8, "episodes": 2, "episode_seconds": 2.0}
+    episodes = drive_episodes(config(victim, **settings), decide)
+    assert next(calls) > 50
+    assert [episode["seed"] for episode in episodes] == [5, 6]
+    with Session.connect("127.0.0.1", victim.port) as session:
         session.tick()
         assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
     victim.stop()
