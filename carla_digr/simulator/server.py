@@ -110,12 +110,12 @@ class Server:
             _listen(listener)
 
     def leave(self) -> None:
-        """End soon: when the last client has gone, or at once when asked a second time.
+        """End soon: when the last client has gone, at the latest after FAREWELL.
 
-        A Ctrl-C in a terminal and the end of a ROS launch reach simulator and clients together; a client that is in the
-        middle of a tick would otherwise wait for its time limit instead of tidying up.
+        A Ctrl-C in a terminal and the end of a ROS launch reach simulator and clients together, and may come twice; a
+        client that is in the middle of a tick would otherwise wait for its time limit instead of tidying up.
         """
-        self._leave_at = 0.0 if self._leave_at is not None else time.monotonic() + FAREWELL
+        self._leave_at = self._leave_at or time.monotonic() + FAREWELL
 
     def serve(self, parent: int) -> None:
         """Serve until :meth:`leave`, or until the process ``parent`` is no longer the parent of this one."""

@@ -79,6 +79,16 @@ def test_it_listens_on_loopback_only(simulator):
         assert addresses == [f"0100007F:{port:04X}"]
 
 
+def test_clients_can_leave_in_order_after_a_ctrl_c_that_comes_twice(simulator):
+    with Session.connect("127.0.0.1", simulator.port) as session:
+        session.tick()
+        for _ in range(2):
+            simulator.process.send_signal(signal.SIGINT)
+            session.tick()
+    assert simulator.process.wait(timeout=20) == 0
+    assert simulator.stop() == ""
+
+
 STOPPED_WHILE_COMPILING = """
     import ctypes, os, signal
     from carla_digr.simulator import server
