@@ -19,31 +19,40 @@ COLOURS = {
     "distillation + L1, no maps": "#e69f00",
     "DIGR": "#d55e00",
 }
+# Figure 1(b) and the text beside it
+PAPER_MILLISECONDS = {"Vanilla Gradient": 2.1, "Gaussian-Blur Perturbation": 970.0}
 
 
 def time_per_map(rows: dict[str, dict[str, Any]], size: tuple[int, ...]) -> bytes:
-    """Figure 1(b): time per map by method, logarithmic.
+    """Figure 1(b): time per map by method, logarithmic, beside the paper's two.
 
     Args:
         rows: method -> "milliseconds" and "milliseconds_deviation".
         size: height and width of the states, pixels.
     """
-    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     names = sorted(rows, key=lambda name: rows[name]["milliseconds"])
     values = [rows[name]["milliseconds"] for name in names]
     colours = [COLOURS["DIGR"] if name == "DIGR" else "#9aa5b1" for name in names]
     axes.barh(names, values, color=colours)
-    for y, value in enumerate(values):
-        axes.text(value * 1.08, y, f"{value:.3g} ms", va="center", fontsize=9)
+    for y, name in enumerate(names):
+        text = f"{rows[name]['milliseconds']:.3g} ± {rows[name]['milliseconds_deviation']:.2g} ms"
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        if name in PAPER_MILLISECONDS:
+            axes.plot(PAPER_MILLISECONDS[name], y, "D", color="black", markersize=5)
+            text = f"paper: {PAPER_MILLISECONDS[name]:g} ms"
+            axes.annotate(
+                text, (PAPER_MILLISECONDS[name], y), (7, 0), textcoords="offset points", va="center", fontsize=9
+            )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlim(min(values) / 2, max(values) * 4)
+    axes.set_xlim(min(values) / 2, max(*values, *PAPER_MILLISECONDS.values()) * 30)
     axes.invert_yaxis()
-    axes.set_xlabel("time per map, ms, one thread of this machine (logarithmic)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("time per map, ms (logarithmic)")
     axes.set_title(
-        f"Time per map, {size[0]}x{size[1]} pixels\n"
-        "Paper (128x128, RTX 2080 Ti): vanilla gradient 2.1 ms, perturbation 970 ms",
+        f"Time per map, {size[0]}x{size[1]} pixels, one thread of this machine\n(paper: 128x128 pixels, RTX 2080 Ti)",
         fontsize=10,
     )
     return png(figure)
@@ -109,20 +118,22 @@ def student_during_training(curve: dict[str, NDArray[np.float64]], teacher: floa
 
 
 def map_grid(pictures: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) -> bytes:
-    """Figures 3 and 10: a row a state, a column a method.
+    """Figures 3 to 5 and 10 to 12: a row a state, a column a method.
 
     Args:
         pictures: uint8 (N, C, H, W).
         maps: method -> float (N, H, W) in [0, 1].
     """
     columns: dict[str, NDArray[Any]] = {"State": rgb_of(pictures), **maps}
-    figure = Figure(figsize=(1.6 * len(columns), 1.6 * len(pictures) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.6 * len(columns) + 0.6, 1.6 * len(pictures) + 0.6), layout="constrained")
     axes = figure.subplots(len(pictures), len(columns), squeeze=False)
     for j, (title, column) in enumerate(columns.items()):
-        axes[0, j].set_title(title.replace(" ", "\n", 1), fontsize=9)
+        title = {"DIGR": "DIGR\n(the student)"}.get(title, title.replace(" ", "\n", 1))
+        axes[0, j].set_title(title, fontsize=10, fontweight="bold" if title.startswith("DIGR") else "normal")
         for i, picture in enumerate(column):
-            axes[i, j].imshow(picture, cmap="inferno", vmin=0, vmax=1 if picture.ndim == 2 else None)
+            shown = axes[i, j].imshow(picture, cmap="inferno", vmin=0, vmax=1)
             axes[i, j].set_axis_off()
+    figure.colorbar(shown, ax=axes, shrink=0.6, aspect=40, pad=0.01, label="saliency, of each map's maximum")
     return png(figure)
 
 
