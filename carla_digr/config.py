@@ -112,7 +112,8 @@ class DistillConfig:
     """
 
     start: Literal["teacher", "random"] = "teacher"  # the student's first weights
-    supervision: Literal["perturbation", "annotation"] = "perturbation"  # what is kept: M_p, or what the task knows
+    # What may keep saliency: where M_p is above the threshold, what the task knows to matter, or where both hold
+    supervision: Literal["perturbation", "annotation", "both"] = "perturbation"
     annotation_margin: int = setting(0, minimum=0)  # pixels around what the task knows to matter that are kept too
     activation: Literal["relu", "softplus"] = "softplus"  # the student's
     loss: Literal["coverage", "log_ratio", "share", "paper", "none"] = "coverage"

@@ -74,8 +74,9 @@ class _Distillation:
         self.config, self.settings, self.out = config, config.distill, out
         self.teacher = teacher.requires_grad_(False)
         self.teacher_sha256 = card["weights_sha256"]
-        if self.settings.supervision == "annotation":
-            dataset = annotated(dataset, config.task, self.settings.annotation_margin)
+        if self.settings.supervision != "perturbation":
+            above = config.saliency_dataset.threshold if self.settings.supervision == "both" else None
+            dataset = annotated(dataset, config.task, self.settings.annotation_margin, above)
         self.train_set, self.held_out = split(dataset, config.distill.held_out)
         self.threshold = config.saliency_dataset.threshold
         self.student = make_student(config, teacher)
@@ -288,18 +289,20 @@ def make_optimiser(settings: DistillConfig, student: ActorCritic) -> torch.optim
     return kind(groups, lr=settings.learning_rate)
 
 
-def annotated(dataset: SaliencyDataset, task: str, margin: int = 0) -> SaliencyDataset:
+def annotated(dataset: SaliencyDataset, task: str, margin: int = 0, above: float | None = None) -> SaliencyDataset:
     """The dataset with masks of the pixels that the task knows to matter in place of its perturbation maps.
 
     Args:
         margin: pixels around what matters that are kept too.
+        above: of these pixels keep those alone whose perturbation map is larger; None: all.
 
     Raises:
         UserError: the task does not know them.
     """
     if dataset.importance is None:
         raise UserError(f"The task {task} does not know which pixels matter; set distill.supervision to perturbation.")
-    masks = torch.from_numpy(widened(dataset.importance.numpy(), margin) == 1).half()
+    kept = torch.from_numpy(widened(dataset.importance.numpy(), margin) == 1)
+    masks = (kept if above is None else kept & (dataset.maps > above)).half()
     return replace(dataset, maps=masks, largest=masks.amax(dim=(1, 2)).float())
 
 

@@ -115,6 +115,15 @@ def test_annotation_keeps_the_known_objects_alone(tiny_run):
         annotated(replace(dataset, importance=None), "driving")
 
 
+def test_annotation_may_have_a_margin_and_be_confined_to_the_perturbation_maps(tiny_run):
+    dataset = load_dataset(tiny_run / "dataset")
+    plain, wide = (annotated(dataset, "red_fetch_green", margin).maps > 0 for margin in (0, 2))
+    assert (wide | ~plain).all() and plain.sum() < wide.sum()
+    both = annotated(dataset, "red_fetch_green", 2, above=0.3)
+    assert torch.equal(both.maps > 0, wide & (dataset.maps > 0.3))
+    assert torch.equal(both.largest > 0, both.maps.flatten(1).any(dim=1))  # states where nothing is left are not used
+
+
 def test_a_killed_distillation_resumes_to_the_same_student_bit_for_bit(copied_run, tiny_yaml, tiny_run):
     out = copied_run("teacher.safetensors", "teacher.json", "dataset")
     process = start("distill", tiny_yaml, out)
