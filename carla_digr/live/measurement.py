@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 RATE = 20.0  # Hz
 RATE_TOLERANCE = 0.1  # Hz
 OVERLAY_P99_MS = 50.0  # one period
+ENDURANCE_FRAMES = 6000  # 5 minutes, from which on drift and growth of memory must hold too
+DRIFT_PERCENT = 0.1
+GROWTH_PERCENT = 5.0
 ANSWERS = ("decision", "saliency", "overlay")
 
 
@@ -113,6 +117,7 @@ class Measurement:
             **{f"frames_without_{kind}": sum(kind not in frame.answers for frame in pictures) for kind in ANSWERS},
             "stamps_without_picture": sum(frame.published is None for frame in window),
             "rate_hz": (len(published) - 1) / seconds if seconds else 0.0,
+            "rate_drift_percent": _drift(np.diff(published)),
             "period_ms": _percentiles(np.diff(published)),
             "frame_to_decision_ms": _percentiles(_latencies(pictures, "decision")),
             "frame_to_overlay_ms": _percentiles(_latencies(pictures, "overlay")),
@@ -134,6 +139,14 @@ def _gaps(pictures: list[_Frame]) -> int:
     return missing
 
 
+def _drift(periods: NDArray[np.float64]) -> float | None:
+    """How much shorter the median period of the last quarter is than that of the first, in percent."""
+    quarter = len(periods) // 4
+    if not quarter:
+        return None
+    return float(100.0 * (np.median(periods[:quarter]) / np.median(periods[-quarter:]) - 1.0))
+
+
 def _latencies(pictures: list[_Frame], kind: str) -> list[float]:
     return [
         frame.answers[kind] - frame.published
@@ -149,9 +162,12 @@ def _percentiles(seconds: Any) -> dict[str, float | None]:
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "max": round(float(largest), 3)}
 
 
-def criteria(figures: Mapping[str, Any], frames: int) -> list[dict[str, Any]]:
-    """What must hold, beside what was measured: a list of {figure, must, measured, held}."""
-    p99 = figures["frame_to_overlay_ms"]["p99"]
+def criteria(figures: Mapping[str, Any], frames: int, memory: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What must hold, beside what was measured: a list of {figure, must, measured, held}.
+
+    ``memory`` is `Memory.report`'s; it and the rate's drift must hold from ENDURANCE_FRAMES on.
+    """
+    p99, drift = figures["frame_to_overlay_ms"]["p99"], figures["rate_drift_percent"]
     rows = [
         ("frames", f">= {frames}", figures["frames"], figures["frames"] >= frames),
         *(
@@ -170,10 +186,53 @@ def criteria(figures: Mapping[str, Any], frames: int) -> list[dict[str, Any]]:
         ),
         ("frame_to_overlay_ms.p99", f"< {OVERLAY_P99_MS}", p99, p99 is not None and p99 < OVERLAY_P99_MS),
     ]
+    if frames >= ENDURANCE_FRAMES:
+        small = drift is not None and abs(drift) < DRIFT_PERCENT
+        rows.append(("rate_drift_percent", f"0 +- {DRIFT_PERCENT}", drift, small))
+        for name, row in memory.items():
+            growth = row["growth_percent"]
+            held = growth is not None and growth < GROWTH_PERCENT
+            rows.append((f"memory of {name}: growth_percent", f"< {GROWTH_PERCENT}", growth, held))
     return [
         {"figure": figure, "must": must, "measured": measured, "held": bool(held)}
         for figure, must, measured, held in rows
     ]
+
+
+class Memory:
+    """Resident memory of processes, from /proc.
+
+    Args:
+        processes: name -> process id.
+    """
+
+    def __init__(self, processes: Mapping[str, int]):
+        self._processes = dict(processes)
+        self._samples: dict[str, list[float | None]] = {name: [] for name in processes}
+
+    def sample(self) -> None:
+        """Look now; call it at even intervals."""
+        for name, pid in self._processes.items():
+            try:
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            except OSError:
+                self._samples[name].append(None)
+            else:
+                self._samples[name].append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+
+    def report(self) -> dict[str, dict[str, float | None]]:
+        """Per process, in MB: the median of the samples' second tenth (the first one warms up) and of the last one.
+
+        None where a process or samples are missing.
+        """
+        found = {}
+        for name, samples in self._samples.items():
+            tenth = max(1, len(samples) // 10)
+            early, late = samples[tenth : 2 * tenth], samples[-tenth:]
+            start, end = (float(np.median(s)) if s and None not in s else None for s in (early, late))  # type: ignore[arg-type]
+            growth = None if start is None or end is None else 100.0 * (end / start - 1.0)
+            found[name] = {"start_mb": start, "end_mb": end, "growth_percent": growth}
+        return found
 
 
 class ProcessorTime:

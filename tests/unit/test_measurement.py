@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carla_digr.live.measurement import ANSWERS, Measurement, ProcessorTime, criteria
+from carla_digr.live.measurement import ANSWERS, ENDURANCE_FRAMES, Measurement, Memory, ProcessorTime, criteria
 
 FRAMES = 40
 PERIOD = 50_000_000  # ns
@@ -38,7 +38,7 @@ def measure(course, late=()):
 
 
 def broken(figures) -> set[str]:
-    return {row["figure"] for row in criteria(figures, FRAMES) if not row["held"]}
+    return {row["figure"] for row in criteria(figures, FRAMES, {}) if not row["held"]}
 
 
 def test_a_faultless_drive_holds():
@@ -114,3 +114,35 @@ def test_processor_time_sees_work_and_missing_processes():
     assert report["processes"]["me"]["cpu_s"] >= 0.15
     assert report["processes"]["nobody"]["cpu_s"] is None
     assert report["machine"]["busy_percent"] > 0
+
+
+def test_memory_sees_growth_after_the_warm_up_and_missing_processes():
+    meter, kept = Memory({"me": os.getpid(), "nobody": 2**22}), []
+    for _ in range(20):
+        kept.append(bytearray(os.urandom(1 << 20)))  # touched, so resident
+        meter.sample()
+    report = meter.report()
+    assert report["me"]["end_mb"] - report["me"]["start_mb"] == pytest.approx(16 * 1.05, abs=3)
+    assert report["me"]["growth_percent"] > 0
+    assert report["nobody"]["growth_percent"] is None
+
+
+def test_in_a_long_drive_drift_and_growth_must_hold_too():
+    figures = measure(messages()).figures()
+    rows = criteria(figures, ENDURANCE_FRAMES, {"a": {"growth_percent": 4.9}, "b": {"growth_percent": 5.1}})
+    held = {row["figure"]: row["held"] for row in rows}
+    assert held["memory of a: growth_percent"] and not held["memory of b: growth_percent"]
+    assert held["rate_drift_percent"]
+    slow = criteria({**figures, "rate_drift_percent": -0.2}, ENDURANCE_FRAMES, {})
+    assert not {row["figure"]: row["held"] for row in slow}["rate_drift_percent"]
+
+
+def test_a_rate_that_drifts_is_seen():
+    measurement = Measurement(FRAMES)
+    moment = 0.0
+    for number in range(FRAMES):
+        measurement.picture(number * PERIOD, moment)
+        for kind in ANSWERS:
+            measurement.answer(kind, number * PERIOD, moment)
+        moment += 0.050 if number < FRAMES // 2 else 0.051
+    assert measurement.figures()["rate_drift_percent"] == pytest.approx(100.0 * (50 / 51 - 1), abs=0.01)

@@ -13,13 +13,14 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from carla_digr.errors import UserError
-from carla_digr.live.measurement import RATE, Measurement, ProcessorTime, criteria
+from carla_digr.live.measurement import RATE, Measurement, Memory, ProcessorTime, criteria
 from carla_digr.live.page_reader import PageReader
 from carla_digr_ros import topics
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import Stop, run
 
 LAST_ANSWERS_SECONDS = 0.5  # after the last picture
+SAMPLE_SECONDS = 1.0  # between two looks at the processes' memory
 
 
 class Measure(Node):
@@ -36,6 +37,7 @@ class Measure(Node):
         processes = declare(self, "processes", [""], "name=pid of the processes whose CPU time is measured")
         self._pids = {name: int(pid) for name, _, pid in (entry.partition("=") for entry in processes) if pid}
         self._measurement = Measurement(round(duration * RATE))
+        self._memory = Memory(self._pids)
         self._processor_time: ProcessorTime | None = None
         self._started = 0.0
         self._page = PageReader(page, self._measurement.on_the_page) if page else None
@@ -54,10 +56,14 @@ class Measure(Node):
     def run(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Measure, then print."""
         ending = None
+        sampled = 0.0
         while not stop.requested and (ending is None or time.monotonic() < ending):
             executor.spin_once(timeout_sec=0.1)
             if self._measurement.started and self._processor_time is None:
                 self._processor_time, self._started = ProcessorTime(self._pids), time.monotonic()
+            if self._processor_time is not None and time.monotonic() - sampled >= SAMPLE_SECONDS:
+                sampled = time.monotonic()
+                self._memory.sample()
             if self._measurement.full and ending is None:
                 ending = time.monotonic() + LAST_ANSWERS_SECONDS
         self._print()
@@ -66,11 +72,13 @@ class Measure(Node):
         if self._processor_time is None:
             raise UserError("No frame with picture, decision, map and overlay came, so there is nothing to measure.")
         figures = self._measurement.figures()
-        rows = criteria(figures, self._measurement.wanted)
+        memory = self._memory.report()
+        rows = criteria(figures, self._measurement.wanted, memory)
         report = {
             "held": all(row["held"] for row in rows),
             "criteria": rows,
             "figures": figures,
+            "memory": memory,
             **self._processor_time.report(time.monotonic() - self._started),
         }
         print(json.dumps(report), flush=True)
