@@ -10,6 +10,7 @@ import aiohttp
 import live_support
 import numpy as np
 import pytest
+import simplejpeg
 
 live_support.workspace()
 
@@ -25,10 +26,11 @@ from carla_digr.live.composition import Process  # noqa: E402
 
 
 class Page:
-    """Keeps the headers of the frames that a browser would get, by frame number."""
+    """Keeps the headers and pictures of the frames that a browser would get, by frame number."""
 
     def __init__(self, port: int):
         self.frames: dict[int, dict] = {}
+        self.pictures: dict[int, np.ndarray] = {}
         self.connected = threading.Event()
         self._port = port
         threading.Thread(target=lambda: asyncio.run(self._read()), daemon=True).start()
@@ -43,6 +45,8 @@ class Page:
                 if message.type is aiohttp.WSMsgType.BINARY:
                     size = int.from_bytes(message.data[:4], "little")
                     header = json.loads(message.data[4 : 4 + size])
+                    jpeg = message.data[4 + size : 4 + size + header["jpeg_bytes"]]
+                    self.pictures[header["frame"]] = simplejpeg.decode_jpeg(jpeg)
                     self.frames[header["frame"]] = header
                     await stream.send_str(str(header["sequence"]))
 
@@ -51,11 +55,11 @@ class Feed:
     """Publishes parts of frames as bridge and explainer do."""
 
     def __init__(self, observer):
-        kinds = (topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY)
+        kinds = (topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY, topics.OBSERVATION)
         self.out = {topic.name: topic.publisher(observer.node) for topic in kinds}
         observer.until(lambda: all(publisher.get_subscription_count() for publisher in self.out.values()))
 
-    def send(self, number: int, *topics_to_send, fallback: bool = False, saliency: float = 0.5) -> None:
+    def send(self, number: int, *topics_to_send, fallback=False, saliency=0.5, **more) -> None:
         header = Header(stamp=Time(sec=number // 20, nanosec=number % 20 * 50_000_000))
         odometry = Odometry(header=header)
         odometry.twist.twist.linear.x = 20.0
@@ -71,7 +75,9 @@ class Feed:
                 target_speed=float("nan") if fallback else 22.0,
                 brake=1.0 if fallback else 0.0,
                 fallback=fallback,
+                **more,
             ),
+            topics.OBSERVATION.name: conversion.to_message(np.full((128, 128, 3), 255, np.uint8), "rgb8", header),
         }
         for topic in topics_to_send:
             self.out[topic.name].publish(messages[topic.name])
@@ -116,6 +122,26 @@ def test_a_fallback_is_an_alarm_with_the_brakes_of_the_bridge(feed_and_page):
     alone = page.frames[1]
     assert alone["saliency"] is None
     assert (alone["decision"]["fallback"], alone["decision"]["brake"]) == (True, 1.0)
+    assert "status" not in alone["decision"]
+    feed.send(2, topics.FRAME, topics.IMAGE)
+    feed.send(2, topics.DECISION, fallback=True, manual=True)
+    live_support.until(lambda: 2 in page.frames)
+    assert page.frames[2]["decision"]["status"] == "manual control"
+
+
+def test_an_attacked_picture_an_unexplained_frame_and_a_new_beginning_of_time_are_shown(feed_and_page):
+    feed, page = feed_and_page
+    parts = (topics.FRAME, topics.IMAGE, topics.DECISION, topics.SALIENCY)
+    feed.send(41, *parts, attack="fgsm 0.05")
+    feed.send(41, topics.OBSERVATION)  # without it the frame would wait
+    live_support.until(lambda: 41 in page.frames)
+    assert page.frames[41]["decision"]["status"] == "The policy sees the picture under attack: fgsm 0.05."
+    assert page.pictures[41].min() > 240  # what the policy saw, not the camera's picture
+    feed.send(42, *parts[:3], unexplained=True)
+    live_support.until(lambda: 42 in page.frames)
+    assert page.frames[42]["saliency"] is None
+    feed.send(1, *parts)  # the simulator began anew
+    live_support.until(lambda: 1 in page.frames)
 
 
 def test_a_frame_without_map_is_shown_when_newer_ones_have_come(feed_and_page):

@@ -11,7 +11,7 @@ import torch
 from carla_digr import checkpoint
 from carla_digr.config import PolicyConfig
 from carla_digr.errors import UserError
-from carla_digr.live.explainer import Explainer
+from carla_digr.live.explainer import ATTACKS, Explainer
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise
@@ -100,6 +100,31 @@ def test_a_wrong_picture_is_refused_by_what_was_expected_and_what_came(explainer
         explainer.decide(wrong)
     assert "uint8 picture of 48 x 64 x 3" in str(refusal.value)
     assert f"but got {got}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
+@pytest.mark.parametrize("epsilon", [0.0, 0.02, 0.2])
+def test_an_attack_stays_within_epsilon_and_makes_the_preferred_action_less_likely(explainer, attack, epsilon):
+    rgb = picture()
+    attacked = explainer.attacked(rgb, attack, epsilon)
+    assert attacked.dtype == np.uint8 and attacked.shape == rgb.shape
+    assert np.abs(attacked.astype(int) - rgb).max() <= epsilon * 255
+    before, after = explainer.decide(rgb), explainer.decide(attacked)
+    if epsilon:
+        assert after.probabilities[before.action] < before.probabilities[before.action]
+    else:
+        np.testing.assert_array_equal(attacked, rgb)
+
+
+def test_an_attack_on_a_wrong_picture_is_refused(explainer):
+    with pytest.raises(UserError, match="uint8 picture of 48 x 64 x 3"):
+        explainer.attacked(np.zeros((64, 48, 3), np.uint8), "fgsm", 0.02)
+
+
+def test_a_policy_whose_output_does_not_fit_its_actions_is_refused(policy):
+    explainer = Explainer(policy, {"action_names": NAMES[:3], "weights_sha256": "0" * 64})
+    with pytest.raises(RuntimeError, match=r"output of shape \(1, 4\) for 3 actions"):
+        explainer.decide(picture())
 
 
 def test_outputs_that_are_not_numbers_are_seen(policy):
