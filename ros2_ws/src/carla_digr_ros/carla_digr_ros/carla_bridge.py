@@ -25,6 +25,7 @@ from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 from carla_digr.live.composition import whole_number
+from carla_digr.live.pacing import PERIOD, Pacer
 from carla_digr.live.watchdog import (
     BRAKE_PERIODS,
     FULL_BRAKE,
@@ -42,29 +43,9 @@ from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
 
 CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
-PERIOD = 0.05  # s between ticks, wall and simulation time
 LOCKSTEP_SECONDS = 20.0  # longest wait for a decision in lockstep
 HELD_FRAMES = 20  # from the end of an episode to the start of the next one
-
-
-class Pacer:
-    """Boundaries of a fixed grid of wall-clock time; nothing drifts, and periods that were missed are counted."""
-
-    def __init__(self) -> None:
-        self.missed = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new grid now."""
-        self.next = time.monotonic() + PERIOD
-
-    def advance(self) -> None:
-        """The present boundary is used; aim at the next one that is not over yet."""
-        behind = math.floor((time.monotonic() - self.next) / PERIOD)
-        if behind > 0:
-            self.missed += behind
-            self.next += behind * PERIOD
-        self.next += PERIOD
+NEWCOMER_SECONDS = 5.0  # of driving in which a bridge leaves the road to one that was there before
 
 
 class CarlaBridge(ManagedNode):
@@ -191,9 +172,12 @@ class CarlaBridge(ManagedNode):
         )
 
     def _drive_on(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
-        """Drive one episode after the other. Raises SimulatorGone."""
+        """Drive one episode after the other. Raises SimulatorGone, or UserError beside another bridge."""
         frame = self._begin(executor)
+        settled = time.monotonic() + NEWCOMER_SECONDS
         while going():
+            if time.monotonic() < settled:
+                self._refuse_a_second_clock()
             self._publish(frame)
             self._wait_for_the_decision(executor, going)
             if not self._lockstep:
@@ -413,13 +397,9 @@ class CarlaBridge(ManagedNode):
 
         Raises UserError when another node is the drive's clock.
         """
-        image, decision, clock = (
-            self.resolve_topic_name(topic.name) for topic in (topics.IMAGE, topics.DECISION, topics.CLOCK)
-        )
+        image, decision = (self.resolve_topic_name(topic.name) for topic in (topics.IMAGE, topics.DECISION))
         while going():
-            if len(clocks := self.get_publishers_info_by_topic(clock)) > 1:
-                names = " and ".join(sorted(f"{info.node_namespace}{info.node_name}" for info in clocks))
-                raise UserError(f"{names} both publish {clock}: end one, or give each its own ROS_DOMAIN_ID.")
+            self._refuse_a_second_clock()
             deciders = {info.node_name for info in self.get_publishers_info_by_topic(decision)}
             watchers = [info.node_name for info in self.get_subscriptions_info_by_topic(image)]
             answering = (deciders - {self.get_name()}) & set(watchers)
@@ -429,6 +409,13 @@ class CarlaBridge(ManagedNode):
             self._waiting = f"waiting for {', '.join(sorted(missing)) if answering else 'an explainer'}"
             executor.spin_once(timeout_sec=0.1)
         self._waiting = ""
+
+    def _refuse_a_second_clock(self) -> None:
+        """Raises UserError when another node owns time here."""
+        clock = self.resolve_topic_name(topics.CLOCK.name)
+        if len(clocks := self.get_publishers_info_by_topic(clock)) > 1:
+            names = " and ".join(sorted(f"{info.node_namespace}{info.node_name}" for info in clocks))
+            raise UserError(f"{names} both publish {clock}: end one, or give each its own ROS_DOMAIN_ID.")
 
     def _wait_for_the_decision(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         start = time.monotonic()

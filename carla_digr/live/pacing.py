@@ -1,0 +1,28 @@
+"""When the next tick of a paced drive is due."""
+
+from __future__ import annotations
+
+import math
+import time
+
+PERIOD = 0.05  # s between ticks, wall and simulation time
+
+
+class Pacer:
+    """Boundaries of a fixed grid of wall-clock time; nothing drifts, and periods that were missed are counted."""
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new grid now."""
+        self.next = time.monotonic() + PERIOD
+
+    def advance(self) -> None:
+        """The present boundary is used; aim at the next one that is not over yet."""
+        behind = math.floor((time.monotonic() - self.next) / PERIOD)
+        if behind > 0:
+            self.missed += behind
+            self.next += behind * PERIOD
+        self.next += PERIOD
