@@ -275,7 +275,7 @@ def test_two_bridges_in_one_ros_domain(port, start, observe, weights):
     start(live_support.simulator(other))
     second = start(live_support.bridge(other))
     assert second.wait() == 2
-    assert "/carla_bridge and /carla_bridge both publish /clock" in second.output
+    assert "Another node publishes /clock too" in second.output
     drive.drives()
     assert drive.bridge.popen.poll() is None
 

@@ -413,9 +413,8 @@ class CarlaBridge(ManagedNode):
     def _refuse_a_second_clock(self) -> None:
         """Raises UserError when another node owns time here."""
         clock = self.resolve_topic_name(topics.CLOCK.name)
-        if len(clocks := self.get_publishers_info_by_topic(clock)) > 1:
-            names = " and ".join(sorted(f"{info.node_namespace}{info.node_name}" for info in clocks))
-            raise UserError(f"{names} both publish {clock}: end one, or give each its own ROS_DOMAIN_ID.")
+        if self.count_publishers(clock) > 1:
+            raise UserError(f"Another node publishes {clock} too: end it, or give each drive its own ROS_DOMAIN_ID.")
 
     def _wait_for_the_decision(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         start = time.monotonic()
