@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, ending
 from carla_digr.saliency import METHODS
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "driving_student.safetensors"
@@ -102,6 +102,11 @@ class Process:
     def again(self) -> Process:
         """What is started after a signal has killed this process."""
         return replace(self, respawns=self.respawns - 1, parameters={**self.parameters, **self.respawn_parameters})
+
+
+def restart_notice(again: Process, status: int) -> str:
+    """What to tell when a process ended with ``status`` and ``again`` takes its place."""
+    return f"{again.name} {ending(status)}; starting it again ({again.respawns} more such ends are allowed)"
 
 
 def live(values: Mapping[str, str]) -> list[Process]:

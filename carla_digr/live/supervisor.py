@@ -21,9 +21,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, ending
 from carla_digr.files import atomic_write
-from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay
+from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay, restart_notice
 
 SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
 SENTENCE = "carla-digr: "  # begins the line in which a process says why it ends
@@ -202,8 +202,7 @@ class Supervisor:
                 if status >= 0 or not child.what.respawns:
                     raise UserError(obituary(child, status))
                 again = child.what.again()
-                killed = f"{child.name} was killed by {signal.Signals(-status).name}"
-                print(f"{killed}; starting it again, {again.respawns} more such ends allowed.", file=sys.stderr)
+                print(restart_notice(again, status), file=sys.stderr)
                 child.replaced = True
                 self.start(again)
         return None
@@ -258,9 +257,10 @@ def obituary(child: Child, status: int) -> str:
     """One sentence about a process that has ended too early."""
     if child.sentence is not None:
         return child.sentence
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     last = next((line for line in reversed(child.lines) if line), "")
-    return f"The process {child.name} {how}, so the drive is over." + (f" Its last words: {last}" if last else "")
+    return f"The process {child.name} {ending(status)}, so the drive is over." + (
+        f" Its last words: {last}" if last else ""
+    )
 
 
 def measurement(duration: float, pids: Mapping[str, int], page: str) -> Process:

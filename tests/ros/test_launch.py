@@ -206,7 +206,7 @@ def test_the_bridge_is_started_again_a_few_times_when_a_signal_kills_it(launched
     drive = launched("live", rviz="false")
     for left in reversed(range(composition.BRIDGE_RESPAWNS)):
         notice, again = drive.end("carla_bridge", -6)
-        assert f"killed by SIGABRT; starting it again ({left} " in notice.kwargs["msg"]
+        assert f"killed by SIGABRT; starting it again ({left} more" in notice.kwargs["msg"]
         (bridge,) = (node for node in drive.of("Node") if node["name"] == "carla_bridge")
         assert again.kwargs["ros_arguments"] == bridge["ros_arguments"]
         with pytest.raises(UserError, match="carla_bridge ended with status 2"):

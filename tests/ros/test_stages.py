@@ -179,9 +179,9 @@ def test_the_client_ends_as_the_stage_does(start, config, tmp_path):
     node = start(Process("stages"))
     assert done.wait() == 0
     assert "teacher: 1280 of 1280, " in done.output and "teacher.safetensors: 1280 steps" in done.output
-    failed = start(run_stage("distill", 1280))
+    failed = start(Process("run_stage", parameters={"stage": "distill", "config": "no/such.yaml"}))
     assert failed.wait() == 2
-    assert "carla-digr: There is no saliency dataset in" in failed.output
+    assert "carla-digr: Cannot read the configuration no/such.yaml" in failed.output
     state = tmp_path / "out" / "teacher" / "state.safetensors"
     saved = state.stat().st_mtime_ns
     interrupted = start(run_stage("train_teacher", ENDLESS))

@@ -26,7 +26,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from carla_digr.errors import UserError, ending
-from carla_digr.live.composition import PACKAGE, Argument, Process
+from carla_digr.live.composition import PACKAGE, Argument, Process, restart_notice
 
 SHARE = Path(get_package_share_directory(PACKAGE))
 
@@ -82,10 +82,7 @@ def start(process: Process, then: Sequence[Process] = ()) -> Action:
             return []
         if event.returncode < 0 and process.respawns:
             again = process.again()
-            notice = (
-                f"{process.name} {ending(event.returncode)}; starting it again ({again.respawns} such ends are left)"
-            )
-            return [LogInfo(msg=notice), start(again, then)]
+            return [LogInfo(msg=restart_notice(again, event.returncode)), start(again, then)]
         if event.returncode == 0 and process.finite:
             if then:
                 return [start(then[0], then[1:])]
