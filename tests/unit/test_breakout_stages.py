@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,10 +13,11 @@ import yaml
 from PIL import Image
 
 from carla_digr.cli import main
-from carla_digr.config import load_config
+from carla_digr.config import load_config, parse_config
 from carla_digr.saliency import METHODS
 from carla_digr.tasks.breakout import BALL, PADDLE
 from carla_digr.training.breakout_report import UNIFORM, truth_row
+from carla_digr.training.teacher import train_teacher
 
 TINY = {
     "task": "breakout",
@@ -57,6 +59,17 @@ def test_the_stages_end_in_a_report_with_scores_maps_and_play(tmp_path, capsys):
         assert play.n_frames > 50 and play.size == (320, 210)
     picture = cv2.imread(str(tmp_path / "evaluation" / "figure_maps.png"))
     assert picture is not None and np.ptp(picture) > 200
+
+
+def test_a_training_in_two_parts_is_the_training_in_one(tmp_path):
+    config = parse_config(TINY, "tiny")  # with a constant learning rate
+    half = replace(config, teacher=replace(config.teacher, total_steps=128))
+    for parts, out in (((half, config), tmp_path / "two"), ((config,), tmp_path / "one")):
+        for part in parts:
+            train_teacher(part, out)
+    assert (tmp_path / "two" / "teacher.safetensors").read_bytes() == (
+        tmp_path / "one" / "teacher.safetensors"
+    ).read_bytes()
 
 
 def test_truth_of_maps_that_mark_the_ball_the_paddle_or_beside_them():
