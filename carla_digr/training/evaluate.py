@@ -55,7 +55,8 @@ QUICKER: dict[str, dict[str, Any]] = {
         "attack_epsilons": (0.02,),
         "attack_seconds": 1.0,
         "drive_seconds": 20.0,
-    }
+    },
+    "breakout": {"episodes": 8},
 }
 
 
