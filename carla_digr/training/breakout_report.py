@@ -79,13 +79,17 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     lines += markdown_table(
         columns,
         [
-            [name, *(f"{row[c]:.3f}" for c in ("ball", "paddle"))]
-            + [f"{row[c][str(m)]:.3f}" for c in ("share", "pointing") for m in MARGINS]
-            + [f"{row['auc']:.3f}"]
+            [name, *("-" if value is None else f"{value:.3f}" for value in _numbers(row))]
             for name, row in results["truth"].items()
         ],
     )
     return [*lines, ""]
+
+
+def _numbers(row: dict[str, Any]) -> list[float | None]:
+    """What the report's table shows of a ``truth_row``."""
+    by_distance = [row[column][str(margin)] for column in ("share", "pointing") for margin in MARGINS]
+    return [row["ball"], row["paddle"], *by_distance, row["auc"]]
 
 
 def truth_row(maps: NDArray[np.float32], classes: NDArray[np.int8]) -> dict[str, Any]:
@@ -93,13 +97,13 @@ def truth_row(maps: NDArray[np.float32], classes: NDArray[np.int8]) -> dict[str,
 
     Returns:
         ball, paddle: share of the mass on them; share, pointing: by margin in pixels as text; auc; states, how many
-        had a map. NaN where none had.
+        had a map. None where none had.
     """
     known = maps.any(axis=(1, 2)) & (classes > 0).any(axis=(1, 2))
     maps, classes = maps[known], classes[known]
     if not known.any():
-        nothing = {str(margin): float("nan") for margin in MARGINS}
-        return {"ball": np.nan, "paddle": np.nan, "share": nothing, "pointing": nothing, "auc": np.nan, "states": 0}
+        nothing = {str(margin): None for margin in MARGINS}
+        return {"ball": None, "paddle": None, "share": nothing, "pointing": nothing, "auc": None, "states": 0}
     importance = importance_of(classes)
     shares = metrics.class_shares(maps, classes, len(CLASSES)).mean(axis=0)
     wide = {str(margin): metrics.widened(importance, margin) for margin in MARGINS}
