@@ -14,7 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     "name",
-    [*ENVIRONMENTS, "red_fetch_green_stride4", "red_fetch_green_paper", "driving_paper", "driving_longer"],
+    [
+        *ENVIRONMENTS,
+        "red_fetch_green_stride4",
+        "red_fetch_green_paper",
+        "driving_paper",
+        "driving_longer",
+        "driving_annotation",
+    ],
 )
 def test_shipped_configurations_load_and_survive_a_card(name):
     config = load_config(ROOT / "configs" / f"{name}.yaml")

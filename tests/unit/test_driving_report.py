@@ -27,7 +27,7 @@ SHORT = {
         "examples": 2,
         "table_states": 12,
         "slow_states": 4,
-        "attack_episodes": 2,
+        "attack_episodes": 1,
         "attack_epsilons": [0.02],
         "attack_seconds": 1.0,
         "drive_seconds": 6.0,
