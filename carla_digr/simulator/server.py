@@ -430,6 +430,14 @@ def _no_port(host: str, port: int, error: Exception) -> UserError:
     return UserError(f"cannot listen on {host}:{port} ({reason}); check --host and --port")
 
 
+def _end(*_: object) -> None:
+    """End this process now: nothing is left to save, and taking the interpreter apart takes most of a second.
+
+    Not by an exception: numba would take it for a failed compilation.
+    """
+    os._exit(0)
+
+
 def exit_with(parent: int) -> None:
     """End this process when ``parent`` is no longer its parent, in a long computation too.
 
@@ -439,7 +447,7 @@ def exit_with(parent: int) -> None:
 
     def look(*_: object) -> None:
         if os.getppid() != parent:
-            raise SystemExit(0)
+            _end()
 
     signal.signal(signal.SIGUSR1, look)
     ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
@@ -452,11 +460,10 @@ def run(host: str, port: int, parent: int | None = None) -> None:
     SIGTERM ends it at once, SIGINT when its clients have left, see :meth:`Server.leave`.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))  # numba would take an exception for a failed compilation
+        signal.signal(number, _end)
     parent = parent or os.getppid()
     exit_with(parent)
     server = Server(host, port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, lambda *_: server.leave())
     print(
         f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "

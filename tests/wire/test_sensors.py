@@ -284,6 +284,7 @@ def test_every_weather_preset_has_its_picture(session):
         picture = pixels(rgb.take(session.tick().frame))
         palette = WEATHERS.get(name, "fog")
         np.testing.assert_array_equal(picture, pictures.setdefault(palette, picture), name)
+    session.world.set_weather(presets["Default"])
     assert set(pictures) == {"noon", "overcast", "sunset", "fog", "dusk"}
     for a in pictures:
         for b in pictures:
