@@ -45,7 +45,7 @@ from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
 CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
 LOCKSTEP_SECONDS = 20.0  # longest wait for a decision in lockstep
 HELD_FRAMES = 20  # from the end of an episode to the start of the next one
-NEWCOMER_SECONDS = 5.0  # of driving in which a bridge leaves the road to one that was there before
+NEWCOMER_SECONDS = 5.0  # of driving in which a bridge leaves the road to another one; discovery may take 3 s
 
 
 class CarlaBridge(ManagedNode):
