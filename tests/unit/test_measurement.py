@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -116,14 +118,29 @@ def test_processor_time_sees_work_and_missing_processes():
     assert report["machine"]["busy_percent"] > 0
 
 
+GROWS = """
+kept = []
+while True:
+    kept.append(bytearray(b"x") * (1 << 20))
+    print(flush=True)
+    input()
+"""
+
+
 def test_memory_sees_growth_after_the_warm_up_and_missing_processes():
-    meter, kept = Memory({"me": os.getpid(), "nobody": 2**22}), []
-    for _ in range(20):
-        kept.append(bytearray(os.urandom(1 << 20)))  # touched, so resident
-        meter.sample()
+    command = [sys.executable, "-c", GROWS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as growing:
+        assert growing.stdin and growing.stdout
+        meter = Memory({"growing": growing.pid, "nobody": 2**22})
+        for _ in range(20):
+            growing.stdout.readline()
+            meter.sample()
+            growing.stdin.write("\n")
+            growing.stdin.flush()
+        growing.kill()
     report = meter.report()
-    assert report["me"]["end_mb"] - report["me"]["start_mb"] == pytest.approx(16 * 1.05, abs=3)
-    assert report["me"]["growth_percent"] > 0
+    assert report["growing"]["end_mb"] - report["growing"]["start_mb"] == pytest.approx(16 * 1.05, abs=1)
+    assert report["growing"]["growth_percent"] > 0
     assert report["nobody"]["growth_percent"] is None
 
 
