@@ -38,12 +38,14 @@ def drive(tmp_path_factory, weights):
     with free_domain() as domain, live_support.stage(domain, directory) as start:
         observer = live_support.Observer(domain, *(t.name for t in topics.TOPICS), qos=QoSProfile(depth=1000))
         start(live_support.simulator(port))
-        start(live_support.bridge(port, lockstep=True, seed=5))
+        start(live_support.bridge(port, lockstep=True, seed=5, listeners=["observer"]))
         # The drive begins with the explainer: by then the observer must know the bridge, to miss no frame.
         driven = [topic.name for topic in topics.TOPICS if "carla_bridge" in topic.publishers]
         observer.until(lambda: all(observer.node.count_publishers(name) for name in driven))
         start(Process("explainer", parameters={"weights": str(weights)}))
         observer.until(lambda: len(observer.received[topics.OVERLAY.name]) >= 130)
+        numbered = observer.received[topics.FRAME.name]  # topics come in no order
+        observer.until(lambda: numbered[-1].frame >= observer.received[topics.DECISION.name][-1].frame)
         yield observer
         observer.close()
 
