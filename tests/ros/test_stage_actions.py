@@ -137,7 +137,7 @@ def test_a_cancelled_stage_ends_and_the_same_goal_resumes_it(start, client, conf
     out = tmp_path / "out"
     state = out / "teacher" / "state.safetensors"
     goal = client.send("train_teacher", config=config(ENDLESS), out=str(out))
-    client.until(lambda: state.exists() and goal.feedback[-1].done > 0)
+    client.until(lambda: state.exists() and goal.feedback and goal.feedback[-1].done > 0)
     (stage,) = children(node.popen.pid)
     # a second goal for the same directory is refused, one for another stage runs beside the first
     status, result = client.send("train_teacher", config=config(ENDLESS), out=str(out)).result()
