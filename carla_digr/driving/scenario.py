@@ -56,7 +56,8 @@ class Scenario:
         self._contacts: deque[tuple[int, str]] = deque(maxlen=100)
         # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
         contact_sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), self._ego)
-        contact_sensor.listen(self._note_contact)
+        contacts = self._contacts
+        session.listen(contact_sensor, lambda event: contacts.append((event.frame, event.other_actor.type_id)))
         place = carla.Transform(
             carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),
             carla.Rotation(pitch=CAMERA["pitch"], yaw=CAMERA["yaw"], roll=CAMERA["roll"]),
@@ -196,9 +197,6 @@ class Scenario:
             if self._pictures.poll(frame, self._session.timeout / WARM_UP_TICKS) is not None:
                 return
         raise self._session.lost(f"its camera sent no picture in {WARM_UP_TICKS} frames")
-
-    def _note_contact(self, event: carla.CollisionEvent) -> None:
-        self._contacts.append((event.frame, event.other_actor.type_id))
 
     def _collision(self) -> str | None:
         """What was hit in this episode since the last look.

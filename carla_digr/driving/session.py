@@ -16,6 +16,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -62,6 +63,7 @@ class Session:
         self._found: carla.WorldSettings | None = None
         """The settings to give back."""
         self._actors: list[carla.Actor] = []
+        self._released: list[threading.Event] = []
         self._farewells: list[Callable[[], None]] = []
         atexit.register(self.close)
         self._handle_sigterm()
@@ -201,6 +203,10 @@ class Session:
         self._actors.append(actor)
         return actor
 
+    def listen(self, sensor: carla.Sensor, receive: Callable[[Any], object]) -> None:
+        """Have ``receive`` called in the client's thread with each message of a sensor; :meth:`close` ends it."""
+        self._released.append(listen(sensor, receive))
+
     def destroy(self, actor: carla.Actor) -> None:
         """Destroy an actor made by :meth:`spawn`, if nobody else has. Raises SimulatorGone."""
         try:
@@ -246,6 +252,9 @@ class Session:
             if self.gone:
                 self._remove_leftovers()  # made by calls without an answer
             self.world.apply_settings(self._found)
+            deadline = time.monotonic() + CLOSE_TIMEOUT
+            while self._released and self._released[-1].wait(deadline - time.monotonic()):
+                self._released.pop()
 
     def _answers(self) -> bool:
         try:
@@ -280,6 +289,23 @@ class Session:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def listen(sensor: carla.Sensor, receive: Callable[[Any], object]) -> threading.Event:
+    """Have ``receive`` called with each message; returns what is set once the sensor was stopped and the client's
+    thread has let go of ``receive`` and of the last message.
+
+    Wait for it before dropping the client: a message holds the client, which ends its threads when it goes, and where
+    its own thread is the last to hold it the library ends the process.
+    """
+
+    def deliver(message: Any) -> None:
+        receive(message)
+
+    released = threading.Event()
+    weakref.finalize(deliver, released.set).atexit = False
+    sensor.listen(deliver)
+    return released
+
+
 class SensorStream:
     """The data of one sensor, taken by frame number.
 
@@ -291,7 +317,7 @@ class SensorStream:
         self._session = session
         self._name = sensor.type_id
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        sensor.listen(self._queue.put)
+        session.listen(sensor, self._queue.put)
 
     def take(self, frame: int) -> Any:
         """The message of ``frame``; older ones are dropped.

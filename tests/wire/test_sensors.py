@@ -296,7 +296,7 @@ def test_lane_invasions_come_from_the_clients_own_map(session):
     ego = session.spawn(session.blueprint(EGO), session.map.get_spawn_points()[2])
     sensor = session.spawn(session.blueprint("sensor.other.lane_invasion"), carla.Transform(), ego)
     events: queue.SimpleQueue = queue.SimpleQueue()
-    sensor.listen(events.put)
+    session.listen(sensor, events.put)
     session.tick()
     ego.set_target_velocity(carla.Vector3D(20.0, 0.0, 0.0))
     ego.apply_control(carla.VehicleControl(steer=0.03, throttle=0.2))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from simulator_process import eventually
 
-from carla_digr.driving.session import SensorStream, Session
+from carla_digr.driving.session import SensorStream, Session, listen
 from carla_digr.simulator.road import LANE_WIDTH, LANES, MAP_NAME, Road, lane_center
 from carla_digr.simulator.vehicle import KINDS, TRUCK
 
@@ -482,7 +482,7 @@ def test_collisions_name_the_other_and_carry_an_impulse(session):
     truck = session.spawn(session.blueprint("vehicle.carlamotors.european_hgv"), ahead)
     sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), ego)
     events: queue.SimpleQueue = queue.SimpleQueue()
-    sensor.listen(events.put)
+    session.listen(sensor, events.put)
     ego.set_target_velocity(carla.Vector3D(20.0, 0.0, 0.0))
     for _ in range(15):
         session.tick()
@@ -519,10 +519,11 @@ def test_two_clients_see_the_same_world(session, shared_simulator):
     eventually(lambda: world.get_snapshot().frame == session.frame)
     theirs: queue.SimpleQueue = queue.SimpleQueue()
     sensor = world.get_actor(camera.id)
-    sensor.listen(theirs.put)
+    released = listen(sensor, theirs.put)
     frame = session.tick().frame
     mine, image = pictures.take(frame), theirs.get(timeout=10)
     assert image.frame == frame
     assert (pixels(image) == pixels(mine)).all()
     sensor.stop()
+    assert released.wait(10)
     assert world.get_actor(ego.id).type_id == EGO
