@@ -63,7 +63,7 @@ class Session:
         self._found: carla.WorldSettings | None = None
         """The settings to give back."""
         self._actors: list[carla.Actor] = []
-        self._released: list[threading.Event] = []
+        self._listening: list[tuple[carla.Sensor, threading.Event]] = []
         self._farewells: list[Callable[[], None]] = []
         atexit.register(self.close)
         self._handle_sigterm()
@@ -205,13 +205,13 @@ class Session:
 
     def listen(self, sensor: carla.Sensor, receive: Callable[[Any], object]) -> None:
         """Have ``receive`` called in the client's thread with each message of a sensor; :meth:`close` ends it."""
-        self._released.append(listen(sensor, receive))
+        self._listening.append((sensor, listen(sensor, receive)))
 
     def destroy(self, actor: carla.Actor) -> None:
         """Destroy an actor made by :meth:`spawn`, if nobody else has. Raises SimulatorGone."""
         try:
             if actor.is_alive:
-                if isinstance(actor, carla.Sensor):
+                if isinstance(actor, carla.Sensor) and actor.is_listening():
                     actor.stop()
                 actor.destroy()
         except RuntimeError as error:
@@ -232,6 +232,7 @@ class Session:
         """
         if self._closed:
             return
+        self._stop_listening()
         if _owners.get(self.address) is self:
             del _owners[self.address]
         elif self.address in _owners:  # a later session, which has removed what this one left
@@ -252,9 +253,17 @@ class Session:
             if self.gone:
                 self._remove_leftovers()  # made by calls without an answer
             self.world.apply_settings(self._found)
-            deadline = time.monotonic() + CLOSE_TIMEOUT
-            while self._released and self._released[-1].wait(deadline - time.monotonic()):
-                self._released.pop()
+
+    def _stop_listening(self) -> None:
+        """Have the client's thread let go of what it calls, which at the end of the interpreter it must not hold."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        for sensor, released in self._listening:
+            while not released.is_set() and time.monotonic() < deadline:
+                with contextlib.suppress(RuntimeError):  # where its thread closes the same connection
+                    if sensor.is_listening():
+                        sensor.stop()
+                released.wait(0.1)
+        self._listening.clear()
 
     def _answers(self) -> bool:
         try:
