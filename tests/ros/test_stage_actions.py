@@ -58,8 +58,8 @@ class Goal:
         )
         client.until(sent.done)
         self.handle = sent.result()
-        assert self.handle.accepted
-        self.future = self.handle.get_result_async()
+        self.accepted = self.handle.accepted
+        self.future = self.handle.get_result_async() if self.accepted else None
 
     def result(self) -> tuple[int, object]:
         """Status and result, once they are there."""
@@ -157,6 +157,42 @@ def test_a_cancelled_stage_ends_and_the_same_goal_resumes_it(start, client, conf
     assert status == GoalStatus.STATUS_SUCCEEDED, result.message
     assert min(feedback.done for feedback in goal.feedback if feedback.done) >= steps
     assert json.loads((out / "teacher.json").read_text())["steps"] == steps + 256
+
+
+def test_an_inactive_node_refuses_goals_and_a_deactivated_one_ends_what_runs(start, client, config, tmp_path):
+    from action_msgs.msg import GoalStatus
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+
+    node = start(Process("stages", parameters={"autostart": False}))
+    service = client.node.create_client(ChangeState, "/stages/change_state")
+
+    def change(transition: int) -> None:
+        client.until(service.service_is_ready)
+        answer = service.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        client.until(answer.done)
+        assert answer.result().success
+
+    fields = {"config": config(ENDLESS), "out": str(tmp_path / "out")}
+    assert not client.send("train_teacher", **fields).accepted
+    refused = start(Process("run_stage", parameters={"stage": "train_teacher", **fields}))
+    assert refused.wait() == 2
+    assert "carla-digr: The node stages takes no goal: it is not active" in refused.output
+
+    change(Transition.TRANSITION_CONFIGURE)
+    change(Transition.TRANSITION_ACTIVATE)
+    goal = client.send("train_teacher", **fields)
+    client.until(lambda: len(goal.feedback) > 1)
+    (stage,) = children(node.popen.pid)
+    change(Transition.TRANSITION_DEACTIVATE)
+    status, result = goal.result()
+    assert (status, result.success) == (GoalStatus.STATUS_ABORTED, False)
+    assert result.message == "The node stages is not active; the same goal resumes the stage when it is."
+    assert not alive(stage)
+    assert not client.send("train_teacher", **fields).accepted
+    change(Transition.TRANSITION_CLEANUP)
+    change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+    assert node.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -66,6 +66,8 @@ def follow(node: StageClient, executor: SingleThreadedExecutor, stop: Stop) -> N
     executor.spin_until_future_complete(sent, START_SECONDS)
     if not sent.done():
         raise UserError(gone)
+    if not sent.result().accepted:
+        raise UserError("The node stages takes no goal: it is not active; ros2 lifecycle set /stages activate.")
     result = sent.result().get_result_async()
     give_up = math.inf
     while not result.done() and node.client.server_is_ready() and time.monotonic() < give_up:

@@ -2,6 +2,7 @@
 
 A goal runs the `carla-digr` command of its stage in a process of its own, so that it can be cancelled at any moment and
 what it saved stays good: the same goal resumes. Several goals may run at once, in directories of their own.
+Deactivating the node ends them all, and an inactive one takes no goal.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
 from carla_digr_msgs.action import RunStage
-from rclpy.action import ActionServer, CancelResponse
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.node import Node
 
 from carla_digr.config import ENVIRONMENTS, load_config
 from carla_digr.errors import UserError, ending
 from carla_digr.live.composition import PACKAGE
 from carla_digr.live.supervisor import SENTENCE
 from carla_digr.training import STAGES, Stage
-from carla_digr_ros.running import run
+from carla_digr_ros.running import ManagedNode, run
 
+NOT_ACTIVE = "The node stages is not active; the same goal resumes the stage when it is."
 POLL_SECONDS = 0.05  # longest time that one goal keeps the node from its others
 END_SECONDS = 8.0  # that a stage has to end when it is asked to
 
 
-class Stages(Node):
+class Stages(ManagedNode):
     """One action server a stage."""
 
     def __init__(self) -> None:
@@ -51,13 +52,22 @@ class Stages(Node):
                 action_name(stage),
                 partial(self._execute, stage),
                 callback_group=group,
+                goal_callback=self._consider,
                 cancel_callback=lambda goal: CancelResponse.ACCEPT,
             )
             for stage in STAGES
         ]
 
+    def _consider(self, request: RunStage.Goal) -> GoalResponse:
+        if self.active:
+            return GoalResponse.ACCEPT
+        self.get_logger().warning("A goal is refused: the node is not active")
+        return GoalResponse.REJECT
+
     async def _execute(self, stage: Stage, goal: ServerGoalHandle) -> RunStage.Result:
         try:
+            if not self.active:  # since the goal was accepted
+                raise UserError(NOT_ACTIVE)
             out, command = command_line(stage, goal.request)
         except UserError as error:
             goal.abort()
@@ -68,7 +78,7 @@ class Stages(Node):
         while child.running:
             for progress in child.read(POLL_SECONDS):
                 goal.publish_feedback(feedback(progress))
-            if goal.is_cancel_requested:
+            if goal.is_cancel_requested or child.interrupted:
                 child.interrupt()
             await asyncio.sleep(0)  # the executor's turn
         for progress in child.read(0.0):
@@ -82,9 +92,16 @@ class Stages(Node):
             result.message = "The stage was cancelled; the same goal resumes it."
             goal.canceled()
         else:
+            if child.interrupted:
+                result.message = NOT_ACTIVE
             goal.abort()
         self.get_logger().info(f"{stage.name} is over: {result.message}")
         return result
+
+    def deactivate(self) -> None:
+        """Ask the stages that run to end."""
+        for child in self._children:
+            child.interrupt()
 
     def close(self) -> None:
         """End the stages that run; what they saved stays."""
@@ -92,8 +109,12 @@ class Stages(Node):
             for child in self._children:
                 child.interrupt()
             time.sleep(POLL_SECONDS)
+
+    def destroy_node(self) -> None:
+        """Take the action servers along."""
         for server in self._servers:
             server.destroy()
+        super().destroy_node()
 
 
 class Child:
@@ -114,6 +135,11 @@ class Child:
     def running(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.poll() is None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was asked to end."""
+        return self._kill_at is not None
 
     @property
     def status(self) -> int:
