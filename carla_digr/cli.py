@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         extra = EXTRAS[package]
         print(f"carla-digr: This needs the package {package}: pip install 'carla_digr[{extra}]'.", file=sys.stderr)
         return 2
+
+
+def _end_on_ctrl_c() -> None:
+    """Until the job has a handler of its own: while modules load, a KeyboardInterrupt may get lost in them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # --- the offline stages ---
@@ -194,6 +200,7 @@ def add_simulator(commands: argparse._SubParsersAction) -> None:
     from carla_digr.simulator import add_server_options
 
     def run(args: argparse.Namespace) -> None:
+        _end_on_ctrl_c()
         from carla_digr.simulator.server import run
 
         run(args.host, args.port, args.parent)
@@ -302,6 +309,7 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     from carla_digr.live import composition
 
     def run(args: argparse.Namespace) -> int:
+        _end_on_ctrl_c()
         from carla_digr.live.supervisor import run_live
 
         values = {argument.name: getattr(args, argument.name) for argument in composition.ARGUMENTS}
@@ -343,6 +351,7 @@ def add_replay(commands: argparse._SubParsersAction) -> None:
     from carla_digr.live import composition
 
     def run(args: argparse.Namespace) -> int:
+        _end_on_ctrl_c()
         from carla_digr.live.supervisor import run_replay
 
         values = {argument.name: getattr(args, argument.name) for argument in composition.REPLAY_ARGUMENTS}
@@ -404,7 +413,6 @@ def add_view(commands: argparse._SubParsersAction) -> None:
     """`view`: recordings on the web page."""
 
     def run(args: argparse.Namespace) -> None:
-        import signal
         from contextlib import closing, suppress
 
         from carla_digr.live.viewer.recorded import Recorded

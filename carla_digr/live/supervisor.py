@@ -314,7 +314,8 @@ def workspace_environment() -> dict[str, str]:
         # ROS from the PyPI wheels lies in this Python's prefix, which the workspace's setup file does not know.
         environment.setdefault("AMENT_PREFIX_PATH", sys.prefix)
         sourcing = ["bash", "-c", 'source "$0" >/dev/null && env -0', str(SETUP)]
-        sourced = subprocess.run(sourcing, env=environment, stdout=subprocess.PIPE, check=True)
+        # In a session of its own a Ctrl-C in the terminal does not reach it.
+        sourced = subprocess.run(sourcing, env=environment, stdout=subprocess.PIPE, check=True, start_new_session=True)
         environment = dict(entry.split("=", 1) for entry in sourced.stdout.decode().split("\0") if "=" in entry)
     environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     environment.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")  # nothing stays in /dev/shm after a kill
