@@ -63,7 +63,7 @@ class Session:
         self._found: carla.WorldSettings | None = None
         """The settings to give back."""
         self._actors: list[carla.Actor] = []
-        self._listening: list[tuple[carla.Sensor, threading.Event]] = []
+        self._listening: list[tuple[carla.Sensor, weakref.ref[Callable[[Any], object]]]] = []
         self._farewells: list[Callable[[], None]] = []
         atexit.register(self.close)
         self._handle_sigterm()
@@ -257,12 +257,12 @@ class Session:
     def _stop_listening(self) -> None:
         """Have the client's thread let go of what it calls, which at the end of the interpreter it must not hold."""
         deadline = time.monotonic() + CLOSE_TIMEOUT
-        for sensor, released in self._listening:
-            while not released.is_set() and time.monotonic() < deadline:
+        for sensor, held in self._listening:
+            while held() is not None and time.monotonic() < deadline:
                 with contextlib.suppress(RuntimeError):  # where its thread closes the same connection
                     if sensor.is_listening():
                         sensor.stop()
-                released.wait(0.1)
+                time.sleep(0.001)
         self._listening.clear()
 
     def _answers(self) -> bool:
@@ -298,21 +298,19 @@ class Session:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def listen(sensor: carla.Sensor, receive: Callable[[Any], object]) -> threading.Event:
-    """Have ``receive`` called with each message; returns what is set once the sensor was stopped and the client's
-    thread has let go of ``receive`` and of the last message.
+def listen(sensor: carla.Sensor, receive: Callable[[Any], object]) -> weakref.ref[Callable[[Any], object]]:
+    """Have ``receive`` called with each message of a sensor, in a thread of the client library.
 
-    Wait for it before dropping the client: a message holds the client, which ends its threads when it goes, and where
+    Returns what is alive until the sensor was stopped and that thread has let go of ``receive`` and the last message.
+    Wait for that before dropping the client: a message holds the client, which ends its threads when it goes, and where
     its own thread is the last to hold it the library ends the process.
     """
 
     def deliver(message: Any) -> None:
         receive(message)
 
-    released = threading.Event()
-    weakref.finalize(deliver, released.set).atexit = False
     sensor.listen(deliver)
-    return released
+    return weakref.ref(deliver)
 
 
 class SensorStream:

@@ -519,11 +519,11 @@ def test_two_clients_see_the_same_world(session, shared_simulator):
     eventually(lambda: world.get_snapshot().frame == session.frame)
     theirs: queue.SimpleQueue = queue.SimpleQueue()
     sensor = world.get_actor(camera.id)
-    released = listen(sensor, theirs.put)
+    held = listen(sensor, theirs.put)
     frame = session.tick().frame
     mine, image = pictures.take(frame), theirs.get(timeout=10)
     assert image.frame == frame
     assert (pixels(image) == pixels(mine)).all()
     sensor.stop()
-    assert released.wait(10)
+    eventually(lambda: held() is None)
     assert world.get_actor(ego.id).type_id == EGO
