@@ -6,6 +6,7 @@ ActorCritic, so a checkpoint is a copy of weights. Only saving differs: stable-b
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 import time
@@ -75,10 +76,11 @@ def train_teacher(config: Config, out: Path) -> None:
             elif settings.start is not None:
                 _begin_from(Path(settings.start), task, config, algorithm)
             steps = algorithm.num_timesteps
-            algorithm.set_logger(Logger(str(out), [_CurveWriter(out / "teacher", steps)]))
+            logger = Logger(str(out), [_CurveWriter(out / "teacher", steps)])
+            algorithm.set_logger(logger)
             job = _Job(config, task, env, out, state_path)
             job.scores.extend(saved[1].get("scores", []) if saved else [])
-            with job.progress:
+            with contextlib.closing(logger), job.progress:
                 remaining = settings.total_steps - steps
                 if remaining > 0:
                     algorithm.learn(
