@@ -28,6 +28,7 @@ EXTRAS = {
     "rosbags": "recording",
     "mcap": "recording",
 }
+RESUMES = "Interrupted; run the same command again to resume."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -164,7 +165,7 @@ def _add_stage(commands: argparse._SubParsersAction, name: str, run) -> argparse
         default="bar",
         help="a bar, or for programs once a second a line of JSON on standard output (default: %(default)s)",
     )
-    parser.set_defaults(run=run, interrupted="Interrupted; run the same command again to resume.")
+    parser.set_defaults(run=run, interrupted=RESUMES)
     return parser
 
 
@@ -385,14 +386,15 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         done = explain_bag(args.bag, args.out, args.method, args.weights, args.camera, args.wrong_size)
         for sentence in done.left_out:
             print(f"Left out: {sentence}")
-        refused = f", {done.refused} pictures were refused" if done.refused else ""
-        print(f"{args.out}: {done.frames} frames explained by {args.method} of the policy {done.policy_hash}{refused}")
+        notes = f", {done.resumed} of them before it was interrupted" if done.resumed else ""
+        notes += f", {done.refused} pictures were refused" if done.refused else ""
+        print(f"{args.out}: {done.frames} frames explained by {args.method} of the policy {done.policy_hash}{notes}")
 
     parser = commands.add_parser(
         "explain",
         help="explain a recording's pictures anew, by any method and policy",
         description="Copy a recording with new decisions, saliency maps and overlays. The same recording and policy "
-        "give the same bytes.",
+        "give the same bytes. Interrupted, the same command resumes.",
     )
     parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
     parser.add_argument("--out", metavar="BAG2", type=Path, required=True, help="the new recording")
@@ -406,7 +408,7 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         choices=("refuse", "resize"),
         help="what becomes of a picture of another size than the policy's (default: refuse)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted=RESUMES)
 
 
 def add_view(commands: argparse._SubParsersAction) -> None:

@@ -6,10 +6,11 @@ metadata.yaml, both by rosbags.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import sqlite3
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,12 +130,17 @@ class BagWriter:
         path: the bag's directory, which must not exist.
         channels: all topics; their schemas stand before the first message.
 
+    Attributes:
+        messages: how many have been written.
+        earlier: the unfinished file of an interrupted command for the same bag, see `new_bag`.
+
     Raises:
         UserError: the path exists or cannot be made.
     """
 
     def __init__(self, path: Path, channels: list[Channel]):
         self.path = path
+        self.earlier: Path | None = None
         try:
             self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
             self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
@@ -377,25 +383,63 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 @contextmanager
-def new_bag(path: Path, channels: list[Channel], custom: Mapping[str, str] | None = None) -> Iterator[BagWriter]:
+def new_bag(
+    path: Path, channels: list[Channel], custom: Mapping[str, str] | None = None, resumes: bool = False
+) -> Iterator[BagWriter]:
     """A bag that appears under its name once it is complete, or not at all.
 
+    It is made in a hidden directory beside its name, ``.NAME.tmp``. What a killed command left there is removed by the
+    next one for this name. If that ``resumes``, it is its `BagWriter.earlier`, and an interruption or a full disk
+    leaves what there is, as a kill does.
+
     Raises:
-        UserError: the name is taken, or there is no room.
+        UserError: the name is taken, another command is making the same bag, or there is no room.
     """
     if path.exists():
         raise UserError(f"{path} exists already: choose another name for the new recording.")
+    hidden = path.with_name(f".{path.name}.tmp")
+    keep = False
+    with _held(hidden, path):
+        try:
+            earlier = _left_over(hidden) if resumes else None
+            shutil.rmtree(hidden / NAME, ignore_errors=True)
+            bag = BagWriter(hidden / NAME, channels)
+            bag.earlier = earlier
+            yield bag
+            bag.close(custom)
+            (hidden / NAME).rename(path)
+        except KeyboardInterrupt:
+            keep = resumes
+            raise
+        except OSError as error:
+            keep = resumes
+            raise UserError(f"Cannot write the recording {path}: {_reason(error)}.") from error
+        finally:
+            if not keep:
+                shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _held(directory: Path, path: Path) -> Iterator[None]:
+    """Make a directory and hold it against a second command; the system lets go of it however the first one ends."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"Cannot make the recording {path}: {_reason(error)}.") from error
     try:
-        bag = BagWriter(directory / NAME, channels)
-        yield bag
-        bag.close(custom)
-        (directory / NAME).rename(path)
-    except OSError as error:
-        raise UserError(f"Cannot write the recording {path}: {_reason(error)}.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"Another command is making {path}: wait for it or choose another name.") from error
+        yield
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _left_over(hidden: Path) -> Path | None:
+    """The longest file that killed commands have left of a bag, moved out of the way of the new one."""
+    last, kept = hidden / NAME / f"{NAME}.mcap", hidden / "earlier.mcap"
+    if last.exists() and (not kept.exists() or last.stat().st_size > kept.stat().st_size):
+        last.replace(kept)
+    return kept if kept.exists() else None

@@ -1,9 +1,14 @@
-"""`carla-digr explain`: a recording whose pictures another policy, or the same by another method, has explained."""
+"""`carla-digr explain`: a recording whose pictures another policy, or the same by another method, has explained.
+
+Maps take long, copying does not: interrupted and given again, the command takes the maps that it had made from its
+unfinished recording and makes the rest.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +24,7 @@ from carla_digr.live import drive_bag
 from carla_digr.live.drive_bag import (
     DECISION,
     IMAGE,
+    OBSERVATION,
     OVERLAY,
     SALIENCY,
     Decoder,
@@ -41,6 +47,7 @@ from carla_digr.live.recording import (
     open_bag,
     typestore,
 )
+from carla_digr.live.repair import Salvage
 from carla_digr.saliency.overlay import overlay
 
 COMMIT_BYTES = 1 << 24  # of new bag that may wait in memory
@@ -53,9 +60,14 @@ OURS = {  # topics that are made anew, and their types
 
 
 class Explained(NamedTuple):
-    """What `explain_bag` has done: frames with a map, pictures it refused, topics that could not be copied."""
+    """What `explain_bag` has done.
+
+    ``frames`` with a map, ``resumed`` of them from an interrupted command; pictures that were ``refused``;
+    ``left_out``: a sentence for each topic that could not be copied.
+    """
 
     frames: int
+    resumed: int
     refused: int
     left_out: list[str]
     policy_hash: str
@@ -113,6 +125,53 @@ def policy_that_drove(path: Path, drive: Drive) -> Path:
     raise UserError(f"{path} was driven by {who}, which does not ship: name a policy with --weights.")
 
 
+class Maps(NamedTuple):
+    """The serialised messages of a frame's map and overlay."""
+
+    saliency: bytes
+    overlay: bytes
+
+
+class Earlier:
+    """Gives back the maps in the unfinished recording of an interrupted command, in the order in which they were made.
+
+    Only those of the same pictures by the same policy and method.
+
+    Args:
+        file: the unfinished recording.
+        facts: the first message of the new one, which names policy and method.
+    """
+
+    def __init__(self, file: Path, facts: bytes):
+        self._made = self._read(file, facts)
+        self._next = next(self._made, None)
+
+    def maps(self, time: int, picture: bytes) -> Maps | None:
+        """What was made of a picture (CDR) at ``time`` in ns, asked for in order of time."""
+        while self._next is not None and self._next[0] < time:
+            self._next = next(self._made, None)
+        if self._next is None or self._next[:2] != (time, picture):
+            return None
+        return self._next[2]
+
+    @staticmethod
+    def _read(file: Path, facts: bytes) -> Iterator[tuple[int, bytes, Maps]]:
+        """Time, picture and maps of each frame."""
+        salvage = Salvage(file)
+        parts: dict[str, tuple[int, bytes]] = {}
+        for number, time, data in salvage.messages():
+            topic = salvage.channels[number].topic if number in salvage.channels else ""
+            if topic == FACTS_TOPIC and data != facts:
+                return
+            if topic not in (FACTS_TOPIC, IMAGE, OBSERVATION, SALIENCY, OVERLAY):
+                continue
+            parts[topic] = time, data
+            if topic == OVERLAY and FACTS_TOPIC in parts and parts[SALIENCY][0] == time:
+                seen = parts.get(OBSERVATION)
+                picture = seen if seen is not None and seen[0] == time else parts[IMAGE]
+                yield time, picture[1], Maps(parts[SALIENCY][1], data)
+
+
 class _Copy:
     """Writes the new recording."""
 
@@ -132,20 +191,21 @@ class _Copy:
         }
         self._left_out: list[str] = []
         self._copied = {channel: self._copy_of(channel) for channel in bag.channels}
-        self._refused, self._reason = 0, ""
+        self._resumed, self._refused, self._reason = 0, 0, ""
 
     def write(self, out: Path) -> Explained:
         """The new recording under its name. Raises UserError."""
         channels = [*self._ours.values(), *filter(None, self._copied.values())]
         done = 0
         with (
-            new_bag(out, channels, self._facts) as new,
+            new_bag(out, channels, self._facts, resumes=True) as new,
             tqdm(total=len(self._frames), unit="frame", desc=self._explainer.method, mininterval=1) as progress,
         ):
+            facts = self._serialized(FACTS_TOPIC, self._store.types[OURS[FACTS_TOPIC]](json.dumps(self._facts)))
+            earlier = Earlier(new.earlier, facts) if new.earlier else None
             for number, (channel, time, data) in enumerate(self._bag.read()):
                 if not number:
-                    text = self._store.types[OURS[FACTS_TOPIC]](json.dumps(self._facts))
-                    self._write(new, FACTS_TOPIC, time, text)
+                    new.write(FACTS_TOPIC, OURS[FACTS_TOPIC], time, facts)
                 copied = self._copied[channel]
                 if copied is not None:
                     new.write(copied.topic, copied.type, time, data)
@@ -153,13 +213,14 @@ class _Copy:
                     self._keep_fallback(new, time, self._decode(channel, data))
                 frame = self._frames.get((channel.topic, time))
                 if frame is not None and channel.type == drive_bag.PICTURE_TYPE:
-                    done += self._explain(new, time, self._decode(channel, data), frame)
+                    maps = earlier.maps(time, data) if earlier else None
+                    done += self._explain(new, time, self._decode(channel, data), frame, maps)
                     progress.update()
                 if new.waiting > COMMIT_BYTES:
                     new.commit()
             if not done:
                 raise UserError(f"No picture of {self._bag.path} could be explained: {self._reason}")
-        return Explained(done, self._refused, self._left_out, self._explainer.policy_hash)
+        return Explained(done, self._resumed, self._refused, self._left_out, self._explainer.policy_hash)
 
     def _copy_of(self, channel: Channel) -> Channel | None:
         """What a channel is in the new recording; None: it is left out."""
@@ -178,7 +239,7 @@ class _Copy:
         if message.fallback:
             self._write(new, DECISION, time, converted(self._store, OURS[DECISION], message))
 
-    def _explain(self, new: BagWriter, time: int, message: Any, frame: Frame) -> bool:
+    def _explain(self, new: BagWriter, time: int, message: Any, frame: Frame, maps: Maps | None) -> bool:
         try:
             rgb = to_rgb(message)
             height, width, _ = self._explainer.image_shape
@@ -188,10 +249,17 @@ class _Copy:
         except (ValueError, UserError) as error:
             self._refused, self._reason = self._refused + 1, str(error)
             return False
-        saliency = self._explainer.explain(decision).map
+        if maps is None:
+            saliency = self._explainer.explain(decision).map
+            maps = Maps(
+                self._serialized(SALIENCY, self._image(message.header, saliency, "32FC1")),
+                self._serialized(OVERLAY, self._image(message.header, overlay(rgb, saliency), "rgb8")),
+            )
+        else:
+            self._resumed += 1
         self._write(new, DECISION, time, self._decision(message.header, decision, frame))
-        self._write(new, SALIENCY, time, self._image(message.header, saliency, "32FC1"))
-        self._write(new, OVERLAY, time, self._image(message.header, overlay(rgb, saliency), "rgb8"))
+        new.write(SALIENCY, OURS[SALIENCY], time, maps.saliency)
+        new.write(OVERLAY, OURS[OVERLAY], time, maps.overlay)
         return True
 
     def _decision(self, header: Any, decision: Decision, frame: Frame) -> Any:
@@ -220,5 +288,8 @@ class _Copy:
         fields = {"height": height, "width": width, "encoding": encoding, "step": len(data) // height, "data": data}
         return blank(self._store, drive_bag.PICTURE_TYPE, header=header, **fields)
 
+    def _serialized(self, topic: str, message: Any) -> bytes:
+        return bytes(self._store.serialize_cdr(message, OURS[topic]))
+
     def _write(self, new: BagWriter, topic: str, time: int, message: Any) -> None:
-        new.write(topic, OURS[topic], time, bytes(self._store.serialize_cdr(message, OURS[topic])))
+        new.write(topic, OURS[topic], time, self._serialized(topic, message))

@@ -42,7 +42,7 @@ def repair(path: Path, out: Path) -> Repaired:
     file = storage_file(path) if path.is_dir() else path
     if file.suffix == ".db3":
         raise UserError(f"{file} is an sqlite3 recording; repair it with sqlite3's own `.recover`.")
-    salvage = _Salvage(file)
+    salvage = Salvage(file)
     used: dict[int, Channel] = {}
     for number, _, _ in salvage.messages("surveying"):
         if number in salvage.channels:
@@ -68,7 +68,7 @@ def repair(path: Path, out: Path) -> Repaired:
 
 
 @dataclass
-class _Salvage:
+class Salvage:
     """Reads every whole record of an MCAP file, in the file's order, and counts the damage."""
 
     file: Path
@@ -78,13 +78,15 @@ class _Salvage:
     damaged_chunks: int = 0
     cut: bool = False
 
-    def messages(self, doing: str) -> Iterator[tuple[int, int, bytes]]:
-        """Channel number, time in ns and CDR bytes of every whole message."""
+    def messages(self, doing: str = "") -> Iterator[tuple[int, int, bytes]]:
+        """Channel number, time in ns and CDR bytes of every whole message; ``doing`` names a bar of progress."""
         self.damaged_chunks, self.cut = 0, False
         size = self.file.stat().st_size
         with (
             self.file.open("rb") as stream,
-            tqdm(total=size, unit="B", unit_scale=True, desc=doing, mininterval=1, delay=1) as progress,
+            tqdm(
+                total=size, unit="B", unit_scale=True, desc=doing, mininterval=1, delay=1, disable=not doing
+            ) as progress,
         ):
             # A length beyond the file's end is damage, not a reason to ask for that much memory.
             records = StreamReader(stream, emit_chunks=True, record_size_limit=max(size, 1)).records

@@ -127,6 +127,7 @@ def test_a_damaged_first_chunk_does_not_take_the_topics_along(content, tmp_path)
 
 def test_repair_leaves_the_bag_and_what_is_there_alone(bag, content, tmp_path, capsys):
     out = tmp_path / "new"
+    (tmp_path / ".new.tmp" / "recording").mkdir(parents=True)  # of a command that was killed
     assert command(["repair", str(bag), "--out", str(out)]) == 0
     assert f"{MESSAGES} messages of 8 topics over 2.45 s" in capsys.readouterr().out
     assert messages(out) == content[1]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import drive_bags
 import numpy as np
@@ -131,6 +136,65 @@ def test_what_the_policy_saw_is_explained_where_it_was_not_the_cameras_picture(t
     expected = [explainer.decide(rgb).probabilities for rgb in (drive_bags.picture(1), seen)]
     for message, probabilities in zip(decoded(tmp_path / "out", drive_bag.DECISION), expected, strict=True):
         np.testing.assert_array_equal(message.probabilities, probabilities)
+
+
+INTERRUPTED = """
+import os, sys
+from itertools import count
+from carla_digr.cli import main
+from carla_digr.live import reexplain
+reexplain.COMMIT_BYTES = 0
+explain, calls = reexplain.Explainer.explain, count(1)
+def interrupted(self, decision):
+    if next(calls) == 11:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return explain(self, decision)
+reexplain.Explainer.explain = interrupted
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_what_an_interrupted_command_has_made_is_used_by_the_next_one(tmp_path, weights, capsys):
+    bag = drive_bags.record(tmp_path / "drive", 20)
+    out, whole, hidden = tmp_path / "out", tmp_path / "whole", tmp_path / ".out.tmp"
+
+    def arguments(method, to):
+        return ["explain", str(bag), "--out", str(to), "--method", method, "--weights", str(weights)]
+
+    def interrupt(number):
+        program = [sys.executable, "-c", INTERRUPTED, str(number.value)]
+        done = subprocess.run([*program, *arguments("gbp", out)], capture_output=True, text=True)
+        assert done.returncode == (130 if number == signal.SIGINT else -number)
+        assert ("run the same command again to resume" in done.stderr) == (number == signal.SIGINT)
+        assert hidden.is_dir() and not out.exists()
+
+    interrupt(signal.SIGKILL)
+    interrupt(signal.SIGINT)  # as many maps later
+    assert command(arguments("gbp", out)) == 0
+    (resumed,) = re.findall(r"20 frames explained .*, (\d+) of them before it was interrupted", capsys.readouterr().out)
+    assert 10 <= int(resumed) < 18
+    assert not hidden.exists()
+    assert command(arguments("gbp", whole)) == 0
+    assert files(out) == files(whole)
+
+    shutil.rmtree(out)
+    interrupt(signal.SIGKILL)
+    assert command(arguments("vg", out)) == 0  # other maps
+    assert "before it was" not in capsys.readouterr().out
+    assert not hidden.exists()
+
+
+def test_two_commands_do_not_make_the_same_recording(bag, tmp_path, capsys):
+    hidden = tmp_path / ".out.tmp"
+    hidden.mkdir()
+    other = os.open(hidden, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert command(["explain", str(bag), "--out", str(tmp_path / "out")]) == 2
+        assert "Another command is making" in capsys.readouterr().err
+    finally:
+        os.close(other)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.tmp"]
 
 
 @pytest.fixture
