@@ -37,6 +37,8 @@ OWNER_WAIT = 1.0  # s in which a living tick owner moves the world
 _TIME_OUT = re.compile(r"time-out of (\d+)ms")
 """How the client library's error begins when the server does not answer."""
 CLOSE_TIMEOUT = 2.0  # s a call may take while cleaning up
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that would end the program without cleaning up."""
 
 
 class SimulatorGone(UserError):
@@ -46,8 +48,8 @@ class SimulatorGone(UserError):
 class Session:
     """The one owner of a server's tick, in synchronous mode with fixed steps of 0.05 s.
 
-    Made by :meth:`connect`. Use as a context manager or call :meth:`close`; interpreter exit and SIGTERM (where the
-    program has no handler of its own) also lead there.
+    Made by :meth:`connect`. Use as a context manager or call :meth:`close`; interpreter exit, SIGTERM and SIGHUP (where
+    the program has no handler of its own) also lead there.
     """
 
     def __init__(self, client: carla.Client, host: str, port: int, timeout: float):
@@ -60,13 +62,15 @@ class Session:
         self.found_synchronous = False
         """Whether the world was in synchronous mode when the session came."""
         self._closed = False
+        self._tidying = False
+        """Whether :meth:`close` has begun to tidy up; a signal may have ended it."""
         self._found: carla.WorldSettings | None = None
         """The settings to give back."""
         self._actors: list[carla.Actor] = []
         self._listening: list[tuple[carla.Sensor, weakref.ref[Callable[[Any], object]]]] = []
         self._farewells: list[Callable[[], None]] = []
         atexit.register(self.close)
-        self._handle_sigterm()
+        self._handle_signals()
         try:
             self._own_tick()
             _owners[self.address] = self
@@ -213,7 +217,8 @@ class Session:
             if actor.is_alive:
                 if isinstance(actor, carla.Sensor) and actor.is_listening():
                     actor.stop()
-                actor.destroy()
+                if not actor.destroy():  # refused, or without an answer
+                    self.client.get_server_version()
         except RuntimeError as error:
             raise self.lost(describe(error)) from None
         self._actors.remove(actor)
@@ -225,34 +230,26 @@ class Session:
         self._farewells.append(farewell)
 
     def close(self) -> None:
-        """Destroy the own actors, last made first, and give the server its settings back. Safe to call twice.
+        """Stop the sensors, destroy the own actors, last made first, and give the server its settings back.
 
-        A server that does not answer now is left to a further call, and to the end of the interpreter: it may only be
-        hung, and what is left on it would stand there for ever.
+        Safe to call twice. A server that does not answer now is left to a further call, and to the end of the
+        interpreter: it may only be hung, and what is left on it would stand there for ever. So is one whose tidying a
+        signal interrupts.
         """
         if self._closed:
             return
         self._stop_listening()
-        if _owners.get(self.address) is self:
-            del _owners[self.address]
-        elif self.address in _owners:  # a later session, which has removed what this one left
+        if _owners.get(self.address, self) is not self:  # a later session, which has removed what this one left
             self._end()
             return
+        _owners.pop(self.address, None)
         self.client.set_timeout(CLOSE_TIMEOUT)
         if self.gone and not self._answers():
             return
-        self._end()
-        if self._found is None:
-            return
-        self.frame = 0  # a tick without an answer may have happened all the same
-        with contextlib.suppress(RuntimeError, UserError):  # it may vanish right now; nothing is left to do then
-            while self._farewells:
-                self._farewells.pop()()
-            while self._actors:
-                self.destroy(self._actors[-1])
-            if self.gone:
-                self._remove_leftovers()  # made by calls without an answer
-            self.world.apply_settings(self._found)
+        if self._found is not None:
+            self._tidy(self._found)
+        if not self.gone:
+            self._end()
 
     def _stop_listening(self) -> None:
         """Have the client's thread let go of what it calls, which at the end of the interpreter it must not hold."""
@@ -265,6 +262,25 @@ class Session:
                 time.sleep(0.001)
         self._listening.clear()
 
+    def _tidy(self, found: carla.WorldSettings) -> None:
+        """Leave the server as it was found; ``gone`` says afterwards whether it stopped answering."""
+        more = self.gone or self._tidying  # made by calls without an answer, or lost track of by what was interrupted
+        self.gone, self._tidying = False, True
+        self.frame = 0  # a tick without an answer may have happened all the same
+        while self._farewells and not self.gone:
+            with contextlib.suppress(RuntimeError, UserError):  # the rest is tidied up all the same
+                self._farewells.pop()()
+        if self.gone:
+            return
+        try:
+            while self._actors:
+                self.destroy(self._actors[-1])
+            if more:
+                self._remove_leftovers()
+            self.world.apply_settings(found)
+        except (RuntimeError, SimulatorGone):
+            self.gone = True
+
     def _answers(self) -> bool:
         try:
             self.client.get_server_version()
@@ -275,7 +291,7 @@ class Session:
     def _end(self) -> None:
         self._closed = True
         atexit.unregister(self.close)
-        self._restore_sigterm()
+        self._restore_signals()
 
     def __enter__(self) -> Session:
         return self
@@ -285,25 +301,26 @@ class Session:
     ) -> None:
         self.close()
 
-    def _handle_sigterm(self) -> None:
-        self._sigterm = False
+    def _handle_signals(self) -> None:
+        self._handled: list[signal.Signals] = []
         if threading.current_thread() is threading.main_thread():
-            self._sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if self._sigterm:
-            signal.signal(signal.SIGTERM, _exit_on_signal)
+            self._handled = [n for n in ENDING if signal.getsignal(n) is signal.SIG_DFL]
+        for number in self._handled:
+            signal.signal(number, _exit_on_signal)
 
-    def _restore_sigterm(self) -> None:
-        ours = self._sigterm and signal.getsignal(signal.SIGTERM) is _exit_on_signal
-        if ours and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def _restore_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._handled:
+                if signal.getsignal(number) is _exit_on_signal:
+                    signal.signal(number, signal.SIG_DFL)
 
 
 def listen(sensor: carla.Sensor, receive: Callable[[Any], object]) -> weakref.ref[Callable[[Any], object]]:
     """Have ``receive`` called with each message of a sensor, in a thread of the client library.
 
-    Returns what is alive until the sensor was stopped and that thread has let go of ``receive`` and the last message.
-    Wait for that before dropping the client: a message holds the client, which ends its threads when it goes, and where
-    its own thread is the last to hold it the library ends the process.
+    Returns what is alive until the sensor was stopped and that thread has let go of ``receive``. Wait for that before
+    the interpreter ends: the thread needs Python's lock to call ``receive`` and to let go of it, and an ending
+    interpreter ends a thread that asks for it, which the library answers with an abort.
     """
 
     def deliver(message: Any) -> None:

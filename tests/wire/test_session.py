@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import carla
@@ -155,7 +157,7 @@ DRIVE = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_the_world_as_it_was(simulator, number):
     client = run_client(DRIVE, simulator)
     assert client.stdout.readline() == "here\n"
@@ -189,6 +191,72 @@ def test_what_a_killed_session_left_is_removed_by_the_next_one(simulator):
         assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
     assert look(simulator.port) == (False, ["spectator"])
     client.communicate()
+
+
+def test_a_session_is_closed_when_the_library_has_let_go_of_what_its_sensors_call(shared_simulator):
+    def receive(_: carla.Image) -> None:
+        pass
+
+    alive = weakref.ref(receive)
+    with Session.connect("127.0.0.1", shared_simulator.port) as session:
+        camera = session.blueprint("sensor.camera.rgb", image_size_x=32, image_size_y=32)
+        session.listen(session.spawn(camera, carla.Transform()), receive)
+        del receive
+        late = session.world.on_tick(lambda _: time.sleep(0.2))  # its thread is busy when the sensor is stopped
+        session.tick()
+        session.world.remove_on_tick(late)
+    assert alive() is None
+
+
+ENDING = """
+    import threading
+    import time
+    import carla
+    from carla_digr.driving.session import SensorStream, Session, SimulatorGone
+
+    session = Session.connect("127.0.0.1", PORT, 1.0)
+    camera = session.blueprint("sensor.camera.rgb", image_size_x=32, image_size_y=32)
+"""
+BUSY = """
+    stream = SensorStream(session, session.spawn(camera, carla.Transform()))
+    late = session.world.on_tick(lambda _: time.sleep(HOLD))
+    session.tick()
+    session.world.remove_on_tick(late)
+"""
+GONE = """
+    class SlowEnd:
+        def __del__(self, sleep=time.sleep):
+            sleep(0.3)
+
+    _end = SlowEnd()  # an interpreter that takes its time to end
+    streams = [SensorStream(session, session.spawn(camera, carla.Transform())) for _ in range(2)]
+    session.tick()
+    print("here", flush=True)
+    input()
+    try:
+        session.tick()
+    except SimulatorGone:
+        print("gone")
+"""
+
+
+@pytest.mark.parametrize("how", ["session.close()", "pass"])
+def test_an_interpreter_that_ends_is_not_aborted_by_the_librarys_busy_thread(shared_simulator, how):
+    """Which needs the interpreter when it lets go of what a sensor calls; the interpreter takes some 0.05 s to end."""
+    for hold in ("0.02", "0.04", "0.06", "0.08"):
+        client = run_client(ENDING + BUSY.replace("HOLD", hold) + "    " + how, shared_simulator)
+        _, errors = client.communicate(timeout=60)
+        assert (client.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize("how", ["session.close()", "pass"])
+def test_an_interpreter_that_ends_after_its_simulator_is_not_aborted(simulator, how):
+    client = run_client(ENDING + GONE + "    " + how, simulator)
+    assert client.stdout.readline() == "here\n"
+    simulator.process.kill()
+    simulator.process.wait()
+    said, errors = client.communicate("\n", timeout=60)
+    assert (client.returncode, said, errors) == (0, "gone\n", "")
 
 
 # ----------------------------------------------------------------------------------------------------- going on
