@@ -177,6 +177,14 @@ class BagWriter:
         """
         if self._storage.chunk.msgs:
             self._storage.close_chunk()
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand the chunks that are full to the operating system; unlike `commit`, this changes no byte of the bag.
+
+        Raises:
+            OSError: as `commit`.
+        """
         self._tail.commit()
 
     def close(self, facts: Mapping[str, str] | None = None) -> None:

@@ -50,7 +50,6 @@ from carla_digr.live.recording import (
 from carla_digr.live.repair import Salvage
 from carla_digr.saliency.overlay import overlay
 
-COMMIT_BYTES = 1 << 24  # of new bag that may wait in memory
 OURS = {  # topics that are made anew, and their types
     FACTS_TOPIC: "std_msgs/msg/String",
     DECISION: drive_bag.DECISION_TYPE,
@@ -216,8 +215,7 @@ class _Copy:
                     maps = earlier.maps(time, data) if earlier else None
                     done += self._explain(new, time, self._decode(channel, data), frame, maps)
                     progress.update()
-                if new.waiting > COMMIT_BYTES:
-                    new.commit()
+                new.flush()
             if not done:
                 raise UserError(f"No picture of {self._bag.path} could be explained: {self._reason}")
         return Explained(done, self._resumed, self._refused, self._left_out, self._explainer.policy_hash)

@@ -18,8 +18,6 @@ from tqdm import tqdm
 from carla_digr.errors import UserError
 from carla_digr.live.recording import Channel, channel_types, new_bag, storage_file
 
-COMMIT_BYTES = 1 << 24  # of new bag that may wait in memory
-
 
 class Repaired(NamedTuple):
     """What `repair` has saved; ``cut``: the file ended in the middle of a record."""
@@ -60,8 +58,7 @@ def repair(path: Path, out: Path) -> Repaired:
                 continue
             bag.write(used[number].topic, used[number].type, time, data)
             first, last = min(time, first or time), max(time, last or time)
-            if bag.waiting > COMMIT_BYTES:
-                bag.commit()
+            bag.flush()
         count = bag.messages
     assert first is not None and last is not None
     return Repaired(count, len(channels), (last - first) * 1e-9, damaged, cut)

@@ -143,7 +143,6 @@ import os, sys
 from itertools import count
 from carla_digr.cli import main
 from carla_digr.live import reexplain
-reexplain.COMMIT_BYTES = 0
 explain, calls = reexplain.Explainer.explain, count(1)
 def interrupted(self, decision):
     if next(calls) == 11:
