@@ -434,7 +434,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         "view",
         help="show a recording on the web page, or two of the same drive side by side",
         description="Serve the web page for a recording: timeline, speed, steps, jumps to events; with a second one, "
-        "for example by another method or policy, both side by side.",
+        "for example by another method or policy, both side by side and jumps to where their maps agree least.",
     )
     parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
     parser.add_argument("other", metavar="BAG2", type=Path, nargs="?", help="another recording of the same drive")

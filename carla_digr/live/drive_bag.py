@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rosbags.interfaces import Nodetype
@@ -14,7 +14,7 @@ from rosbags.typesys.store import Typestore
 from tqdm import tqdm
 
 from carla_digr.errors import UserError
-from carla_digr.live.recording import FACTS_TOPIC, Bag, Channel, Timeline, channel_types
+from carla_digr.live.recording import FACTS_TOPIC, PICTURE_TYPE, Bag, Channel, Timeline, channel_types
 
 # Names and types of the drive's topics, as in the ROS package's topics.py.
 IMAGE = "/carla_digr/camera/image"
@@ -24,7 +24,7 @@ SALIENCY = "/carla_digr/saliency"
 OVERLAY = "/carla_digr/overlay"
 FRAME = "/carla_digr/frame"
 ODOMETRY = "/carla_digr/ego/odometry"
-PICTURE_TYPE, DECISION_TYPE = "sensor_msgs/msg/Image", "carla_digr_msgs/msg/DrivingDecision"
+DECISION_TYPE = "carla_digr_msgs/msg/DrivingDecision"
 TYPES = {
     IMAGE: PICTURE_TYPE,
     OBSERVATION: PICTURE_TYPE,
@@ -131,13 +131,14 @@ class Drive:
     ignored: list[str]
 
 
-def read_drive(bag: Bag, camera: str = IMAGE, seen: Callable[[Channel, int, bytes], None] = lambda *_: None) -> Drive:
+def read_drive(bag: Bag, camera: str = IMAGE, seen: Callable[[Channel, int, bytes], None] | None = None) -> Drive:
     """Find the frames of a bag: every picture with what has its stamp.
 
     Args:
         bag: the open bag.
         camera: the topic with the pictures.
-        seen: called for every message of the drive's topics, in order of time.
+        seen: called for every message of the drive's topics, in order of time. Without it the pictures stay packed
+            where the bag's index is enough.
 
     Raises:
         UserError: there are no pictures, or the bag is damaged.
@@ -148,37 +149,80 @@ def read_drive(bag: Bag, camera: str = IMAGE, seen: Callable[[Channel, int, byte
         for channel in bag.channels
         if channel.topic in types and channel.type != types[channel.topic]
     ]
-    parts: dict[int, dict[str, Any]] = {}
-    facts: dict[str, str] = {}
-    decode, timeline = Decoder(), Timeline()
-
-    def wanted(channel: Channel) -> bool:
-        return channel.type == types.get(channel.topic) and (channel.topic != IMAGE or camera == IMAGE)
-
-    with tqdm(total=bag.messages, unit="message", unit_scale=True, desc="reading", mininterval=1, delay=1) as progress:
-        for channel, time, data in bag.read(wanted=wanted):
-            progress.update()
-            seen(channel, time, data)
-            if channel.topic == FACTS_TOPIC:
-                facts = _facts(decode(channel, data).data)
-                continue
-            stamp = stamp_of(data)
-            frame = parts.setdefault(timeline.place(channel.topic, stamp), {"stamp": stamp})
-            if channel.topic == camera:
-                frame["camera"] = time
-            elif channel.topic == DECISION:
-                message = decode(channel, data)
-                frame["fallback" if message.fallback else "policy"] = message
-            elif channel.topic in (FRAME, ODOMETRY):
-                frame["facts" if channel.topic == FRAME else "odometry"] = decode(channel, data)
-            else:
-                frame["observation" if channel.topic == OBSERVATION else "saliency"] = time
+    wanted = {c for c in bag.channels if c.type == types.get(c.topic) and (c.topic != IMAGE or camera == IMAGE)}
+    names = {OBSERVATION: "observation", SALIENCY: "saliency", camera: "camera"}
+    found = None if seen else _read_by_index(bag, wanted, names)
+    parts, facts, _ = found or _read_all(bag, wanted, names, seen)
     frames = [Frame(time=time, **frame) for time, frame in sorted(parts.items()) if "camera" in frame]
     if not frames:
         pictures = sorted({c.topic for c in bag.channels if c.type == PICTURE_TYPE})
         others = f"name one of its picture topics: {', '.join(pictures)}" if pictures else "it has no pictures at all"
         raise UserError(f"The recording {bag.path} has no pictures on {camera}; {others}.")
     return Drive(frames, facts, ignored)
+
+
+class _Read(NamedTuple):
+    """``parts``: time of a frame on the drive's `Timeline` -> fields of its `Frame`; the recording's ``facts``;
+    ``placed``: every message has its time on the timeline as its time in the bag too."""
+
+    parts: dict[int, dict[str, Any]]
+    facts: dict[str, str]
+    placed: bool
+
+
+def _read_by_index(bag: Bag, wanted: set[Channel], names: Mapping[str, str]) -> _Read | None:
+    """As `_read_all`, but of the pictures only their times, from the bag's index.
+
+    A picture's stamp is in the picture. But where every other message has the time in the bag that its stamp has on
+    the drive's timeline, as the recorder writes them, and every picture has the time of some of them, their stamps
+    are one. None: this is not so, or there is no index.
+    """
+    pictures = {channel: bag.times(channel) for channel in wanted if channel.topic in names and bag.counts[channel]}
+    if any(times is None for times in pictures.values()):
+        return None
+    read = _read_all(bag, {channel for channel in wanted if channel.topic not in names}, names)
+    if not read.placed:
+        return None
+    for channel, times in pictures.items():
+        for time in times or ():
+            if time not in read.parts:
+                return None
+            read.parts[time][names[channel.topic]] = time
+    return read
+
+
+def _read_all(
+    bag: Bag,
+    wanted: set[Channel],
+    names: Mapping[str, str],
+    seen: Callable[[Channel, int, bytes], None] | None = None,
+) -> _Read:
+    """What the messages of some channels say about the frames."""
+    parts: dict[int, dict[str, Any]] = {}
+    facts: dict[str, str] = {}
+    placed = True
+    decode, timeline = Decoder(), Timeline()
+    total = sum(bag.counts[channel] for channel in wanted)
+    with tqdm(total=total, unit="message", unit_scale=True, desc="reading", mininterval=1, delay=1) as progress:
+        for channel, time, data in bag.read(wanted=lambda channel: channel in wanted):
+            progress.update()
+            if seen is not None:
+                seen(channel, time, data)
+            if channel.topic == FACTS_TOPIC:
+                facts = _facts(decode(channel, data).data)
+                continue
+            stamp = stamp_of(data)
+            place = timeline.place(channel.topic, stamp)
+            placed = placed and place == time
+            frame = parts.setdefault(place, {"stamp": stamp})
+            if channel.topic in names:
+                frame[names[channel.topic]] = time
+            elif channel.topic == DECISION:
+                message = decode(channel, data)
+                frame["fallback" if message.fallback else "policy"] = message
+            else:
+                frame["facts" if channel.topic == FRAME else "odometry"] = decode(channel, data)
+    return _Read(parts, facts, placed)
 
 
 def _facts(text: str) -> dict[str, str]:

@@ -11,18 +11,21 @@ import json
 import os
 import shutil
 import sqlite3
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from backports import zstd
+from mcap.reader import make_reader
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, ReaderError, StoragePlugin, Writer
+from rosbags.rosbag2.storage_mcap import PendingChunk
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -32,6 +35,8 @@ MESSAGES = Path(__file__).parents[2] / "ros2_ws" / "src" / "carla_digr_msgs" / "
 FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
 JUMP_BACK = 10**9  # ns; less is a late message
 WAITING_BYTES = 1 << 26  # that wait for room on a full disk before messages are dropped
+CHUNK_BYTES = (1 << 20) - 64  # of messages in a chunk; less than at what rosbags ends one
+PICTURE_TYPE = "sensor_msgs/msg/Image"
 NAME = "recording"  # of the file in bags made from other bags: equal content, equal bytes
 
 
@@ -126,6 +131,8 @@ class _Tail:
 class BagWriter:
     """A new bag. What has been written is safe from a kill after the next `commit`.
 
+    Pictures stand in chunks of their own: who looks for all the rest of a drive need not unpack them.
+
     Args:
         path: the bag's directory, which must not exist.
         channels: all topics; their schemas stand before the first message.
@@ -157,6 +164,9 @@ class BagWriter:
             self._connections[channel.topic, channel.type] = self._writer.add_connection(
                 channel.topic, channel.type, typestore=channel_types(channel), offered_qos_profiles=channel.qos
             )
+        storage.chunk.message_start_time = 0  # as in every chunk without messages
+        storage.close_chunk()  # the schemas, before both kinds of chunks
+        self._pictures = PendingChunk(2**63 - 1, 0, BytesIO(), defaultdict(list))  # as rosbags begins one
         self.messages = 0
 
     @property
@@ -166,17 +176,35 @@ class BagWriter:
 
     def write(self, topic: str, message_type: str, time: int, data: bytes) -> None:
         """Add a message (CDR) at ``time`` in ns; it waits in memory."""
-        self._writer.write(self._connections[topic, message_type], time, data)
+        connection = self._connections[topic, message_type]
+        if message_type == PICTURE_TYPE:
+            if self._pictures.bio.tell() + len(data) > CHUNK_BYTES:
+                self._end_chunks()
+            self._swap()
+            self._writer.write(connection, time, data)
+            self._swap()
+        else:
+            self._writer.write(connection, time, data)
         self.messages += 1
 
+    def _swap(self) -> None:
+        """The other kind of chunk is written next."""
+        self._storage.chunk, self._pictures = self._pictures, self._storage.chunk
+
+    def _end_chunks(self) -> None:
+        """Both, that of the pictures last: so readers find messages of the same time in the same order everywhere."""
+        for _ in range(2):
+            if self._storage.chunk.msgs:
+                self._storage.close_chunk()
+            self._swap()
+
     def commit(self) -> None:
-        """End the chunk and hand it to the operating system.
+        """End the chunks and hand them to the operating system.
 
         Raises:
             OSError: the disk is full or broken; what did not fit waits for the next call.
         """
-        if self._storage.chunk.msgs:
-            self._storage.close_chunk()
+        self._end_chunks()
         self.flush()
 
     def flush(self) -> None:
@@ -193,6 +221,7 @@ class BagWriter:
         Raises:
             OSError: no room; `repair` makes a bag of what is there.
         """
+        self._end_chunks()
         for key, value in (facts or {}).items():
             self._writer.set_custom_data(key, value)
         self._writer.close()
@@ -311,6 +340,7 @@ class Bag:
         channels: its topics.
         start, end: ns of the first message and after the last one.
         messages: how many there are.
+        counts: how many each channel has.
     """
 
     def __init__(self, path: Path, reader: Reader):
@@ -321,6 +351,26 @@ class Bag:
             for c in reader.connections
         ]
         self.start, self.end, self.messages = reader.start_time, reader.end_time, reader.message_count
+        self.counts = {channel: c.msgcount for channel, c in zip(self.channels, reader.connections, strict=True)}
+
+    def times(self, channel: Channel) -> list[int] | None:
+        """The times in ns of a channel's messages, from an MCAP file's index, with nothing unpacked; None: no index."""
+        files = [self.path] if self.path.is_file() else [*self.path.glob("*.mcap")]
+        if len(files) != 1 or files[0].suffix != ".mcap":
+            return None
+        with files[0].open("rb") as stream:
+            summary = make_reader(stream).get_summary()
+            if summary is None:
+                return None
+            ids = [record.id for record in summary.channels.values() if record.topic == channel.topic]
+            places = [chunk.message_index_offsets.get(ids[0]) for chunk in summary.chunk_indexes]
+            if len(ids) != 1 or not any(places):
+                return None
+            found = []
+            for place in filter(None, places):
+                stream.seek(place + 11)  # past opcode, length and channel: https://mcap.dev/spec#message-index-op0x07
+                found.append(np.frombuffer(stream.read(int.from_bytes(stream.read(4), "little")), "<u8")[::2])
+        return sorted(np.concatenate(found).tolist())
 
     def read(
         self, start: int | None = None, end: int | None = None, wanted: Callable[[Channel], bool] = lambda _: True

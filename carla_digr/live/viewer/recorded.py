@@ -30,13 +30,12 @@ LOW = 0.05  # the share of frames with the lowest agreement that count as events
 class Side:
     """One recording: its frames, and their pictures on request, from any thread."""
 
-    def __init__(self, bag: Bag, path: Path, camera: str):
+    def __init__(self, bag: Bag, path: Path, camera: str, compared: bool):
         self.name = path.name
         self._bag, self._camera, self._decode = bag, camera, Decoder()
         self.coarse: dict[int, NDArray[np.float32]] = {}  # time of a map -> (COARSE, COARSE)
-        self.flat: set[int] = set()  # times of maps without gradient
         self._damaged = 0
-        self.drive: Drive = read_drive(bag, camera, self._survey)
+        self.drive: Drive = read_drive(bag, camera, self._survey if compared else None)
         self._kept: OrderedDict[int, tuple[NDArray | None, NDArray | None]] = OrderedDict()
         self._lock = threading.Lock()  # the reader has one place in its file
 
@@ -58,16 +57,13 @@ class Side:
             saliency = to_array(self._decode(channel, data))
         except (UserError, ValueError):
             return
-        if not saliency.any():
-            self.flat.add(time)
         coarse = cv2.resize(saliency, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
         self.coarse[time] = coarse.astype(np.float32)
 
     def decision(self, index: int) -> dict[str, Any]:
         """What the page shows about a frame."""
         frame = self.drive.frames[index]
-        shown = page_decision(frame.policy, frame.fallback, frame.facts, frame.odometry)
-        return {**shown, "saliency_flat": frame.saliency in self.flat}
+        return page_decision(frame.policy, frame.fallback, frame.facts, frame.odometry)
 
     def message(self, index: int) -> bytes:
         """A frame's picture and map, as `message.encode` has them.
@@ -125,7 +121,8 @@ class Recorded:
     def __init__(self, paths: Sequence[Path], camera: str = IMAGE):
         self._open = ExitStack()
         with ExitStack() as opening:
-            self.sides = [Side(opening.enter_context(open_bag(path)), path, camera) for path in paths]
+            compared = len(paths) > 1
+            self.sides = [Side(opening.enter_context(open_bag(path)), path, camera, compared) for path in paths]
             first, *others = (side.drive.frames for side in self.sides)
             places = [{frame.time: index for index, frame in enumerate(frames)} for frames in others]
             # For each frame of the first recording: its place in every recording, None where it is missing.

@@ -46,7 +46,9 @@ export class Recording {
     if (!this.frames[index].decisions[side]) return null;
     const response = await fetch(`api/recording/${side}/${index}`);
     if (!response.ok) throw Error(await response.text());
-    return parse(await response.arrayBuffer());
+    const picture = parse(await response.arrayBuffer());
+    this.frames[index].decisions[side].saliency_flat = picture.map?.every((value) => !value);
+    return picture;
   }
 
   playFrom(frame) {
