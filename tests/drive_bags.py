@@ -9,7 +9,8 @@ import numpy as np
 
 from carla_digr.live import drive_bag
 from carla_digr.live.drive_bag import blank
-from carla_digr.live.recording import Channel, Recorder, definition, offered_qos, typestore
+from carla_digr.live.recorder import Recorder
+from carla_digr.live.recording import Channel, definition, offered_qos, typestore
 
 CLOCK, DIAGNOSTICS = "/clock", "/diagnostics"
 TYPES = {

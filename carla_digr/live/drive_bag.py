@@ -14,7 +14,8 @@ from rosbags.typesys.store import Typestore
 from tqdm import tqdm
 
 from carla_digr.errors import UserError
-from carla_digr.live.recording import FACTS_TOPIC, PICTURE_TYPE, Bag, Channel, Timeline, channel_types
+from carla_digr.live.recorder import Timeline
+from carla_digr.live.recording import FACTS_TOPIC, PICTURE_TYPE, Bag, Channel, channel_types
 
 # Names and types of the drive's topics, as in the ROS package's topics.py.
 IMAGE = "/carla_digr/camera/image"
@@ -177,14 +178,14 @@ def _read_by_index(bag: Bag, wanted: set[Channel], names: Mapping[str, str]) -> 
     the drive's timeline, as the recorder writes them, and every picture has the time of some of them, their stamps
     are one. None: this is not so, or there is no index.
     """
-    pictures = {channel: bag.times(channel) for channel in wanted if channel.topic in names and bag.counts[channel]}
-    if any(times is None for times in pictures.values()):
+    pictures = bag.times(channel for channel in wanted if channel.topic in names and bag.counts[channel])
+    if pictures is None:
         return None
     read = _read_all(bag, {channel for channel in wanted if channel.topic not in names}, names)
     if not read.placed:
         return None
     for channel, times in pictures.items():
-        for time in times or ():
+        for time in times:
             if time not in read.parts:
                 return None
             read.parts[time][names[channel.topic]] = time

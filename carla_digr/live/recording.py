@@ -1,4 +1,4 @@
-"""Recordings of a drive: rosbag2 bags of MCAP with zstd chunks, written once a second, read, and repaired.
+"""Recordings: rosbag2 bags, written as MCAP with zstd chunks, read whatever their storage.
 
 No ROS in here: messages are the bytes that a subscription gives raw. The format: https://mcap.dev/spec and rosbag2's
 metadata.yaml, both by rosbags.
@@ -7,14 +7,12 @@ metadata.yaml, both by rosbags.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import sqlite3
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -33,8 +31,6 @@ from carla_digr.errors import UserError
 
 MESSAGES = Path(__file__).parents[2] / "ros2_ws" / "src" / "carla_digr_msgs" / "msg"
 FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
-JUMP_BACK = 10**9  # ns; less is a late message
-WAITING_BYTES = 1 << 26  # that wait for room on a full disk before messages are dropped
 CHUNK_BYTES = (1 << 20) - 64  # of messages in a chunk; less than at what rosbags ends one
 PICTURE_TYPE = "sensor_msgs/msg/Image"
 NAME = "recording"  # of the file in bags made from other bags: equal content, equal bytes
@@ -153,7 +149,7 @@ class BagWriter:
             self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
             self._writer.open()
         except Exception as error:
-            raise UserError(f"Cannot make the recording {path}: {_reason(error)}.") from error
+            raise UserError(f"Cannot make the recording {path}: {reason(error)}.") from error
         storage: Any = self._writer.storage
         self._storage = storage
         storage.compressor = partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1})
@@ -227,107 +223,10 @@ class BagWriter:
         self._writer.close()
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop."""
     text = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
     return text.splitlines()[0].rstrip(".")
-
-
-class Timeline:
-    """Stamps of a drive as one time that never runs back: a simulator that is started again begins anew at 0.
-
-    Topics arrive one before the other, so each is watched for itself: where its stamps fall back by more than
-    JUMP_BACK, it goes over to the next clock, which goes on where the first topic to notice found the one before.
-    """
-
-    def __init__(self) -> None:
-        self.now: int | None = None  # ns, the latest time
-        self._offsets = [0]  # ns, of each clock
-        self._topics: dict[str, tuple[int, int]] = {}  # clock and latest stamp
-
-    def place(self, topic: str, stamp: int) -> int:
-        """The time in ns of a topic's stamp in ns."""
-        clock, latest = self._topics.get(topic, (len(self._offsets) - 1, stamp))
-        if stamp < latest - JUMP_BACK:
-            clock, latest = clock + 1, stamp
-            if clock == len(self._offsets):
-                assert self.now is not None
-                self._offsets.append(self.now - stamp)
-        self._topics[topic] = clock, max(stamp, latest)
-        time = stamp + self._offsets[clock]
-        self.now = time if self.now is None else max(self.now, time)
-        return time
-
-
-@dataclass
-class Recorder:
-    """Writes a drive's messages with the time that they carry, and goes on when the disk is full.
-
-    One thread may call. The first message of the bag is FACTS_TOPIC's, so that even a recording that was killed
-    says which policy drove. Messages without a time of their own get the latest one.
-
-    Args:
-        path: the new bag's directory.
-        channels: the drive's topics.
-        facts: what is known at the start.
-    """
-
-    path: Path
-    channels: list[Channel]
-    facts: Mapping[str, str]
-    problem: str = ""
-    dropped: int = 0
-    _early: deque[tuple[Channel, bytes]] = field(default_factory=lambda: deque(maxlen=100))
-    _timeline: Timeline = field(default_factory=Timeline)
-
-    def __post_init__(self) -> None:
-        store = get_typestore(Stores.ROS2_KILTED)
-        self._store = store
-        text = "std_msgs/msg/String"
-        self._facts_channel = Channel(FACTS_TOPIC, text, definition(store, text), offered_qos(latched=True))
-        self._bag = BagWriter(self.path, [self._facts_channel, *self.channels])
-
-    @property
-    def messages(self) -> int:
-        """Messages in the bag."""
-        return self._bag.messages
-
-    def add(self, channel: Channel, data: bytes, time: int | None) -> None:
-        """A message (CDR) with its time in ns; None: it has none."""
-        now = self._timeline.now
-        if now is None and time is None:
-            self._early.append((channel, data))
-            return
-        if self._bag.waiting > WAITING_BYTES:
-            self.dropped += 1
-            return
-        time = now if time is None else self._timeline.place(channel.topic, time)
-        assert time is not None
-        if now is None:
-            text = self._store.types["std_msgs/msg/String"](json.dumps(dict(self.facts)))
-            facts = bytes(self._store.serialize_cdr(text, "std_msgs/msg/String"))
-            for early, content in [(self._facts_channel, facts), *self._early]:
-                self._bag.write(early.topic, early.type, time, content)
-            self._early.clear()
-        self._bag.write(channel.topic, channel.type, time, data)
-
-    def commit(self) -> None:
-        """Once a second: what has been added is on disk, or ``problem`` says why not."""
-        try:
-            self._bag.commit()
-        except OSError as error:
-            self.problem = f"Cannot write the recording {self.path}: {_reason(error)}."
-        else:
-            self.problem = ""
-
-    def close(self) -> None:
-        """Finish the bag; if that fails, ``problem`` says so."""
-        try:
-            self._bag.close(self.facts)
-        except OSError as error:
-            self.problem = (
-                f"Cannot finish the recording {self.path}: {_reason(error)}; make room and run "
-                f"`carla-digr repair {self.path}`."
-            )
 
 
 # --- reading ---
@@ -353,24 +252,30 @@ class Bag:
         self.start, self.end, self.messages = reader.start_time, reader.end_time, reader.message_count
         self.counts = {channel: c.msgcount for channel, c in zip(self.channels, reader.connections, strict=True)}
 
-    def times(self, channel: Channel) -> list[int] | None:
-        """The times in ns of a channel's messages, from an MCAP file's index, with nothing unpacked; None: no index."""
+    def times(self, channels: Iterable[Channel]) -> dict[Channel, list[int]] | None:
+        """The times in ns of the messages of some channels, from an MCAP file's index, with nothing unpacked.
+
+        None: there is no such index.
+        """
         files = [self.path] if self.path.is_file() else [*self.path.glob("*.mcap")]
         if len(files) != 1 or files[0].suffix != ".mcap":
             return None
+        found: dict[Channel, list[int]] = {}
         with files[0].open("rb") as stream:
             summary = make_reader(stream).get_summary()
             if summary is None:
                 return None
-            ids = [record.id for record in summary.channels.values() if record.topic == channel.topic]
-            places = [chunk.message_index_offsets.get(ids[0]) for chunk in summary.chunk_indexes]
-            if len(ids) != 1 or not any(places):
-                return None
-            found = []
-            for place in filter(None, places):
-                stream.seek(place + 11)  # past opcode, length and channel: https://mcap.dev/spec#message-index-op0x07
-                found.append(np.frombuffer(stream.read(int.from_bytes(stream.read(4), "little")), "<u8")[::2])
-        return sorted(np.concatenate(found).tolist())
+            for channel in channels:
+                ids = [record.id for record in summary.channels.values() if record.topic == channel.topic]
+                places = [chunk.message_index_offsets.get(ids[0]) for chunk in summary.chunk_indexes]
+                if len(ids) != 1 or not any(places):
+                    return None
+                times = found[channel] = []
+                for place in filter(None, places):  # of records, https://mcap.dev/spec#message-index-op0x07
+                    stream.seek(place + 11)  # past opcode, length and channel
+                    times += np.frombuffer(stream.read(int.from_bytes(stream.read(4), "little")), "<u8")[::2].tolist()
+                times.sort()
+        return found
 
     def read(
         self, start: int | None = None, end: int | None = None, wanted: Callable[[Channel], bool] = lambda _: True
@@ -413,7 +318,7 @@ def open_bag(path: Path) -> Iterator[Bag]:
     try:
         reader.open()
     except PermissionError as error:
-        raise UserError(f"Cannot read the recording {path}: {_reason(error)}.") from error
+        raise UserError(f"Cannot read the recording {path}: {reason(error)}.") from error
     except Exception as error:
         raise UserError(_damaged(path, error)) from error
     try:
@@ -436,7 +341,7 @@ def storage_file(path: Path) -> Path:
 
 def _damaged(path: Path, error: Exception) -> str:
     known = isinstance(error, (ReaderError, sqlite3.Error, OSError))
-    why = _reason(error) if known else f"its content is not readable ({type(error).__name__})"
+    why = reason(error) if known else f"its content is not readable ({type(error).__name__})"
     return f"The recording {path} is unfinished or damaged: {why}; `carla-digr repair {path}` saves what is whole."
 
 
@@ -471,7 +376,7 @@ def new_bag(
             raise
         except OSError as error:
             keep = resumes
-            raise UserError(f"Cannot write the recording {path}: {_reason(error)}.") from error
+            raise UserError(f"Cannot write the recording {path}: {reason(error)}.") from error
         finally:
             if not keep:
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -484,7 +389,7 @@ def _held(directory: Path, path: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"Cannot make the recording {path}: {_reason(error)}.") from error
+        raise UserError(f"Cannot make the recording {path}: {reason(error)}.") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

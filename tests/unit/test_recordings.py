@@ -16,7 +16,8 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from carla_digr.cli import main as command
 from carla_digr.errors import UserError
 from carla_digr.live import drive_bag
-from carla_digr.live.recording import FACTS_TOPIC, Timeline, open_bag
+from carla_digr.live.recorder import Timeline
+from carla_digr.live.recording import FACTS_TOPIC, open_bag
 from carla_digr.live.repair import repair
 
 FRAMES, SIZE = 50, 8
