@@ -132,8 +132,12 @@ def _camera(visit: _Visit) -> tuple[bool, str]:
     for _ in range(20):
         snapshot = session.tick()
         picture = stream.take(snapshot.frame)
-        ego = snapshot.find(visit.ego.id).get_transform()
-        spot = ego.transform(carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]))  # changes what it is given
+        ego = snapshot.find(visit.ego.id)
+        if ego is None:
+            raise UserError("somebody destroyed the ego")
+        spot = ego.get_transform().transform(
+            carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"])
+        )  # changes what it is given
         away = max(away, picture.transform.location.distance(spot))
     pixels = np.frombuffer(picture.raw_data, np.uint8).reshape(picture.height, picture.width, 4)[..., :3]
     contrast = float(pixels.std())
@@ -229,13 +233,15 @@ CHECKS = (
     Check(
         "ticks",
         f"{TICK:g} s of simulation a frame, at least {1 / TICK:.0f} frames a second",
-        "lower the graphics (-quality-level=Low, -RenderOffScreen) or use a faster machine",
+        "lower the graphics (-quality-level=Low, -RenderOffScreen) or use a faster machine; where the step differs, "
+        "stop other clients that change the world's settings",
         _ticks,
     ),
     Check(
         "camera",
         f"a {IMAGE_SIZE}x{IMAGE_SIZE} picture of every frame from its place behind the ego",
-        "turn rendering on (no -nullrhi, no_rendering_mode off) and check that the port after --port is reachable too",
+        "turn rendering on (no -nullrhi, no_rendering_mode off), check that the port after --port is reachable too, "
+        "and stop other clients that destroy actors",
         _camera,
     ),
     Check(
@@ -252,5 +258,10 @@ CHECKS = (
         _drive,
     ),
     Check("repetition", "the same start again from the same seed", "stop other clients that move actors", _repeats),
-    Check("leaving", "the world as it was found", "report this as a defect", _left_behind),
+    Check(
+        "leaving",
+        "the world as it was found",
+        "stop other clients that make actors; without any, report this as a defect",
+        _left_behind,
+    ),
 )

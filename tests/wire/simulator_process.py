@@ -15,11 +15,15 @@ READY = re.compile(r"ready: .* on 127\.0\.0\.1:(\d+), streams on (\d+)")
 
 
 class Simulator:
-    """A running simulator process, by default on ports of its own."""
+    """A running simulator process, by default on ports of its own.
 
-    def __init__(self, port: int = 0) -> None:
-        command = [sys.executable, "-m", "carla_digr.simulator.server", "--port", str(port)]
-        command += ["--parent", str(os.getpid())]
+    Parameters:
+        altered: a program that runs in the process before it serves
+    """
+
+    def __init__(self, port: int = 0, altered: str = "") -> None:
+        program = f"{textwrap.dedent(altered)}\nfrom carla_digr.simulator.server import main\nmain()"
+        command = [sys.executable, "-c", program, "--port", str(port), "--parent", str(os.getpid())]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
