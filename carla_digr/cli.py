@@ -415,6 +415,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
     """`view`: recordings on the web page."""
 
     def run(args: argparse.Namespace) -> None:
+        import gc
         from contextlib import closing, suppress
 
         from carla_digr.live.viewer.recorded import Recorded
@@ -422,11 +423,14 @@ def add_view(commands: argparse._SubParsersAction) -> None:
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         bags = [args.bag, *([args.other] if args.other else [])]
+        gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
         with (
             closing(Recorded(bags, args.camera)) as recorded,
             ViewerServer(args.host, args.port, recorded=recorded) as page,
             suppress(KeyboardInterrupt),
         ):
+            gc.freeze()
+            gc.enable()
             print(f"The page is at {page.url} (Ctrl-C ends it)", flush=True)
             signal.pause()
 
