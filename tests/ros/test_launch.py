@@ -30,6 +30,8 @@ live_support.workspace()
 from carla_digr.config import ENVIRONMENTS, load_config  # noqa: E402
 from carla_digr.errors import UserError  # noqa: E402
 from carla_digr.live import composition  # noqa: E402
+from carla_digr.live.drive_bag import read_drive  # noqa: E402
+from carla_digr.live.recording import open_bag  # noqa: E402
 from carla_digr.live.supervisor import command_line  # noqa: E402
 from carla_digr.training import STAGES  # noqa: E402
 
@@ -386,3 +388,21 @@ if shutil.which("ros2"):  # a ROS 2 installation: the same for real, besides the
         until("explainer was killed by SIGKILL, so everything ends")
         drive.communicate(timeout=live_support.LIMIT)
         assert drive.returncode == 1
+
+    def test_ros2_launch_records_a_drive_and_replays_it(ros2_launch, tmp_path):
+        port, page = live_support.free_port(), live_support.free_port()
+        rviz = shutil.which("rviz2") is not None
+        arguments = [f"port:={port}", f"viewer_port:={page}", f"record:={tmp_path}", *(["rviz:=false"] if rviz else [])]
+        drive = ros2_launch("live", *arguments)
+        heard = iter(drive.stdout.readline, "")
+        assert rviz or any("RViz is not installed" in line for line in heard)
+        assert any("The policy drives" in line for line in heard)
+        live_support.until(lambda: any(file.stat().st_size > 2_000_000 for file in tmp_path.glob("*/*.mcap")))
+        drive.send_signal(signal.SIGINT)
+        drive.communicate(timeout=live_support.LIMIT)
+        (bag,) = tmp_path.iterdir()
+        with open_bag(bag) as opened:
+            assert len(read_drive(opened).frames) > 20
+        replay = ros2_launch("replay", f"bag:={bag}", f"viewer_port:={page}", "rate:=4.0", "rviz:=false")
+        said, _ = replay.communicate(timeout=live_support.LIMIT)
+        assert replay.returncode == 0, said
