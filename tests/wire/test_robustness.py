@@ -269,7 +269,7 @@ def test_a_client_that_stops_reading_is_dropped_and_blocks_nobody(simulator):
 
 
 def test_a_client_that_reads_drop_by_drop_holds_the_others_only_for_a_while(simulator):
-    with Session.connect("127.0.0.1", simulator.port, 20.0) as session:
+    with Session.connect("127.0.0.1", simulator.port, 60.0) as session:
         camera = session.spawn(
             session.blueprint("sensor.camera.rgb", image_size_x=2048, image_size_y=2048),
             carla.Transform(carla.Location(0.0, 5.0, 4.0)),
