@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,9 +105,11 @@ class Recorder:
             self.problem = ""
 
     def close(self) -> None:
-        """Finish the bag; if that fails, ``problem`` says so."""
+        """Finish the bag, or remove it if there is nothing in it; if that fails, ``problem`` says so."""
         try:
             self._bag.close(self.facts)
+            if not self.messages:  # the drive was ended before its first frame
+                shutil.rmtree(self.path)
         except OSError as error:
             self.problem = (
                 f"Cannot finish the recording {self.path}: {reason(error)}; make room and run "

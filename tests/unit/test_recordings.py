@@ -17,7 +17,7 @@ from carla_digr.cli import main as command
 from carla_digr.errors import UserError
 from carla_digr.live import drive_bag
 from carla_digr.live.recorder import Timeline
-from carla_digr.live.recording import FACTS_TOPIC, open_bag
+from carla_digr.live.recording import FACTS_TOPIC, BagWriter, open_bag
 from carla_digr.live.repair import repair
 
 FRAMES, SIZE = 50, 8
@@ -59,6 +59,14 @@ def test_a_recording_says_who_drove_and_has_every_message_with_its_time(bag, con
         assert frame.stamp == frame.camera == frame.saliency == frame.number * drive_bags.PERIOD
         assert frame.policy.value == frame.number and frame.fallback is None
         assert frame.odometry.twist.twist.linear.x == 20.0
+
+
+def test_a_drive_that_ends_before_its_first_frame_leaves_no_recording(tmp_path):
+    drive = drive_bags.DriveRecorder(tmp_path / "drive")
+    message = drive_bags.blank(drive_bags.STORE, drive_bags.TYPES[drive_bags.DIAGNOSTICS])
+    drive.add(drive_bags.DIAGNOSTICS, message, None)
+    drive.close()
+    assert not [*tmp_path.iterdir()]
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -242,7 +250,7 @@ def spoil(path, how):
         metadata.write_text(text[:200] + "\n{[")
         return bag, "is unfinished or damaged: Could not load YAML"
     assert how == "no messages"
-    drive_bags.DriveRecorder(path / "empty").close()
+    BagWriter(path / "empty", list(drive_bags.CHANNELS.values())).close()
     return path / "empty", "is empty: there are no messages"
 
 
