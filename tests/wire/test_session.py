@@ -121,8 +121,50 @@ def test_somebody_elses_ticks_are_noticed(session, shared_simulator):
 
 # ------------------------------------------------------------------------------------------------ leaving again
 
+NOTING = """
+    import sys
+    from carla_digr.simulator.server import Server
 
-def test_only_own_actors_go_and_the_settings_come_back(simulator):
+    dispatch = Server._dispatch
+
+    def note(server, connection, request):
+        actors, arguments = server._episode.actors, request.arguments
+        match request.method:
+            case "destroy_actor" if arguments[0] in actors:
+                print("destroy", actors[arguments[0]].description.id, file=sys.stderr)
+            case "apply_batch":
+                for kind in sorted({command[0][0] for command in arguments[0]}):
+                    print({0: "spawn batch", 1: "destroy batch"}.get(kind, "other batch"), file=sys.stderr)
+            case "set_episode_settings":
+                print("synchronous" if arguments[0][0] else "asynchronous", file=sys.stderr)
+            case "tick_cue" | "destroy_traffic_manager":
+                print(request.method, file=sys.stderr)
+        dispatch(server, connection, request)
+
+    Server._dispatch = note
+"""
+
+
+@pytest.fixture
+def noting():
+    """A simulator that notes who is destroyed, ticks and settings, and gives the notes when it is stopped."""
+    started = Simulator(altered=NOTING)
+    yield started
+    started.stop()
+
+
+IN_ORDER = [
+    "destroy controller.traffic.highway",
+    "destroy sensor.camera.rgb",
+    "destroy sensor.other.collision",
+    "destroy vehicle.tesla.model3",
+    "asynchronous",
+]
+"""Traffic, then what has a stream, then what carries it; the clock runs again when all are gone."""
+
+
+def test_only_own_actors_go_and_the_settings_come_back(noting):
+    simulator = noting
     other = carla.Client("127.0.0.1", simulator.port)
     other.set_timeout(10.0)
     world = other.get_world()
@@ -144,6 +186,7 @@ def test_only_own_actors_go_and_the_settings_come_back(simulator):
     assert actors == ["spectator", "vehicle.audi.a2"]
     assert foreign.is_alive
     assert (world.get_settings().max_substeps, world.get_settings().fixed_delta_seconds) == (9, 0.1)
+    assert [line for line in noting.stop().splitlines() if line != "tick_cue"][-5:] == IN_ORDER
 
 
 DRIVE = """
@@ -158,24 +201,62 @@ DRIVE = """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_the_world_as_it_was(simulator, number):
-    client = run_client(DRIVE, simulator)
+def test_a_signal_leaves_the_world_as_it_was(noting, number):
+    client = run_client(DRIVE, noting)
     assert client.stdout.readline() == "here\n"
     client.send_signal(number)
     client.communicate(timeout=60)
     assert client.returncode != 0
+    assert look(noting.port) == (False, ["spectator"])
+    assert [line for line in noting.stop().splitlines() if line != "tick_cue"][-5:] == IN_ORDER
+
+
+def test_a_signal_in_the_middle_of_tidying_up_does_not_keep_the_rest(shared_simulator):
+    program = """
+        import signal
+        import carla
+        from carla_digr.driving.session import Session
+        with Session.connect("127.0.0.1", PORT) as session:
+            session.spawn(session.blueprint("sensor.camera.rgb"), carla.Transform())
+            session.before_close(lambda: signal.raise_signal(signal.SIGINT))
+    """
+    client = run_client(program, shared_simulator)
+    assert "KeyboardInterrupt" in client.communicate(timeout=60)[1]
+    assert client.returncode == -signal.SIGINT
+    assert look(shared_simulator.port) == (False, ["spectator"])
+
+
+def test_what_fails_while_tidying_up_does_not_keep_the_rest(shared_simulator):
+    def fail() -> None:
+        raise UserError("somebody else ticks too")
+
+    with Session.connect("127.0.0.1", shared_simulator.port) as session:
+        session.spawn(session.blueprint("sensor.camera.rgb"), carla.Transform())
+        session.before_close(fail)
+    assert look(shared_simulator.port) == (False, ["spectator"])
+
+
+def test_nothing_is_left_on_a_server_that_hung_while_it_was_left(simulator):
+    session = Session.connect("127.0.0.1", simulator.port)
+    session.spawn(session.blueprint("sensor.camera.rgb"), carla.Transform())
+    session.before_close(lambda: simulator.process.send_signal(signal.SIGSTOP))
+    session.close()
+    assert session.gone
+    simulator.process.send_signal(signal.SIGCONT)
+    session.close()
     assert look(simulator.port) == (False, ["spectator"])
 
 
-def test_an_interpreter_that_ends_without_closing_leaves_the_world_as_it_was(simulator):
+def test_an_interpreter_that_ends_without_closing_leaves_the_world_as_it_was(noting):
     program = """
         from carla_digr.driving.scenario import Scenario
         drive = Scenario.connect("embedded", "127.0.0.1", PORT, vehicles=5)
         drive.reset(1)
     """
-    _, errors = run_client(program, simulator).communicate(timeout=60)
+    _, errors = run_client(program, noting).communicate(timeout=60)
     assert "Traceback" not in errors
-    assert look(simulator.port) == (False, ["spectator"])
+    assert look(noting.port) == (False, ["spectator"])
+    assert [line for line in noting.stop().splitlines() if line != "tick_cue"][-5:] == IN_ORDER
 
 
 def test_what_a_killed_session_left_is_removed_by_the_next_one(simulator):
@@ -390,7 +471,7 @@ def test_a_crash_is_reported_once_and_not_carried_into_the_next_episode(shared_s
         assert drive.step(CRUISE).collision is None
 
 
-def test_the_traffic_manager_drives_where_the_simulator_does_not(simulator):
+def test_the_traffic_manager_drives_where_the_simulator_does_not(noting):
     program = """
         from carla_digr.driving.scenario import Scenario
         from carla_digr.driving.control import command
@@ -403,7 +484,7 @@ def test_the_traffic_manager_drives_where_the_simulator_does_not(simulator):
                 vehicles = world.get_actors().filter("vehicle.*")
                 print(len(vehicles), sum(v.get_velocity().length() > 3.0 for v in vehicles), flush=True)
     """
-    client = run_client(program, simulator)
+    client = run_client(program, noting)
     said, errors = client.communicate(timeout=120)
     assert client.returncode == 0, errors
     for line in said.splitlines():
@@ -411,4 +492,6 @@ def test_the_traffic_manager_drives_where_the_simulator_does_not(simulator):
         assert vehicles == 13
         assert moving >= 10
     assert len(said.splitlines()) == 2
-    assert look(simulator.port) == (False, ["spectator"])
+    assert look(noting.port) == (False, ["spectator"])
+    end = ["destroy batch", "tick_cue", "destroy_traffic_manager", *IN_ORDER[1:]]
+    assert noting.stop().splitlines()[-len(end) :] == end
