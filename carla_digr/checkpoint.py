@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import subprocess
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic
 
+REPLACING_SECONDS = 1.0  # longest that a training which goes on takes between replacing weights and card
 WEIGHTS_DIRECTORY = Path(__file__).parent / "weights"  # of the checkpoints that ship
 
 
@@ -70,14 +72,20 @@ def load(path: str | os.PathLike[str], task: str | None = None) -> tuple[ActorCr
         UserError: weights or card are missing, damaged, do not belong together, or are of another task.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"Cannot read the policy weights {path}: {error.strerror}.") from error
-    card = _read_card(path.with_suffix(".json"))
+    give_up = time.monotonic() + REPLACING_SECONDS
+    while True:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"Cannot read the policy weights {path}: {error.strerror}.") from error
+        card = _read_card(path.with_suffix(".json"))
+        belong = hashlib.sha256(data).hexdigest() == card["weights_sha256"]
+        if belong or time.monotonic() > give_up:
+            break
+        time.sleep(0.01)
     if task is not None and card["task"] != task:
         raise UserError(f"{path} is a policy for the task {card['task']}; this needs one for {task}.")
-    if hashlib.sha256(data).hexdigest() != card["weights_sha256"]:
+    if not belong:
         raise UserError(
             f"{path} is damaged or does not belong to its card {path.with_suffix('.json').name} "
             f"(its SHA-256 differs); copy or train it again."

@@ -142,7 +142,8 @@ def test_a_cancelled_stage_ends_and_the_same_goal_resumes_it(start, client, conf
     # a second goal for the same directory is refused, one for another stage runs beside the first
     status, result = client.send("train_teacher", config=config(ENDLESS), out=str(out)).result()
     assert status == GoalStatus.STATUS_ABORTED and "Another job is at work" in result.message
-    assert client.send("make_dataset", config=config(), out=str(out)).result()[0] == GoalStatus.STATUS_SUCCEEDED
+    status, result = client.send("make_dataset", config=config(), out=str(out)).result()
+    assert status == GoalStatus.STATUS_SUCCEEDED, result.message
     assert alive(stage)
 
     goal.handle.cancel_goal_async()

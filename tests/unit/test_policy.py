@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 
 import pytest
 import torch
@@ -116,3 +118,25 @@ def test_a_failed_save_keeps_the_old_checkpoint(saved, policy):
         checkpoint.save(saved, policy, {**CARD, "metrics": object()})
     assert saved.read_bytes() == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["policy.json", "policy.safetensors"]
+
+
+def test_a_checkpoint_is_read_while_a_training_replaces_it(saved, policy):
+    over = threading.Event()
+
+    def replace():
+        for steps in itertools.count(2):
+            with torch.no_grad():
+                policy.trunk.bias[0] = steps
+            checkpoint.save(saved, policy, {**CARD, "steps": steps})
+            if over.is_set():
+                return
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(60):
+            loaded, card = checkpoint.load(saved)
+            assert card["steps"] == 1 or loaded.trunk.bias[0] == card["steps"]
+    finally:
+        over.set()
+        writer.join()
