@@ -214,11 +214,11 @@ class Session:
     def destroy(self, actor: carla.Actor) -> None:
         """Destroy an actor made by :meth:`spawn`, if nobody else has. Raises SimulatorGone."""
         try:
-            if actor.is_alive:
-                if isinstance(actor, carla.Sensor) and actor.is_listening():
-                    actor.stop()
-                if not actor.destroy():  # refused, or without an answer
-                    self.client.get_server_version()
+            if isinstance(actor, carla.Sensor) and actor.is_listening():
+                actor.stop()
+            # Not asked for is_alive before: until the first tick the library reads it from uninitialised memory.
+            if not actor.destroy():  # somebody else has, or there was no answer
+                self.client.get_server_version()
         except RuntimeError as error:
             raise self.lost(describe(error)) from None
         self._actors.remove(actor)

@@ -211,7 +211,7 @@ def test_a_signal_leaves_the_world_as_it_was(noting, number):
     assert [line for line in noting.stop().splitlines() if line != "tick_cue"][-5:] == IN_ORDER
 
 
-def test_a_signal_in_the_middle_of_tidying_up_does_not_keep_the_rest(shared_simulator):
+def test_a_signal_in_the_middle_of_tidying_up_does_not_keep_the_rest(noting):
     program = """
         import signal
         import carla
@@ -220,10 +220,11 @@ def test_a_signal_in_the_middle_of_tidying_up_does_not_keep_the_rest(shared_simu
             session.spawn(session.blueprint("sensor.camera.rgb"), carla.Transform())
             session.before_close(lambda: signal.raise_signal(signal.SIGINT))
     """
-    client = run_client(program, shared_simulator)
+    client = run_client(program, noting)
     assert "KeyboardInterrupt" in client.communicate(timeout=60)[1]
     assert client.returncode == -signal.SIGINT
-    assert look(shared_simulator.port) == (False, ["spectator"])
+    seen, notes = look(noting.port), noting.stop().splitlines()
+    assert (seen, notes[-2:]) == ((False, ["spectator"]), ["destroy sensor.camera.rgb", "asynchronous"]), notes
 
 
 def test_what_fails_while_tidying_up_does_not_keep_the_rest(shared_simulator):
