@@ -29,7 +29,7 @@ DRIVE = """
         hits = []
         for vehicle in vehicles:
             sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), vehicle)
-            sensor.listen(lambda event: hits.append((event.frame, event.actor.id, event.other_actor.type_id)))
+            session.listen(sensor, lambda e: hits.append((e.frame, e.actor.id, e.other_actor.type_id)))
             vehicle.set_autopilot(True, manager.get_port())
         distance = dict.fromkeys((v.id for v in vehicles), 0.0)
         offsets = [math.inf, -math.inf]
