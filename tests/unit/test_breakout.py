@@ -6,8 +6,10 @@ import ale_py
 import gymnasium
 import numpy as np
 
+from carla_digr import checkpoint
 from carla_digr.config import BreakoutConfig
-from carla_digr.tasks.breakout import FIRE, LEFT, NOOP, OBSERVATION_SHAPE, RIGHT, BreakoutVecEnv
+from carla_digr.tasks.breakout import FIRE, LEFT, NOOP, OBSERVATION_SHAPE, RIGHT, Breakout, BreakoutVecEnv
+from carla_digr.training.rollout import load_policy, run_episodes, sampled
 
 CONFIG = BreakoutConfig()
 
@@ -180,3 +182,13 @@ def test_observations_are_of_the_declared_form():
     observations = env.reset()
     assert observations.shape == (2, *OBSERVATION_SHAPE) and observations.dtype == np.uint8
     assert env.importance().shape == (2, 84, 84) and set(np.unique(env.importance())) == {0, 1}
+
+
+def test_the_weights_that_ship_belong_together_and_play():
+    task, cards = Breakout(CONFIG), {}
+    for role in ("teacher", "student"):
+        policy, cards[role] = load_policy(checkpoint.WEIGHTS_DIRECTORY / f"breakout_{role}.safetensors", task)
+        act = sampled(policy, np.random.default_rng(0))
+        games = run_episodes(task.make_vec_env(8, seed=4_000_003), act, 8)
+        assert np.mean([game["score"] for game in games]) > 10  # random actions: 1.4
+    assert cards["student"]["teacher_sha256"] == cards["teacher"]["weights_sha256"]

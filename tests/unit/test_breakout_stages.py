@@ -93,5 +93,5 @@ def test_truth_of_maps_that_mark_the_ball_the_paddle_or_beside_them():
 def test_the_configuration_that_ships_is_the_papers_but_for_what_it_says():
     config = load_config("configs/breakout.yaml")
     assert config.teacher.environments * config.teacher.rollout_steps % config.teacher.minibatch_size == 0
-    assert config.saliency_dataset.maps == 10_000 and config.saliency_dataset.radius == 8
+    assert config.saliency_dataset.maps == 10_000
     assert config.saliency_dataset.threshold == 0.1 and config.teacher.gamma == 0.99
