@@ -25,6 +25,7 @@ AT_ONCE = 8  # frames that are read together, for a chunk holds several
 KEPT = 400  # frames of a side whose pictures stay in memory, 20 s
 COARSE = 32  # maps are compared at 32 x 32
 LOW = 0.05  # the share of frames with the lowest agreement that count as events
+EQUAL = 0.99  # of maps that agree like this none counts: they are the same but for rounding
 
 
 class Side:
@@ -203,7 +204,7 @@ def _events(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return dict(enumerate(names)).get(decision["action"], "") if decision and names else ""
 
     agreements = np.array([row["agreement"] for row in rows])
-    low = np.nanquantile(agreements, LOW) if np.isfinite(agreements).any() else -np.inf
+    low = min(np.nanquantile(agreements, LOW), EQUAL) if np.isfinite(agreements).any() else -np.inf
     kinds: dict[str, Callable[[dict[str, Any]], bool]] = {
         "collision": lambda row: "collision" in row["decisions"][0].get("events", []),
         "off the road": lambda row: "off the road" in row["decisions"][0].get("events", []),
