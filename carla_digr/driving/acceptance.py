@@ -135,9 +135,8 @@ def _camera(visit: _Visit) -> tuple[bool, str]:
         ego = snapshot.find(visit.ego.id)
         if ego is None:
             raise UserError("somebody destroyed the ego")
-        spot = ego.get_transform().transform(
-            carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"])
-        )  # changes what it is given
+        mount = carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"])  # made anew: transform() changes what it is given
+        spot = ego.get_transform().transform(mount)
         away = max(away, picture.transform.location.distance(spot))
     pixels = np.frombuffer(picture.raw_data, np.uint8).reshape(picture.height, picture.width, 4)[..., :3]
     contrast = float(pixels.std())

@@ -56,7 +56,7 @@ class Scenario:
         self._contacts: deque[tuple[int, str]] = deque(maxlen=100)
         # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
         contact_sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), self._ego)
-        contacts = self._contacts
+        contacts = self._contacts  # alone: the library's thread must not keep the drive itself
         session.listen(contact_sensor, lambda event: contacts.append((event.frame, event.other_actor.type_id)))
         place = carla.Transform(
             carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),

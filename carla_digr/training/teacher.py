@@ -70,7 +70,7 @@ def train_teacher(config: Config, out: Path) -> None:
             check_same_job(state_path, saved[1]["config"], _sections(config))
         env = VecMonitor(task.make_vec_env(settings.environments, config.seed, evaluation=False))
         try:
-            algorithm = _make_ppo(config, env)
+            algorithm = make_ppo(config, env)
             if saved:
                 _restore(algorithm, env, *saved)
             elif settings.start is not None:
@@ -131,7 +131,8 @@ class SB3Policy(ActorCriticPolicy):
         return self._distribution_and_value(obs)[0]
 
 
-def _make_ppo(config: Config, env: VecEnv) -> PPO:
+def make_ppo(config: Config, env: VecEnv) -> PPO:
+    """stable-baselines3's PPO with a configuration's settings, Table 2 of the paper's, and our network."""
     settings = config.teacher
     start, end = settings.learning_rate, settings.learning_rate_end
     return PPO(

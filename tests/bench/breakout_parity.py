@@ -32,7 +32,7 @@ from carla_digr.tasks.breakout import STACK
 from carla_digr.training import prepare_process
 from carla_digr.training.figures import png
 from carla_digr.training.progress import Progress
-from carla_digr.training.teacher import _make_ppo
+from carla_digr.training.teacher import make_ppo
 
 KINDS = {"own": "carla_digr", "sb3": "stable-baselines3's make_atari_env"}
 EVERY = 50_000  # steps between the table's columns
@@ -81,7 +81,7 @@ def run(kind: str, seed: int, steps: int, path: Path) -> None:
     config = replace(load_config("configs/breakout.yaml"), seed=seed)
     curve = Curve(kind, steps)
     with curve.progress:  # the learning rate falls as in the whole training, of which this is the beginning
-        _make_ppo(config, make_env(kind, config)).learn(config.teacher.total_steps, callback=curve)
+        make_ppo(config, make_env(kind, config)).learn(config.teacher.total_steps, callback=curve)
     with atomic_write(path) as file:
         file.write("".join(f"{a},{b}\n" for a, b in [("steps", "score"), *curve.rows]).encode())
 

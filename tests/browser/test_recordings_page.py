@@ -161,6 +161,11 @@ def test_events_are_jumped_to(visit, both):
     wait_for_frame(page, 20)
 
 
+def test_equal_maps_are_no_low_agreement(bags):
+    with closing(Recorded([bags[0], bags[0]])) as recorded:
+        assert {event["kind"] for event in recorded.description()["events"]} == {"brake", "collision"}
+
+
 def test_two_recordings_stand_side_by_side(visit, both):
     page = visit(both)
     page.get_by_label("Frame of the recording").fill("9")

@@ -467,42 +467,6 @@ def test_several_cameras_of_any_size_and_mounting_agree(session):
     assert (pixels(mounted.take(frame)) == before).all()
 
 
-def test_sensor_tick_thins_the_pictures(session):
-    _, pictures = spawn_camera(
-        session, None, carla.Transform(carla.Location(0, 5, 4)), image_size_x=32, image_size_y=32, sensor_tick=0.2
-    )
-    frames = [session.tick().frame for _ in range(12)]
-    got = [frame for frame in frames if frame in {frames[0], frames[4], frames[8]}]
-    assert [pictures.take(frame).frame for frame in got] == got
-
-
-def test_collisions_name_the_other_and_carry_an_impulse(session):
-    ego = spawn_ego(session, 0)
-    ahead = carla.Transform(carla.Location(20.0, 3.8, 0.5))
-    truck = session.spawn(session.blueprint("vehicle.carlamotors.european_hgv"), ahead)
-    sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), ego)
-    events: queue.SimpleQueue = queue.SimpleQueue()
-    session.listen(sensor, events.put)
-    ego.set_target_velocity(carla.Vector3D(20.0, 0.0, 0.0))
-    for _ in range(15):
-        session.tick()
-    event = events.get(timeout=10)
-    assert (event.actor.id, event.other_actor.id) == (ego.id, truck.id)
-    assert event.other_actor.type_id == truck.type_id
-    assert abs(event.normal_impulse.x) > 1000.0
-    ego.set_transform(carla.Transform(carla.Location(-60.0, 2.0, 0.5), carla.Rotation(yaw=-20)))
-    session.tick()
-    while not events.empty():
-        events.get()
-    ego.apply_control(carla.VehicleControl(throttle=1.0))
-    names = set()
-    for _ in range(60):
-        session.tick()
-        while not events.empty():
-            names.add(events.get().other_actor.type_id)
-    assert names == {"static.barrier"}
-
-
 # --------------------------------------------------------------------------------------------- several clients
 
 

@@ -61,7 +61,9 @@ SILENCE = 60.0  # s in which a living drive gets 100 ticks on
 def test_twenty_vehicles_of_the_traffic_manager_drive_for_minutes(simulator, long):
     seconds = 600.0 if long else 60.0
     program = DRIVE.replace("TICKS", str(round(seconds / 0.05))).replace("TM_PORT", str(simulator.port + 5))
-    seen = json.loads(next(filter(None, (last_words(program, simulator) for _ in range(3)))))
+    said = next(filter(None, (last_words(program, simulator) for _ in range(3))), None)
+    assert said is not None, "three drives fell silent"
+    seen = json.loads(said)
     assert seen["alive"] == 20
     assert not seen["hits"]
     assert MEDIAN_HALF_WIDTH < seen["offsets"][0] < seen["offsets"][1] < ROAD_EDGE
@@ -88,5 +90,6 @@ def last_words(program: str, simulator: Simulator) -> str | None:
         return None
     finally:
         reader.join()
-    assert client.wait() == 0, client.stderr.read()
+        status, errors = client.wait(), client.stderr.read()
+    assert status == 0, errors
     return said
