@@ -18,7 +18,8 @@ PARAMETERS_FILE = "configs/live.yaml"  # in the package's share directory
 PAGE_IS_AT = "The page is at "  # how the viewer says that its page answers
 # The first start compiles the embedded highway; a CARLA server is there or it is not.
 START_SECONDS = {"embedded": 120.0, "carla": 0.0}
-# The carla client aborts its process when a server hangs or dies while the client's Traffic Manager runs.
+# The carla client aborts its process when a server hangs or dies while the client's Traffic Manager runs; the bridge
+# does so itself when a call of the client never ends.
 BRIDGE_RESPAWNS = 3
 RESPAWN_SECONDS = 60.0  # that the server has then to be back
 

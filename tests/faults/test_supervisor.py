@@ -169,6 +169,44 @@ def test_a_bridge_that_the_carla_client_aborts_is_started_again_and_drives_on(li
     assert drive.leaves_nothing()
 
 
+ENDLESS = """
+import sys
+
+if any("/carla_bridge" in word for word in sys.orig_argv):
+    import itertools, pathlib, threading
+    from carla_digr.driving.scenario import Scenario
+    from carla_digr_ros import carla_bridge
+
+    carla_bridge.ENDLESS_SECONDS = 5.0
+    step, steps, once = Scenario.step, itertools.count(), pathlib.Path(__file__).with_name("once")
+
+    def step_or_wait(drive, command):
+        if next(steps) == 60 and not once.exists():
+            once.touch()
+            threading.Event().wait()
+        return step(drive, command)
+
+    Scenario.step = step_or_wait
+"""
+
+
+def test_a_bridge_in_a_call_that_never_ends_is_started_again_and_drives_on(live, tmp_path, monkeypatch):
+    """As where the client's Traffic Manager has lost a wake-up."""
+    (tmp_path / "sitecustomize.py").write_text(ENDLESS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    drive = live()
+    drive.until_driving()
+    first = drive.pid("carla_bridge")
+    live_support.until(lambda: first not in drive.processes())
+    drive.until_frames()
+    assert drive.pid("carla_bridge") != first
+    drive.popen.send_signal(signal.SIGINT)
+    assert drive.wait() == 0
+    assert "The carla client never ends a call" in drive.errors
+    assert "carla_bridge was killed by SIGABRT" in drive.errors and "starting it again" in drive.errors
+    assert drive.leaves_nothing()
+
+
 def test_a_process_that_dies_again_and_again_ends_the_drive(tmp_path, capfd):
     (tmp_path / "dies.py").write_text("import os; os.kill(os.getpid(), 6)")
     watched = supervisor.Supervisor({**os.environ, "PYTHONPATH": str(tmp_path)}, supervisor.Stop())

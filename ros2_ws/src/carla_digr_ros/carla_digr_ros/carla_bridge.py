@@ -7,6 +7,7 @@ loop runs as fast as decisions come. Either way decision k acts on tick k+1, so 
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
 
 CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
+ENDLESS_SECONDS = 60.0  # after which a call, each of whose steps ends after CALL_SECONDS, will never end
 LOCKSTEP_SECONDS = 20.0  # longest wait for a decision in lockstep
 HELD_FRAMES = 20  # from the end of an episode to the start of the next one
 NEWCOMER_SECONDS = 5.0  # of driving in which a bridge leaves the road to another one; discovery may take 3 s
@@ -195,7 +197,8 @@ class CarlaBridge(ManagedNode):
         """The answer of a call to the simulator; callbacks go on when it takes long.
 
         With ``watch`` the car's own next frame is waited for: a warning after WARN_PERIODS, the brake after
-        BRAKE_PERIODS.
+        BRAKE_PERIODS. A call that never ends, as where the client's Traffic Manager has lost a wake-up, ends this
+        process with an abort: nothing else ends the library's wait, and who runs this node starts it again.
         """
         start = time.monotonic()
         answer = self._calls.submit(call)
@@ -208,6 +211,9 @@ class CarlaBridge(ManagedNode):
                 if brake:
                     self._rule(self._watchdog.fail(lateness))
                 self._reporter.report()
+            if time.monotonic() - start > ENDLESS_SECONDS:
+                self.get_logger().fatal("The carla client never ends a call: this process ends, to be started again")
+                os.abort()
             executor.spin_once(timeout_sec=PERIOD)
         if watch:
             self._waiting = ""
