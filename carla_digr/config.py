@@ -53,6 +53,9 @@ class DrivingConfig:
     closing_penalty: float = setting(0.03, minimum=0)  # times how far inside 4 s to a collision
     alongside_penalty: float = setting(0.03, minimum=0)  # times the lateral overlap with a vehicle alongside
     edge_penalty: float = setting(0.03, minimum=0)  # times the nearness to the edge of the lanes
+    edge_horizon: float = setting(
+        0.0, minimum=0
+    )  # s for which the drift towards an edge is carried on in that nearness
     offset_penalty: float = setting(0.008, minimum=0)  # per square metre off the lane's centre
 
 

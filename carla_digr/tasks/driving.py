@@ -22,6 +22,9 @@ in process; over CARLA's protocol the reward is progress and the terminal -1.
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +54,7 @@ from carla_digr.driving.control import (
     start_index,
 )
 from carla_digr.simulator.planner import Planner
-from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road
+from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, project_to
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.simulator.vehicle import KINDS, MAX_BRAKING
 from carla_digr.simulator.world import Camera, World
@@ -186,7 +189,9 @@ class InProcessDrive:
         """Reward of the last ``seconds`` if nothing ended in them."""
         ego = self.world.vehicle(self.ego)
         closing, alongside = hazards(self.world.vehicles, self.world.index(self.ego), self.road.length)
-        return reward(config, seconds, ego["speed"], ego["d"], closing, alongside)
+        heading = project_to(self.road.pieces, ego["x"], ego["y"])[2]
+        drift = float(ego["speed"] * math.sin(ego["yaw"] - heading))
+        return reward(config, seconds, ego["speed"], ego["d"], drift, closing, alongside)
 
     def restore(self, state: dict[str, Any], ego: int) -> None:
         """Continue from ``World.get_state`` with the ego of this id."""
@@ -227,10 +232,16 @@ def hazards(vehicles, ego, ring):
     return closing, alongside
 
 
-def reward(config: DrivingConfig, seconds: float, speed: float, d: float, closing: float, alongside: float) -> float:
-    """Reward of ``seconds`` of driving without an end, from the state at their end; see the module's docstring."""
+def reward(
+    config: DrivingConfig, seconds: float, speed: float, d: float, drift: float, closing: float, alongside: float
+) -> float:
+    """Reward of ``seconds`` of driving without an end, from the state at their end; see the module's docstring.
+
+    ``speed`` in m/s, ``d`` across the road in m, ``drift`` the change of ``d`` in m/s.
+    """
     offset = (d - MEDIAN_HALF_WIDTH) % LANE_WIDTH - 0.5 * LANE_WIDTH
-    to_edge = min(d - MEDIAN_HALF_WIDTH, ROAD_EDGE - d)
+    foreseen = d + drift * config.edge_horizon
+    to_edge = min(min(d, foreseen) - MEDIAN_HALF_WIDTH, ROAD_EDGE - max(d, foreseen))
     edge = min(max((1.4 - to_edge) / 1.4, 0.0), 1.0)
     value = config.progress_reward * speed / CRUISE_SPEED - config.closing_penalty * closing
     value -= config.alongside_penalty * alongside + config.edge_penalty * edge + config.offset_penalty * offset**2
@@ -315,7 +326,10 @@ class Episode:
 
 
 class DrivingVecEnv(VecEnv):
-    """N highways in one process; see Task.make_vec_env.
+    """N highways in one process, stepped by as many threads as it has cores; see Task.make_vec_env.
+
+    The simulator's compiled code runs without Python's lock, and no highway knows of another: the number of threads
+    changes nothing but the time.
 
     Args:
         environments: N.
@@ -335,6 +349,9 @@ class DrivingVecEnv(VecEnv):
         self.episodes = [Episode(config, road, ticks) for _ in range(environments)]
         self.started = np.zeros(environments, np.int64)
         self.observations = np.zeros((environments, *OBSERVATION_SHAPE), np.uint8)
+        threads = min(environments, usable_cores())
+        self._shares = [range(k, environments, threads) for k in range(threads)]
+        self._threads = ThreadPoolExecutor(threads, "highway") if threads > 1 else None
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new episode everywhere; uint8 (N, 3, 128, 128)."""
@@ -356,18 +373,24 @@ class DrivingVecEnv(VecEnv):
         rewards = np.zeros(self.num_envs, np.float32)
         dones = np.zeros(self.num_envs, bool)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for i, episode in enumerate(self.episodes):
-            frame, rewards[i], terminated, truncated = episode.step(int(self._actions[i]))
-            self.observations[i] = frame.image.transpose(2, 0, 1)
-            if terminated or truncated:
-                dones[i] = True
-                infos[i] = {
-                    "terminal_observation": self.observations[i].copy(),
-                    "TimeLimit.truncated": truncated,
-                    "is_success": not terminated,
-                    "metrics": episode.metrics(frame),
-                }
-                self._start_episode(i)
+
+        def advance(share: Iterable[int]) -> None:
+            for i in share:
+                episode = self.episodes[i]
+                frame, rewards[i], terminated, truncated = episode.step(int(self._actions[i]))
+                self.observations[i] = frame.image.transpose(2, 0, 1)
+                if terminated or truncated:
+                    dones[i] = True
+                    infos[i] = {
+                        "terminal_observation": self.observations[i].copy(),
+                        "TimeLimit.truncated": truncated,
+                        "is_success": not terminated,
+                        "metrics": episode.metrics(frame),
+                    }
+                    self._start_episode(i)
+
+        for _ in (self._threads.map if self._threads else map)(advance, self._shares):
+            pass  # what a thread raised is raised here
         return self.observations.copy(), rewards, dones, infos
 
     def classes(self) -> NDArray[np.int8]:
@@ -393,7 +416,9 @@ class DrivingVecEnv(VecEnv):
             episode.set_state({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
 
     def close(self) -> None:
-        """Nothing is held."""
+        """End the threads."""
+        if self._threads:
+            self._threads.shutdown()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The attribute of the batch, once per environment."""
@@ -410,6 +435,11 @@ class DrivingVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         """No environment is wrapped."""
         return [False for _ in self._get_indices(indices)]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def episode_seed(seed: int, environment: int, episode: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -22,7 +23,7 @@ from carla_digr.driving.control import (
     command,
     pedals,
 )
-from carla_digr.simulator.road import LANE_WIDTH, Road, lane_center
+from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, lane_center
 from carla_digr.simulator.vehicle import MAX_STEER, step_bicycle
 from carla_digr.simulator.world import World
 from carla_digr.tasks.driving import DrivingEnv, DrivingVecEnv, InProcessDrive, episode_seed, hazards, reward
@@ -186,11 +187,25 @@ def test_hazards_see_what_is_ahead_and_alongside_only():
 
 def test_the_reward_prefers_the_lane_centre_and_speed():
     centre = lane_center(2)
-    assert reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0) == pytest.approx(0.01)
-    assert reward(CONFIG, 0.1, 22.0, centre + 1.0, 0.0, 0.0) < reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0)
-    assert reward(CONFIG, 0.1, 10.0, centre, 0.0, 0.0) < reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0)
-    assert reward(CONFIG, 0.1, 22.0, centre, 0.5, 0.0) < 0.0
-    assert reward(CONFIG, 0.05, 22.0, centre, 0.0, 0.0) == pytest.approx(0.005)
+    assert reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0, 0.0) == pytest.approx(0.01)
+    assert reward(CONFIG, 0.1, 22.0, centre + 1.0, 0.0, 0.0, 0.0) < reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0, 0.0)
+    assert reward(CONFIG, 0.1, 10.0, centre, 0.0, 0.0, 0.0) < reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0, 0.0)
+    assert reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.5, 0.0) < 0.0
+    assert reward(CONFIG, 0.05, 22.0, centre, 0.0, 0.0, 0.0) == pytest.approx(0.005)
+
+
+@given(st.floats(0.0, 7.0), st.floats(0.0, 3.0), st.floats(0.1, 3.0))
+def test_a_foreseen_edge_costs_alike_on_both_sides_and_only_on_the_way_to_it(to_edge, outwards, horizon):
+    config = replace(CONFIG, edge_horizon=horizon, offset_penalty=0.0)
+
+    def at(d: float, drift: float) -> float:
+        return reward(config, 0.1, 22.0, d, drift, 0.0, 0.0)
+
+    left, right = MEDIAN_HALF_WIDTH + to_edge, ROAD_EDGE - to_edge
+    assert at(left, -outwards) == pytest.approx(at(right, outwards))
+    assert at(right, outwards) <= at(right, 0.0) == at(right, -min(outwards, 6.0 / horizon))
+    nearer = max(0.0, to_edge - outwards * horizon)
+    assert at(right, outwards) == pytest.approx(at(ROAD_EDGE - nearer, 0.0))
 
 
 def test_the_environment_keeps_gymnasiums_contract():
