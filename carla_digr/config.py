@@ -43,7 +43,7 @@ class RedFetchGreenConfig:
 
 @dataclass(frozen=True)
 class DrivingConfig:
-    """The highway drive; see carla_digr.tasks.driving for what the reward's terms are."""
+    """The highway drive; see carla_digr.tasks.highway_reward for what the reward's terms are."""
 
     vehicles: int = setting(64, minimum=0, maximum=160)  # on the ring's own carriageway: 7 within 150 m
     episode_seconds: float = setting(50.0, minimum=1)
@@ -53,9 +53,7 @@ class DrivingConfig:
     closing_penalty: float = setting(0.03, minimum=0)  # times how far inside 4 s to a collision
     alongside_penalty: float = setting(0.03, minimum=0)  # times the lateral overlap with a vehicle alongside
     edge_penalty: float = setting(0.03, minimum=0)  # times the nearness to the edge of the lanes
-    edge_horizon: float = setting(
-        0.0, minimum=0
-    )  # s for which the drift towards an edge is carried on in that nearness
+    edge_horizon: float = setting(0.0, minimum=0)  # s ahead that the nearness to the edge is foreseen from the drift
     offset_penalty: float = setting(0.008, minimum=0)  # per square metre off the lane's centre
 
 

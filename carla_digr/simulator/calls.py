@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from carla_digr.simulator import blueprints, wire
+from carla_digr.simulator import blueprints, streaming, wire
 from carla_digr.simulator.episode import CallFailed, Entry, Episode, check_place
 from carla_digr.simulator.palette import PALETTES
 from carla_digr.simulator.road import MAP_NAME
@@ -278,7 +278,7 @@ def version(episode: Episode) -> str:
 @rpc
 def get_episode_info(episode: Episode) -> tuple[int, tuple[bytes]]:
     """Episode id and the token of the world state's stream."""
-    return episode.number, (wire.token(wire.WORLD_STREAM, episode.streaming_port),)
+    return episode.number, (streaming.token(streaming.WORLD_STREAM, episode.streaming_port),)
 
 
 @rpc

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from carla_digr.errors import UserError
-from carla_digr.simulator import blueprints, sensors, wire
+from carla_digr.simulator import blueprints, sensors, streaming, wire
 from carla_digr.simulator.road import SPEED_LIMIT
 from carla_digr.simulator.vehicle import DRAG, KINDS, MAX_ACCELERATION, MAX_BRAKING, MAX_STEER, ROLLING
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
@@ -84,7 +84,7 @@ class Episode:
         self.world.frame = frame
         self.weather = CLEAR_NOON
         self.actors: dict[int, Entry] = {}
-        self.streams: dict[int, int] = {wire.WORLD_STREAM: 0}
+        self.streams: dict[int, int] = {streaming.WORLD_STREAM: 0}
         """Stream id to actor id."""
         self.traffic_managers: dict[int, tuple[str, int]] = {}
         self.map_changed = True
@@ -127,7 +127,7 @@ class Episode:
                 entry.due = self.world.elapsed + entry.sensor_tick
                 for message in self._measure(entry):
                     yield entry.stream, message
-        yield wire.WORLD_STREAM, self.state()
+        yield streaming.WORLD_STREAM, self.state()
         self.map_changed = False
 
     def state(self) -> bytes:
@@ -135,8 +135,8 @@ class Episode:
         world = self.world
         vehicles = world.vehicles
         others = [e for e in self.actors.values() if e.kind < 0]
-        records = np.zeros(len(vehicles) + len(others), wire.ACTOR_STATE)
-        records["state"] = wire.ACTIVE
+        records = np.zeros(len(vehicles) + len(others), streaming.ACTOR_STATE)
+        records["state"] = streaming.ACTIVE
         cars = records[: len(vehicles)]
         cars["id"] = vehicles["id"]
         cars["location"][:, 0] = vehicles["x"]
@@ -151,11 +151,11 @@ class Episode:
             cars[name] = vehicles[name]
         cars["gear"] = np.where(vehicles["reverse"], -1, 1)
         cars["speed_limit"] = SPEED_LIMIT
-        cars["traffic_light_state"] = wire.GREEN_LIGHT
+        cars["traffic_light_state"] = streaming.GREEN_LIGHT
         for record, entry in zip(records[len(vehicles) :], others, strict=True):
             place = self.place(entry)
             record["id"], record["location"], record["rotation"] = entry.id, place.location, place.rotation
-        return wire.world_state(
+        return streaming.world_state(
             world.frame, world.elapsed, self.number, time.time(), self.delta, records, self.map_changed
         )
 
@@ -166,22 +166,22 @@ class Episode:
             if not self.settings.no_rendering:
                 kind, draw = sensors.PICTURES[entry.description.id]
                 picture = draw(world, entry.camera)
-                yield wire.image(kind, *when, self.place(entry), entry.camera.fov, picture)
+                yield streaming.image(kind, *when, self.place(entry), entry.camera.fov, picture)
             return
         if entry.noise is not None:
             if entry.description.id == blueprints.IMU:
                 vehicle = world.vehicles[world.index(entry.parent)]
                 reading = sensors.inertial(vehicle, entry.transform.rotation, entry.noise)
-                yield wire.imu(*when, self.place(entry), reading)
+                yield streaming.imu(*when, self.place(entry), reading)
             else:
                 place = self.place(entry)
-                yield wire.gnss(*when, place, sensors.satellite(place.location, entry.noise))
+                yield streaming.gnss(*when, place, sensors.satellite(place.location, entry.noise))
             return
         for contact in world.collisions:
             if contact.id == entry.parent:
                 other = self.actors.get(contact.other)
                 struck = _static(contact.other_name) if other is None else self.actor(other)
-                yield wire.collision(
+                yield streaming.collision(
                     *when,
                     self.place(entry),
                     self.actor(self.actors[contact.id]),
@@ -249,7 +249,7 @@ class Episode:
         if entry.kind >= 0:
             kind = KINDS[entry.kind]
             box, tags = blueprints.bounding_box(kind, entry.id), blueprints.semantic_tags(kind)
-        token = wire.token(entry.stream, self.streaming_port) if entry.stream else b""
+        token = streaming.token(entry.stream, self.streaming_port) if entry.stream else b""
         return wire.Actor(entry.id, entry.parent, entry.description, box, tags, token)
 
     def entry(self, actor_id: int) -> Entry:
@@ -309,7 +309,7 @@ class Episode:
             del self.actors[entry.id]
             raise
         if description.id != blueprints.LANE_INVASION:  # that one is the client's own computation
-            entry.stream = entry.id + wire.WORLD_STREAM
+            entry.stream = entry.id + streaming.WORLD_STREAM
             self.streams[entry.stream] = entry.id
         return entry
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.simulator import wire
+from carla_digr.simulator import streaming, wire
 from carla_digr.simulator.blueprints import DEPTH, INSTANCE, LABELS, RGB, SEMANTIC
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import LATITUDE, LONGITUDE
@@ -84,10 +84,10 @@ def depth_picture(world: World, camera: Camera) -> NDArray[np.uint8]:
 
 
 PICTURES: dict[str, tuple[int, Callable[[World, Camera], NDArray[np.uint8]]]] = {
-    RGB: (wire.RGB_CAMERA, World.render),
-    SEMANTIC: (wire.SEMANTIC_CAMERA, semantic_picture),
-    INSTANCE: (wire.INSTANCE_CAMERA, instance_picture),
-    DEPTH: (wire.DEPTH_CAMERA, depth_picture),
+    RGB: (streaming.RGB_CAMERA, World.render),
+    SEMANTIC: (streaming.SEMANTIC_CAMERA, semantic_picture),
+    INSTANCE: (streaming.INSTANCE_CAMERA, instance_picture),
+    DEPTH: (streaming.DEPTH_CAMERA, depth_picture),
 }
 """Blueprint to index in the client's registry of sensors and how the picture is made."""
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from carla_digr.errors import UserError
-from carla_digr.simulator import add_server_options, wire
+from carla_digr.simulator import add_server_options, streaming, wire
 from carla_digr.simulator.calls import METHODS, answer, apply_batch
 from carla_digr.simulator.episode import CallFailed, Episode
 from carla_digr.simulator.road import MAP_NAME
@@ -264,7 +264,7 @@ class Server:
         match arguments:
             case [int(stream)] if stream in self._episode.streams:
                 self._announced.append((stream, connection, time.monotonic() + ANNOUNCED_LIMIT))
-                return wire.value((wire.token(stream, self.streaming_port),))
+                return wire.value((streaming.token(stream, self.streaming_port),))
         return wire.value_error(f"there is no stream {arguments!r:.40}")
 
     def _load(self, connection: RpcConnection, name: str, arguments: list[Any]) -> list[Any]:
@@ -345,9 +345,9 @@ class Server:
                 log.warning("a client was disconnected: %s", error)
                 self._close(connection)
         elif isinstance(connection, StreamConnection) and not connection.stream:
-            connection.incoming += data[: wire.SUBSCRIPTION.size - len(connection.incoming)]
-            if len(connection.incoming) == wire.SUBSCRIPTION.size:
-                self._subscribe(connection, wire.SUBSCRIPTION.unpack(connection.incoming)[0])
+            connection.incoming += data[: streaming.SUBSCRIPTION.size - len(connection.incoming)]
+            if len(connection.incoming) == streaming.SUBSCRIPTION.size:
+                self._subscribe(connection, streaming.SUBSCRIPTION.unpack(connection.incoming)[0])
 
     def _subscribe(self, connection: StreamConnection, stream: int) -> None:
         # An unknown stream is left open and silent until the time limit: closed at once, the client of a sensor that
@@ -360,7 +360,7 @@ class Server:
             if announced == stream:
                 del self._announced[i]
                 break
-        if stream == wire.WORLD_STREAM:
+        if stream == streaming.WORLD_STREAM:
             self._send(connection, self._episode.state())  # or a client of a halted world would see it empty
 
     def _send(self, connection: Connection, data: bytes) -> None:

@@ -14,9 +14,7 @@ braking. The observation is what a camera 9.5 m behind and 4.2 m above the ego s
 visible in it. An episode ends when the ego touches anything or its centre leaves the driving lanes, and is cut
 (truncated) after ``episode_seconds``.
 
-Reward of one decision: progress minus what makes a crash likely, all scaled so that a clean second is worth about 0.1,
-and -1 for the end by a crash or by leaving the lanes. The risk terms need the state of the traffic, so they exist only
-in process; over CARLA's protocol the reward is progress and the terminal -1.
+The reward is in highway_reward.py; over CARLA's protocol it is progress and the terminal -1.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from numba import njit
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -54,15 +51,15 @@ from carla_digr.driving.control import (
     start_index,
 )
 from carla_digr.simulator.planner import Planner
-from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, project_to
+from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, project_to
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.simulator.vehicle import KINDS, MAX_BRAKING
 from carla_digr.simulator.world import Camera, World
 from carla_digr.tasks.highway_classes import SAMPLES, class_picture, importance_of
+from carla_digr.tasks.highway_reward import hazards, reward
 
 OBSERVATION_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 EGO_KIND = [kind.blueprint for kind in KINDS].index(EGO_BLUEPRINT)
-CLOSING_HORIZON = 4.0  # s to a collision below which the reward sinks
 
 
 class Driving:
@@ -203,51 +200,6 @@ class InProcessDrive:
         """Nothing to release."""
 
 
-@njit(cache=True, nogil=True)
-def hazards(vehicles, ego, ring):
-    """How near a crash is, from the vehicle table (N,) of traffic.VEHICLE; ``ego`` is the ego's row.
-
-    Returns (closing, alongside), both in [0, 1]: how far the ego is inside CLOSING_HORIZON of the time to a collision
-    with a vehicle ahead, weighted by how much the two overlap across the road, and the largest such overlap with a
-    vehicle alongside. The overlap falls from 1 to 0 over the last metre of clearance.
-    """
-    me = vehicles[ego]
-    closing = 0.0
-    alongside = 0.0
-    for i in range(vehicles.shape[0]):
-        v = vehicles[i]
-        if i == ego or v.driver == ONCOMING:
-            continue
-        ahead = (v.s - me.s + 0.5 * ring) % ring - 0.5 * ring
-        if abs(ahead) > 150.0:
-            continue
-        clearance = abs(v.d - me.d) - 0.5 * (v.width + me.width)
-        overlap = min(max(1.0 - clearance, 0.0), 1.0)
-        gap = abs(ahead) - 0.5 * (v.length + me.length)
-        if gap <= 0.0:
-            alongside = max(alongside, overlap)
-        elif ahead > 0.0 and me.speed > v.speed:
-            time = gap / (me.speed - v.speed)
-            closing = max(closing, overlap * max(0.0, 1.0 - time / CLOSING_HORIZON))
-    return closing, alongside
-
-
-def reward(
-    config: DrivingConfig, seconds: float, speed: float, d: float, drift: float, closing: float, alongside: float
-) -> float:
-    """Reward of ``seconds`` of driving without an end, from the state at their end; see the module's docstring.
-
-    ``speed`` in m/s, ``d`` across the road in m, ``drift`` the change of ``d`` in m/s.
-    """
-    offset = (d - MEDIAN_HALF_WIDTH) % LANE_WIDTH - 0.5 * LANE_WIDTH
-    foreseen = d + drift * config.edge_horizon
-    to_edge = min(min(d, foreseen) - MEDIAN_HALF_WIDTH, ROAD_EDGE - max(d, foreseen))
-    edge = min(max((1.4 - to_edge) / 1.4, 0.0), 1.0)
-    value = config.progress_reward * speed / CRUISE_SPEED - config.closing_penalty * closing
-    value -= config.alongside_penalty * alongside + config.edge_penalty * edge + config.offset_penalty * offset**2
-    return value * seconds / 0.1
-
-
 class Episode:
     """One highway with its ego: actions in, pictures, rewards and the episode's figures out."""
 
@@ -351,7 +303,7 @@ class DrivingVecEnv(VecEnv):
         self.observations = np.zeros((environments, *OBSERVATION_SHAPE), np.uint8)
         threads = min(environments, usable_cores())
         self._shares = [range(k, environments, threads) for k in range(threads)]
-        self._threads = ThreadPoolExecutor(threads, "highway") if threads > 1 else None
+        self._threads = ThreadPoolExecutor(threads, "highway")
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new episode everywhere; uint8 (N, 3, 128, 128)."""
@@ -389,8 +341,7 @@ class DrivingVecEnv(VecEnv):
                     }
                     self._start_episode(i)
 
-        for _ in (self._threads.map if self._threads else map)(advance, self._shares):
-            pass  # what a thread raised is raised here
+        list(self._threads.map(advance, self._shares))  # raises here what a thread raised
         return self.observations.copy(), rewards, dones, infos
 
     def classes(self) -> NDArray[np.int8]:
@@ -417,8 +368,7 @@ class DrivingVecEnv(VecEnv):
 
     def close(self) -> None:
         """End the threads."""
-        if self._threads:
-            self._threads.shutdown()
+        self._threads.shutdown()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The attribute of the batch, once per environment."""

@@ -26,7 +26,8 @@ from carla_digr.driving.control import (
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, lane_center
 from carla_digr.simulator.vehicle import MAX_STEER, step_bicycle
 from carla_digr.simulator.world import World
-from carla_digr.tasks.driving import DrivingEnv, DrivingVecEnv, InProcessDrive, episode_seed, hazards, reward
+from carla_digr.tasks.driving import DrivingEnv, DrivingVecEnv, InProcessDrive, episode_seed
+from carla_digr.tasks.highway_reward import hazards, reward
 
 CONFIG = DrivingConfig()
 ROAD = Road.ring()

@@ -35,7 +35,16 @@ WALLS = {
     "driving": ("carla_digr.training", "carla_digr.live", "torch"),
     "live": ("carla_digr.training", "carla_digr.simulator", "stable_baselines3"),
 }
-PROTOCOL_CODE = {"__init__.py", "blueprints.py", "calls.py", "episode.py", "sensors.py", "server.py", "wire.py"}
+PROTOCOL_CODE = {
+    "__init__.py",
+    "blueprints.py",
+    "calls.py",
+    "episode.py",
+    "sensors.py",
+    "server.py",
+    "streaming.py",
+    "wire.py",
+}
 PROTOCOL = (
     *(f"carla_digr.simulator.{name.removesuffix('.py')}" for name in PROTOCOL_CODE - {"__init__.py"}),
     "msgpack",

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from carla_digr.driving.control import (
@@ -216,12 +216,13 @@ def test_more_traffic_than_fits_is_refused_and_nothing_is_spawned():
 
 
 @given(st.floats(0, 30), st.floats(0, 30), st.floats(0.5, 2.0), st.floats(EMERGENCY_BRAKING, 14.6), st.floats(0, 1))
+@example(0.0, 28.0, 2.0, 9.0, 0.015625)
 @settings(max_examples=150)
 def test_a_driver_stops_behind_a_leader_from_any_gap_from_which_it_can(speed, leader, headway, strongest, pedal):
     """``strongest`` is what the leader could brake, ``pedal`` the part of it that it does."""
     gap = speed**2 / (2 * EMERGENCY_BRAKING) + 0.05 * speed - leader**2 / (2 * strongest) + 1.6
     gap = max(gap, 1.6)
-    for _ in range(2000):
+    for _ in range(4000):  # 200 s: a gap that opened to a faster leader takes more than half of them to close
         a = follow_acceleration(speed, 25.0, headway, 1.4, gap, leader, strongest, 0.05)
         assert -EMERGENCY_BRAKING <= a <= 1.4
         new, new_leader = max(speed + 0.05 * a, 0.0), max(leader - 0.05 * pedal * strongest, 0.0)
@@ -230,7 +231,7 @@ def test_a_driver_stops_behind_a_leader_from_any_gap_from_which_it_can(speed, le
         assert gap > 0.0
         if speed == 0.0 and leader == 0.0:
             return
-    assert abs(speed - leader) < 2.0 or leader > 20.0  # still closing a wide gap to a leader that brakes gently
+    assert abs(speed - leader) < 1.0 or leader > 20.0
 
 
 WAYS = {

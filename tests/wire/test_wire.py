@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carla_digr.simulator import wire
+from carla_digr.simulator import streaming, wire
 
 f32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 u32 = st.integers(0, 2**32 - 1)
@@ -119,17 +119,17 @@ def test_a_request_that_announces_gigabytes_is_refused():
 def test_the_actor_record_has_carlas_layout():
     layout = struct.Struct("<IB15f3f3?ifB?IB24x")
     fields = (7, 1, *map(float, range(15)), 0.25, -0.5, 0.75, True, False, True, -1, 90.0, 2, True, 12, 3)
-    record = np.zeros(1, wire.ACTOR_STATE)
+    record = np.zeros(1, streaming.ACTOR_STATE)
     groups = (7, 1, (0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14), *fields[17:])
-    for name, value in zip(wire.ACTOR_STATE.names, groups, strict=False):
+    for name, value in zip(streaming.ACTOR_STATE.names, groups, strict=False):
         record[name] = value
-    assert layout.size == wire.ACTOR_STATE.itemsize == 119
+    assert layout.size == streaming.ACTOR_STATE.itemsize == 119
     assert record.tobytes() == layout.pack(*fields)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 65535))
 def test_a_token_names_stream_and_port(stream, port):
-    token = wire.token(stream, port)
+    token = streaming.token(stream, port)
     assert struct.unpack("<IHBB16s", token) == (stream, port, 1, 0, bytes(16))
 
 
@@ -137,7 +137,7 @@ def test_a_token_names_stream_and_port(stream, port):
 def test_an_image_message_holds_header_and_pixels(width, height, frame, stamp):
     pixels = np.arange(width * height * 4, dtype=np.uint8).reshape(height, width, 4)
     place = wire.Transform(wire.Vector3D(1.0, 2.0, 3.0), wire.Rotation(4.0, 5.0, 6.0))
-    message = wire.image(wire.RGB_CAMERA, frame, stamp, place, 48.0, pixels)
+    message = streaming.image(streaming.RGB_CAMERA, frame, stamp, place, 48.0, pixels)
     assert struct.unpack_from("<IQQd6f", message) == (len(message) - 4, 13, frame, stamp, 1, 2, 3, 4, 5, 6)
     assert struct.unpack_from("<IIf", message, 52) == (width, height, 48.0)
     assert message[64:] == pixels.tobytes()

@@ -1,0 +1,119 @@
+"""CARLA 0.9.16's streaming port: length-prefixed, little-endian packed messages of the world and the sensors.
+
+Pure functions over bytes, without sockets; what messages share with the RPC port is in wire.py.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_digr.simulator.wire import Actor, Transform, Vector3D, pack
+
+WORLD_STREAM = 1
+"""Stream id of the world state; sensors have ids above it."""
+
+# Index in the client's registry of sensor types: decides what Python object a message becomes.
+COLLISION, GNSS, IMU, WORLD_STATE = 0, 4, 5, 17
+DEPTH_CAMERA, RGB_CAMERA, SEMANTIC_CAMERA, INSTANCE_CAMERA = 1, 13, 14, 15
+
+FLAG_MAP_CHANGED = 1
+ACTIVE = 1
+GREEN_LIGHT = 2
+
+_TOKEN = struct.Struct("<IHBB16s")
+_SENSOR_HEADER = struct.Struct("<QQd6f")
+_EPISODE_HEADER = struct.Struct("<Qdf3iI")
+_IMAGE_HEADER = struct.Struct("<IIf")
+_SIZE = struct.Struct("<I")
+SUBSCRIPTION = struct.Struct("<I")
+"""What a client sends on a fresh streaming connection: the stream's id."""
+
+ACTOR_STATE = np.dtype(
+    [
+        ("id", "<u4"),
+        ("state", "u1"),
+        ("location", "<f4", 3),
+        ("rotation", "<f4", 3),
+        ("velocity", "<f4", 3),
+        ("angular_velocity", "<f4", 3),
+        ("acceleration", "<f4", 3),
+        ("throttle", "<f4"),
+        ("steer", "<f4"),
+        ("brake", "<f4"),
+        ("hand_brake", "?"),
+        ("reverse", "?"),
+        ("manual_gear_shift", "?"),
+        ("gear", "<i4"),
+        ("speed_limit", "<f4"),
+        ("traffic_light_state", "u1"),
+        ("at_traffic_light", "?"),
+        ("traffic_light_id", "<u4"),
+        ("failure", "u1"),
+        ("unused", "V24"),
+    ]
+)
+"""One record of the world state, 119 bytes: m, degrees (pitch, yaw, roll), m/s, deg/s, m/s2, km/h."""
+
+
+def token(stream: int, port: int) -> bytes:
+    """The 24 bytes that tell a client where stream ``stream`` is: TCP, on the host of its RPC connection."""
+    return _TOKEN.pack(stream, port, 1, 0, bytes(16))
+
+
+def _message(kind: int, frame: int, stamp: float, place: Transform, *payload: bytes) -> bytes:
+    size = _SENSOR_HEADER.size + sum(map(len, payload))
+    header = _SENSOR_HEADER.pack(kind, frame, stamp, *place.location, *place.rotation)
+    return b"".join((_SIZE.pack(size), header, *payload))
+
+
+def world_state(
+    frame: int,
+    stamp: float,
+    episode: int,
+    wall_clock: float,
+    delta: float,
+    actors: NDArray[np.void],
+    map_changed: bool = False,
+) -> bytes:
+    """The state of all actors in a frame.
+
+    Parameters:
+        stamp, delta: simulated seconds in this episode and of this frame
+        wall_clock: seconds, any epoch
+        actors: (N,) of ACTOR_STATE, every actor that exists
+    """
+    flags = FLAG_MAP_CHANGED if map_changed else 0
+    header = _EPISODE_HEADER.pack(episode, wall_clock, delta, 0, 0, 0, flags)
+    return _message(WORLD_STATE, frame, stamp, Transform(), header, actors.tobytes())
+
+
+def image(kind: int, frame: int, stamp: float, place: Transform, fov: float, bgra: NDArray[np.uint8]) -> bytes:
+    """A camera's picture.
+
+    Parameters:
+        kind: one of the _CAMERA constants
+        place: of the camera in the world
+        fov: horizontal, degrees
+        bgra: (H, W, 4) uint8, encoded as that kind of camera does
+    """
+    height, width = bgra.shape[:2]
+    header = _IMAGE_HEADER.pack(width, height, fov)
+    return _message(kind, frame, stamp, place, header, bgra.tobytes())
+
+
+def collision(frame: int, stamp: float, place: Transform, actor: Actor, other: Actor, impulse: Vector3D) -> bytes:
+    """A contact of ``actor``, which carries the sensor, with ``other``; the impulse in N s."""
+    return _message(COLLISION, frame, stamp, place, pack((actor, other, impulse)))
+
+
+def imu(frame: int, stamp: float, place: Transform, reading: tuple[Vector3D, Vector3D, float]) -> bytes:
+    """An inertial reading: accelerometer (m/s2), gyroscope (rad/s) and compass (rad from north)."""
+    return _message(IMU, frame, stamp, place, pack(reading))
+
+
+def gnss(frame: int, stamp: float, place: Transform, reading: tuple[float, float, float]) -> bytes:
+    """A satellite reading: latitude and longitude in degrees, altitude in metres."""
+    return _message(GNSS, frame, stamp, place, pack(reading))
