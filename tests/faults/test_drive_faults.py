@@ -213,8 +213,8 @@ def test_the_bridge_ends_with_a_sentence_when_the_simulator_does_not_come_back(s
 def test_the_simulator_hangs_or_is_killed(kind, start, observe):
     """With the world's own traffic and with the Traffic Manager's; each time ego, camera and traffic are new.
 
-    The policy is the one that ships: random weights leave the road after a second or two, and a hang that falls into the
-    reset after that, where no car drives, is none of the document's row.
+    The policy is the one that ships: random weights leave the road after a second or two, and a hang that falls into
+    the reset after that, where no car drives, is none of the document's row.
     """
     port = live_support.free_port()
     simulator = start(live_support.simulator(port))
