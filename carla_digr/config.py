@@ -133,6 +133,8 @@ class DistillConfig:
     saliency_batch: int = setting(32, minimum=1)
     buffer_batch: int = setting(64, minimum=1)
     buffer_states: int = setting(10_000, minimum=1)
+    # Share of the buffer's batch drawn in proportion to the divergence from the teacher, the rest evenly
+    hard_states: float = setting(0.0, minimum=0, maximum=1)
     environments: int = setting(8, minimum=1)  # in which the student is the control policy
     environment_steps: int = setting(4, minimum=1)  # per environment and iteration
     held_out: float = setting(0.15, minimum=0.01, maximum=0.9)  # share of maps that choose the checkpoint

@@ -35,7 +35,7 @@ from carla_digr.saliency.perturbation import kl_divergence
 from carla_digr.tasks import make_task
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy, sampled
+from carla_digr.training.rollout import load_policy, policy_logits, sampled
 from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
 from carla_digr.training.state import (
     check_same_job,
@@ -143,14 +143,15 @@ class _Distillation:
         ramp = {name: ramped(getattr(settings, name), done) for name in _RAMPED}
         rows = self.rng.integers(len(self.train_set.states), size=settings.saliency_batch)
         n = len(rows)
-        images = torch.cat(
-            [self.train_set.states[rows], torch.from_numpy(self.buffer.sample(self.rng, settings.buffer_batch))]
-        )
+        slots = self.buffer.draw(self.rng, settings.buffer_batch, settings.hard_states)
+        images = torch.cat([self.train_set.states[rows], torch.from_numpy(self.buffer.states(slots))])
         states = to_input(images)
         with torch.no_grad():
             teacher_logits, teacher_values = self.teacher(states)
         logits, _, hidden = self.student.trace(states)
-        kl = kl_divergence(teacher_logits, logits).mean()
+        divergence = kl_divergence(teacher_logits, logits)
+        self.buffer.hardness[slots] = divergence[n:].detach().numpy()
+        kl = divergence.mean()
         # The critic is for display: it learns the teacher's value from the student's features without changing them.
         values = self.student.value_head(self.student.activation(hidden[-1].detach())).squeeze(-1)
         distillation = ramp["distillation_weight"] * kl + (values - teacher_values).square().mean()
@@ -197,7 +198,11 @@ class _Distillation:
     def _drive(self, steps: int) -> None:
         """The student is the control policy; the buffer gets the states that it meets."""
         for _ in range(steps):
-            self.buffer.add(self.observations)
+            hardness = None
+            if self.settings.hard_states > 0:
+                teacher, student = (policy_logits(policy, self.observations) for policy in (self.teacher, self.student))
+                hardness = kl_divergence(teacher, student).numpy()
+            self.buffer.add(self.observations, hardness)
             observations, _, dones, infos = self.env.step(self.act(self.observations))
             self.observations = np.asarray(observations)
             for i in np.flatnonzero(dones):
@@ -227,6 +232,7 @@ class _Distillation:
             **{f"{name}.{key}": value for name in _MODELS for key, value in getattr(self, name).state_dict().items()},
             **optimiser,
             "observations": torch.from_numpy(self.observations),
+            "hardness": torch.from_numpy(self.buffer.hardness),
         }
         get_state = getattr(self.env, "get_state", None)
         if get_state is not None:
@@ -252,6 +258,7 @@ class _Distillation:
             setattr(self, name, values[name])
         self.rng.bit_generator.state = values["random"]
         self.buffer.written = values["buffer_written"]
+        self.buffer.hardness[:] = tensors["hardness"].numpy()
         self.observations = np.asarray(self.env.reset())
         env_state = {name: value.numpy() for name, value in _without_prefix(tensors, "env.").items()}
         if env_state:
@@ -397,27 +404,45 @@ class StateRing:
     The file has room for ``slack`` more states. A killed job resumes with the count of its last saved state; what was
     written after it lies in the slack, so no state that the resumed job may draw has been overwritten.
 
+    Attributes:
+        hardness: float32 (size + slack,), each slot's last known divergence of the student from the teacher.
+
     Raises:
         UserError: the file of a job that resumes has another size.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], size: int, slack: int, resuming: bool):
         self.size, self.slots, self.written = size, size + slack, 0
+        self.hardness = np.zeros(self.slots, np.float32)
         expected = self.slots * math.prod(shape)
         path.parent.mkdir(parents=True, exist_ok=True)
         if resuming and (not path.exists() or path.stat().st_size != expected):
             raise UserError(f"The online buffer {path} is damaged; delete {path.parent} to start this job again.")
         self._states: Any = np.memmap(path, "uint8", "r+" if resuming else "w+", shape=(self.slots, *shape))
 
-    def add(self, states: NDArray[np.uint8]) -> None:
-        """Append states (N, C, H, W)."""
-        self._states[(self.written + np.arange(len(states))) % self.slots] = states
+    def add(self, states: NDArray[np.uint8], hardness: NDArray[np.float32] | None = None) -> None:
+        """Append states (N, C, H, W) and how far the student is from the teacher on each, (N,)."""
+        slots = (self.written + np.arange(len(states))) % self.slots
+        self._states[slots] = states
+        self.hardness[slots] = 0 if hardness is None else hardness
         self.written += len(states)
 
-    def sample(self, rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
-        """Draw ``count`` of the kept states, with replacement: uint8 (count, C, H, W)."""
+    def draw(self, rng: np.random.Generator, count: int, hard: float = 0.0) -> NDArray[np.int64]:
+        """Slots of ``count`` of the kept states, with replacement.
+
+        The first round(hard * count) are drawn in proportion to their hardness, the others evenly.
+        """
         kept = min(self.written, self.size)
-        return self._states[(self.written - 1 - rng.integers(kept, size=count)) % self.slots]
+        back = rng.integers(kept, size=count)
+        by_hardness = round(hard * count)
+        if by_hardness:
+            total = self.hardness[(self.written - 1 - np.arange(kept)) % self.slots].cumsum(dtype=np.float64)
+            back[:by_hardness] = np.searchsorted(total[:-1], rng.random(by_hardness) * total[-1], side="right")
+        return (self.written - 1 - back) % self.slots
+
+    def states(self, slots: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Their states: uint8 (N, C, H, W)."""
+        return self._states[slots]
 
     def flush(self) -> None:
         """Write to disk."""

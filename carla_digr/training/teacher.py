@@ -173,8 +173,9 @@ class _Job(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.started_at = self.saved_at = self.model.num_timesteps
-        self.progress.update(self.model.num_timesteps - self.progress.n)
-        self.progress.unpause()
+        bar = self.progress
+        bar.initial = bar.n = bar.last_print_n = self.model.num_timesteps  # the rate is of the steps still to come
+        bar.unpause()
 
     def _on_rollout_start(self) -> None:
         """After an update and before the next rollout: the only moment at which the state is whole."""

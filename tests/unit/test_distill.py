@@ -84,16 +84,30 @@ def test_the_ring_gives_the_newest_states_and_the_same_draws_after_a_kill(tmp_pa
     ring = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=False)
     for k in range(8):
         ring.add(state(k))
-    kept = set(np.unique(ring.sample(np.random.default_rng(0), 200)))
+
+    def sample(buffer, seed, count):
+        return buffer.states(buffer.draw(np.random.default_rng(seed), count))
+
+    kept = set(np.unique(sample(ring, 0, 200)))
     assert kept == {5, 6, 7}
-    saved, expected = ring.written, ring.sample(np.random.default_rng(1), 50)
+    saved, expected = ring.written, sample(ring, 1, 50)
     ring.add(state(100))
     ring.add(state(101))  # after the saved state, then killed
     again = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=True)
     again.written = saved
-    assert np.array_equal(again.sample(np.random.default_rng(1), 50), expected)
+    assert np.array_equal(sample(again, 1, 50), expected)
     with pytest.raises(UserError, match=r"buffer\.bin is damaged"):
         StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=7, slack=4, resuming=True)
+
+
+def test_hard_states_are_drawn_in_proportion_to_their_hardness_and_the_rest_evenly(tmp_path):
+    ring = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=4, slack=3, resuming=False)
+    for k, hardness in enumerate([9.0, 9.0, 9.0, 0.5, 0.0, 1.5, 0.5]):  # the first three are forgotten
+        ring.add(np.full((1, 1, 2, 3), k, np.uint8), np.array([hardness], np.float32))
+    drawn = ring.states(ring.draw(np.random.default_rng(0), 8000, hard=0.5))[:, 0, 0, 0]
+    hard, even = (np.bincount(half, minlength=7)[3:] / 4000 for half in (drawn[:4000], drawn[4000:]))
+    assert hard == pytest.approx([0.2, 0, 0.6, 0.2], abs=0.03)
+    assert even == pytest.approx([0.25] * 4, abs=0.03)
 
 
 def test_the_split_keeps_later_states_for_validation(tiny_run):
