@@ -33,6 +33,7 @@ TINY = {
         "buffer_states": 400,
         "saliency_batch": 8,
         "buffer_batch": 8,
+        "hard_states": 0.5,
         "validation_interval": 20,
         "checkpoint_interval": 10,
     },
