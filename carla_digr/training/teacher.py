@@ -176,6 +176,7 @@ class _Job(BaseCallback):
         bar = self.progress
         bar.initial = bar.n = bar.last_print_n = self.model.num_timesteps  # the rate is of the steps still to come
         bar.unpause()
+        bar.refresh()
 
     def _on_rollout_start(self) -> None:
         """After an update and before the next rollout: the only moment at which the state is whole."""
