@@ -35,7 +35,7 @@ from carla_digr.saliency.perturbation import kl_divergence
 from carla_digr.tasks import make_task
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy, policy_logits, sampled
+from carla_digr.training.rollout import load_policy, policy_logits, sample_actions
 from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
 from carla_digr.training.state import (
     check_same_job,
@@ -89,7 +89,6 @@ class _Distillation:
         self.optimiser = make_optimiser(self.settings, self.student)
         seed = config.seed + 2_000_003  # the stages see different episodes
         self.rng = np.random.default_rng(seed)
-        self.act = sampled(self.student, self.rng)
         settings = self.settings
         self.env = make_task(config).make_vec_env(settings.environments, seed)
         slack = settings.environments * settings.environment_steps * (settings.checkpoint_interval + 1)
@@ -198,12 +197,12 @@ class _Distillation:
     def _drive(self, steps: int) -> None:
         """The student is the control policy; the buffer gets the states that it meets."""
         for _ in range(steps):
-            hardness = None
+            logits = policy_logits(self.student, self.observations)
+            hardness = None  # costs a pass of the teacher
             if self.settings.hard_states > 0:
-                teacher, student = (policy_logits(policy, self.observations) for policy in (self.teacher, self.student))
-                hardness = kl_divergence(teacher, student).numpy()
+                hardness = kl_divergence(policy_logits(self.teacher, self.observations), logits).numpy()
             self.buffer.add(self.observations, hardness)
-            observations, _, dones, infos = self.env.step(self.act(self.observations))
+            observations, _, dones, infos = self.env.step(sample_actions(logits, self.rng))
             self.observations = np.asarray(observations)
             for i in np.flatnonzero(dones):
                 self.recent_returns = [*self.recent_returns[-99:], float(infos[i]["is_success"])]
@@ -405,7 +404,7 @@ class StateRing:
     written after it lies in the slack, so no state that the resumed job may draw has been overwritten.
 
     Attributes:
-        hardness: float32 (size + slack,), each slot's last known divergence of the student from the teacher.
+        hardness: float32 (size + slack,), by slot the last known KL(teacher || student) on its state; 0: not known.
 
     Raises:
         UserError: the file of a job that resumes has another size.
@@ -421,7 +420,7 @@ class StateRing:
         self._states: Any = np.memmap(path, "uint8", "r+" if resuming else "w+", shape=(self.slots, *shape))
 
     def add(self, states: NDArray[np.uint8], hardness: NDArray[np.float32] | None = None) -> None:
-        """Append states (N, C, H, W) and how far the student is from the teacher on each, (N,)."""
+        """Append states (N, C, H, W) and their hardness (N,)."""
         slots = (self.written + np.arange(len(states))) % self.slots
         self._states[slots] = states
         self.hardness[slots] = 0 if hardness is None else hardness
@@ -430,7 +429,7 @@ class StateRing:
     def draw(self, rng: np.random.Generator, count: int, hard: float = 0.0) -> NDArray[np.int64]:
         """Slots of ``count`` of the kept states, with replacement.
 
-        The first round(hard * count) are drawn in proportion to their hardness, the others evenly.
+        The first round(hard * count) are drawn in proportion to their hardness, the others evenly: int64 (count,).
         """
         kept = min(self.written, self.size)
         back = rng.integers(kept, size=count)

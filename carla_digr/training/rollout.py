@@ -49,10 +49,14 @@ def sampled(policy: ActorCritic, rng: np.random.Generator) -> Act:
     """An action drawn from the policy's distribution."""
 
     def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
-        probabilities = policy_logits(policy, observations).double().softmax(dim=1).numpy()
-        return draw_actions(probabilities, rng.random(len(observations)))
+        return sample_actions(policy_logits(policy, observations), rng)
 
     return act
+
+
+def sample_actions(logits: torch.Tensor, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Actions (N,) drawn from the distributions of logits (N, A)."""
+    return draw_actions(logits.double().softmax(dim=1).numpy(), rng.random(len(logits)))
 
 
 def draw_actions(probabilities: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:

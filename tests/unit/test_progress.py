@@ -43,6 +43,8 @@ def test_a_stage_that_resumes_counts_on(tmp_path, tiny_yaml, tiny_config):
     command = [sys.executable, "-m", "carla_digr.cli", "train-teacher", str(tiny_yaml), "--out", str(tmp_path)]
     again = subprocess.run([*command, "--progress", "json"], check=True, stdout=subprocess.PIPE, text=True)
     lines = [json.loads(line) for line in again.stdout.splitlines() if line.startswith("{")]
-    resumed = [line["done"] for line in lines if line["done"]]
+    placed = [line for line in lines if line["done"]]
+    assert placed[0]["rate"] is None  # of this run, which has not made a step yet
+    resumed = [line["done"] for line in placed]
     assert resumed[0] >= tiny_config.teacher.checkpoint_interval
     assert resumed[-1] == lines[-1]["total"] == tiny_config.teacher.total_steps
