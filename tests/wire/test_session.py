@@ -190,6 +190,8 @@ def test_only_own_actors_go_and_the_settings_come_back(noting):
 
 
 DRIVE = """
+    import signal
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, has it ignored
     from carla_digr.driving.scenario import Scenario
     from carla_digr.driving.control import command
     with Scenario.connect("embedded", "127.0.0.1", PORT, vehicles=5) as drive:
