@@ -115,7 +115,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 
     def run(args: argparse.Namespace) -> None:
         config, out = _stage(args)
-        from carla_digr.training.evaluate import evaluate
+        from carla_digr.evaluation.evaluate import evaluate
 
         evaluate(config, out, args.teacher, args.student, args.quick)
 
@@ -130,7 +130,7 @@ def add_combine(commands: argparse._SubParsersAction) -> None:
     """`combine`: evaluations of several seeds as one."""
 
     def run(args: argparse.Namespace) -> None:
-        from carla_digr.training.seeds import combine_seeds
+        from carla_digr.evaluation.seeds import combine_seeds
 
         combine_seeds(args.evaluations, args.out)
 
@@ -249,8 +249,8 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
 
         from carla_digr.config import parse_section, read_yaml
         from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
+        from carla_digr.explainer import Explainer
         from carla_digr.files import atomic_write
-        from carla_digr.live.explainer import Explainer
         from carla_digr.training import prepare_process
 
         prepare_process()
@@ -380,7 +380,7 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
     def run(args: argparse.Namespace) -> None:
         import torch
 
-        from carla_digr.live.reexplain import explain_bag
+        from carla_digr.recordings.explain import explain_bag
 
         torch.set_num_threads(1)  # as in the drive: equal maps
         done = explain_bag(args.bag, args.out, args.method, args.weights, args.camera, args.wrong_size)
@@ -457,7 +457,7 @@ def add_repair(commands: argparse._SubParsersAction) -> None:
     """`repair`: what is whole of an unfinished or damaged recording."""
 
     def run(args: argparse.Namespace) -> None:
-        from carla_digr.live.repair import repair
+        from carla_digr.recordings.repair import repair
 
         out = args.out or args.bag.with_name(f"{args.bag.stem}-repaired")
         saved = repair(args.bag, out)

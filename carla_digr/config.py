@@ -43,7 +43,7 @@ class RedFetchGreenConfig:
 
 @dataclass(frozen=True)
 class DrivingConfig:
-    """The highway drive; see carla_digr.tasks.highway_reward for what the reward's terms are."""
+    """The highway drive; see carla_digr.tasks.driving.reward for what the reward's terms are."""
 
     vehicles: int = setting(64, minimum=0, maximum=160)  # on the ring's own carriageway: 7 within 150 m
     episode_seconds: float = setting(50.0, minimum=1)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from carla_digr.live import drive_bag
-from carla_digr.live.drive_bag import blank
-from carla_digr.live.recorder import Recorder
-from carla_digr.live.recording import Channel, definition, offered_qos, typestore
+from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings.bag import Channel, definition, offered_qos, typestore
+from carla_digr.recordings.drive import blank
+from carla_digr.recordings.recorder import Recorder
 
 CLOCK, DIAGNOSTICS = "/clock", "/diagnostics"
 TYPES = {

@@ -19,10 +19,10 @@ from playwright.sync_api import BrowserContext, Page, expect
 from test_page import pixels, shown, wait_for_frame
 
 from carla_digr.errors import UserError
-from carla_digr.live import drive_bag
-from carla_digr.live.recording import open_bag
 from carla_digr.live.viewer.recorded import Recorded
 from carla_digr.live.viewer.server import ViewerServer
+from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings.bag import open_bag
 from carla_digr.saliency.overlay import overlay
 
 FRAMES = 60

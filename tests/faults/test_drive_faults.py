@@ -72,7 +72,7 @@ Scenario.step = broken_step
 EXPLAINER = (
     PATCH
     + """
-from carla_digr.live.explainer import Explainer
+from carla_digr.explainer import Explainer
 decide, explain = Explainer.decide, Explainer.explain
 def broken_decide(self, rgb):
     decision, name = decide(self, rgb), fault()
@@ -161,7 +161,7 @@ def port(tmp_path_factory):
 def test_a_slow_first_decision_is_waited_for(port, start, observe):
     """A policy's first pass may be slower than the deadline: nobody brakes, and no period counts as missed."""
     first = (
-        "import time; from carla_digr.live.explainer import Explainer; decide = Explainer.decide; calls = []; "
+        "import time; from carla_digr.explainer import Explainer; decide = Explainer.decide; calls = []; "
         "Explainer.decide = lambda self, rgb: (calls.append(1), len(calls) == 2 and time.sleep(1.5), "
         "decide(self, rgb))[2]"
     )

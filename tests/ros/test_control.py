@@ -18,8 +18,8 @@ from rclpy.parameter import Parameter  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from carla_digr.driving.control import ACTION_NAMES  # noqa: E402
+from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import WEIGHTS, Process  # noqa: E402
-from carla_digr.live.explainer import Explainer  # noqa: E402
 from carla_digr.live.supervisor import free_domain  # noqa: E402
 
 NAMES = [topic.name for topic in topics.TOPICS if topic is not topics.MANUAL]

@@ -15,8 +15,8 @@ from carla_digr_ros.carla_bridge import HELD_FRAMES  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 
 from carla_digr.driving.control import command  # noqa: E402
+from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import Process  # noqa: E402
-from carla_digr.live.explainer import Explainer  # noqa: E402
 from carla_digr.live.watchdog import FULL_BRAKE  # noqa: E402
 from carla_digr.tasks.driving import InProcessDrive  # noqa: E402
 

@@ -18,8 +18,8 @@ from rclpy.duration import Duration  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
+from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import Process  # noqa: E402
-from carla_digr.live.explainer import Explainer  # noqa: E402
 
 ANSWERS = (topics.DECISION.name, topics.SALIENCY.name, topics.OVERLAY.name)
 

@@ -30,9 +30,9 @@ live_support.workspace()
 from carla_digr.config import ENVIRONMENTS, load_config  # noqa: E402
 from carla_digr.errors import UserError  # noqa: E402
 from carla_digr.live import composition  # noqa: E402
-from carla_digr.live.drive_bag import read_drive  # noqa: E402
-from carla_digr.live.recording import open_bag  # noqa: E402
 from carla_digr.live.supervisor import command_line  # noqa: E402
+from carla_digr.recordings.bag import open_bag  # noqa: E402
+from carla_digr.recordings.drive import read_drive  # noqa: E402
 from carla_digr.training import STAGES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

@@ -128,7 +128,7 @@ def test_pictures_are_explained_anew(play, weights):
     observer.until(lambda: player.popen.poll() is not None)
     assert player.wait() == 0, player.output
     observer.until(lambda: len(observer.received[topics.OVERLAY.name]) >= FRAMES)
-    from carla_digr.live.explainer import Explainer
+    from carla_digr.explainer import Explainer
 
     explainer = Explainer.from_checkpoint(weights, method="gradcam")
     assert {m.policy_hash for m in observer.received[topics.DECISION.name]} == {explainer.policy_hash}

@@ -11,9 +11,9 @@ import live_support
 import pytest
 
 from carla_digr.cli import main as command
-from carla_digr.live import drive_bag
-from carla_digr.live.drive_bag import Decoder, read_drive, stamp_of
-from carla_digr.live.recording import open_bag
+from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings.bag import open_bag
+from carla_digr.recordings.drive import Decoder, read_drive, stamp_of
 
 
 def carla_digr(*arguments: str, **options) -> subprocess.Popen:

@@ -27,7 +27,7 @@ from carla_digr.cli import main as command  # noqa: E402
 from carla_digr.errors import UserError  # noqa: E402
 from carla_digr.files import sha256_of  # noqa: E402
 from carla_digr.live.composition import Process  # noqa: E402
-from carla_digr.live.recording import FACTS_TOPIC, open_bag  # noqa: E402
+from carla_digr.recordings.bag import FACTS_TOPIC, open_bag  # noqa: E402
 
 NAMES = {topic.name for topic in topics.TOPICS}
 PER_FRAME = 10  # messages that `Drive.frame` sends

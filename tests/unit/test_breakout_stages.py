@@ -14,9 +14,9 @@ from PIL import Image
 
 from carla_digr.cli import main
 from carla_digr.config import load_config, parse_config
+from carla_digr.evaluation.breakout import UNIFORM, truth_row
 from carla_digr.saliency import METHODS
 from carla_digr.tasks.breakout import BALL, PADDLE
-from carla_digr.training.breakout_report import UNIFORM, truth_row
 from carla_digr.training.teacher import train_teacher
 
 TINY = {

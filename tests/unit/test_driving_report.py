@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from carla_digr.cli import main
-from carla_digr.tasks.highway_classes import CLASSES
-from carla_digr.training.driving_report import MARGINS, RANDOM, REMOVED, _mean, area
-from carla_digr.training.saliency_methods import SLOW
+from carla_digr.evaluation.driving import MARGINS, RANDOM, REMOVED, _mean, area
+from carla_digr.evaluation.saliency_methods import SLOW
+from carla_digr.tasks.driving.classes import CLASSES
 
 SHORT = {
     "task": "driving",

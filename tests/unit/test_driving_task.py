@@ -27,7 +27,7 @@ from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, 
 from carla_digr.simulator.vehicle import MAX_STEER, step_bicycle
 from carla_digr.simulator.world import World
 from carla_digr.tasks.driving import DrivingEnv, DrivingVecEnv, InProcessDrive, episode_seed
-from carla_digr.tasks.highway_reward import hazards, reward
+from carla_digr.tasks.driving.reward import hazards, reward
 
 CONFIG = DrivingConfig()
 ROAD = Road.ring()

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from carla_digr.cli import main
-from carla_digr.training.red_fetch_green_report import TABLE_1
+from carla_digr.evaluation.red_fetch_green import TABLE_1
 
 
 def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):

@@ -11,7 +11,7 @@ import torch
 from carla_digr import checkpoint
 from carla_digr.config import PolicyConfig
 from carla_digr.errors import UserError
-from carla_digr.live.explainer import ATTACKS, Explainer
+from carla_digr.explainer import ATTACKS, Explainer
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise

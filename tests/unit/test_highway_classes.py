@@ -12,7 +12,7 @@ from carla_digr.driving.control import command
 from carla_digr.simulator import shading
 from carla_digr.simulator.traffic import ONCOMING
 from carla_digr.tasks.driving import DrivingVecEnv, InProcessDrive
-from carla_digr.tasks.highway_classes import CLASSES, EGO, RELEVANT, SAMPLES, importance_of
+from carla_digr.tasks.driving.classes import CLASSES, EGO, RELEVANT, SAMPLES, importance_of
 
 IDS = {  # the renderer's ids of each class but the vehicles
     "lane line": {shading.ID_LINE},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carla_digr.live.playback import Playback
+from carla_digr.recordings.playback import Playback
 
 SECOND = 10**9
 

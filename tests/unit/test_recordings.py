@@ -15,10 +15,10 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 from carla_digr.cli import main as command
 from carla_digr.errors import UserError
-from carla_digr.live import drive_bag
-from carla_digr.live.recorder import Timeline
-from carla_digr.live.recording import FACTS_TOPIC, BagWriter, open_bag
-from carla_digr.live.repair import repair
+from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings.bag import FACTS_TOPIC, BagWriter, open_bag
+from carla_digr.recordings.recorder import Timeline
+from carla_digr.recordings.repair import repair
 
 FRAMES, SIZE = 50, 8
 MESSAGES = FRAMES * drive_bags.PER_FRAME + 1  # and the facts

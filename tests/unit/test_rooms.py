@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from carla_digr.errors import UserError
+from carla_digr.evaluation.rooms import evaluation_rooms
 from carla_digr.tasks.red_fetch_green import RedFetchGreenVecEnv, importance_of, pictures_of
-from carla_digr.training.rooms import evaluation_rooms
 
 
 def test_is_made_once_and_equal_to_the_environments_own_states(tmp_path):

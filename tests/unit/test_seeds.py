@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from carla_digr.cli import main
-from carla_digr.training.seeds import over_seeds
+from carla_digr.evaluation.seeds import over_seeds
 
 
 def evaluation(seed, success, auc):

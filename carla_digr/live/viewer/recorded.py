@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
-from carla_digr.live.drive_bag import IMAGE, SALIENCY, Decoder, Drive, read_drive
-from carla_digr.live.images import to_array, to_rgb
-from carla_digr.live.recording import Bag, Channel, open_bag
+from carla_digr.images import to_array, to_rgb
 from carla_digr.live.viewer.message import encode, plain
 from carla_digr.live.viewer.page_decision import page_decision
+from carla_digr.recordings.bag import Bag, Channel, open_bag
+from carla_digr.recordings.drive import IMAGE, SALIENCY, Decoder, Drive, read_drive
 from carla_digr.saliency.metrics import rank_correlation
 
 AT_ONCE = 8  # frames that are read together, for a chunk holds several

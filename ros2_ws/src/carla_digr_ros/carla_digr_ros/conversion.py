@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from carla_digr import images
 from carla_digr.driving.control import DriveFrame
-from carla_digr.live import images
-from carla_digr.live.images import ENCODINGS
+from carla_digr.images import ENCODINGS
 
 try:
     from cv_bridge import CvBridge

@@ -21,8 +21,8 @@ from std_msgs.msg import Header
 
 from carla_digr.driving.control import ACTION_NAMES, TICK, command
 from carla_digr.errors import UserError
+from carla_digr.explainer import ATTACKS, Decision, Explainer, Saliency
 from carla_digr.live.composition import WEIGHTS
-from carla_digr.live.explainer import ATTACKS, Decision, Explainer, Saliency
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.overlay import COLORMAPS, overlay

@@ -20,9 +20,9 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool, Trigger
 
 from carla_digr.errors import UserError
-from carla_digr.live.drive_bag import Decoder, converted
-from carla_digr.live.playback import Playback
-from carla_digr.live.recording import Bag, Channel, channel_types, open_bag, typestore
+from carla_digr.recordings.bag import Bag, Channel, channel_types, open_bag, typestore
+from carla_digr.recordings.drive import Decoder, converted
+from carla_digr.recordings.playback import Playback
 from carla_digr_ros import topics
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare

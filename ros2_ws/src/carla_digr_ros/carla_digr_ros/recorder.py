@@ -18,9 +18,9 @@ from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.files import sha256_of
 from carla_digr.live.composition import WEIGHTS
-from carla_digr.live.drive_bag import stamp_of
-from carla_digr.live.recorder import Recorder
-from carla_digr.live.recording import Channel, definition, offered_qos, typestore
+from carla_digr.recordings.bag import Channel, definition, offered_qos, typestore
+from carla_digr.recordings.drive import stamp_of
+from carla_digr.recordings.recorder import Recorder
 from carla_digr_ros import topics
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare

@@ -19,23 +19,11 @@ from tqdm import tqdm
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.driving.control import ACTION_NAMES, command
 from carla_digr.errors import UserError
+from carla_digr.explainer import Decision, Explainer
 from carla_digr.files import sha256_of
-from carla_digr.live import drive_bag
-from carla_digr.live.drive_bag import (
-    DECISION,
-    IMAGE,
-    OBSERVATION,
-    OVERLAY,
-    SALIENCY,
-    Decoder,
-    Drive,
-    Frame,
-    blank,
-    converted,
-)
-from carla_digr.live.explainer import Decision, Explainer
-from carla_digr.live.images import to_rgb
-from carla_digr.live.recording import (
+from carla_digr.images import to_rgb
+from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings.bag import (
     FACTS_TOPIC,
     Bag,
     BagWriter,
@@ -47,7 +35,19 @@ from carla_digr.live.recording import (
     open_bag,
     typestore,
 )
-from carla_digr.live.repair import Salvage
+from carla_digr.recordings.drive import (
+    DECISION,
+    IMAGE,
+    OBSERVATION,
+    OVERLAY,
+    SALIENCY,
+    Decoder,
+    Drive,
+    Frame,
+    blank,
+    converted,
+)
+from carla_digr.recordings.repair import Salvage
 from carla_digr.saliency.overlay import overlay
 
 OURS = {  # topics that are made anew, and their types

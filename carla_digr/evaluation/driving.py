@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carla_digr.driving.control import TICK
+from carla_digr.evaluation.evaluate import Evaluation, markdown_table
+from carla_digr.evaluation.robustness import compared_policies, robustness_curves
+from carla_digr.evaluation.saliency_methods import SLOW, Method, saliency_methods
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.faithfulness import exchanged_logits, randomised
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur, perturbation_maps
 from carla_digr.tasks.driving import Driving
-from carla_digr.tasks.highway_classes import CLASSES, importance_of
-from carla_digr.training.evaluate import Evaluation, markdown_table
+from carla_digr.tasks.driving.classes import CLASSES, importance_of
 from carla_digr.training.progress import Progress
-from carla_digr.training.robustness import compared_policies, robustness_curves
 from carla_digr.training.rollout import collect_states, greedy, sampled
-from carla_digr.training.saliency_methods import SLOW, Method, saliency_methods
 
 # Pixels around a relevant one that count as relevant too: none; half the first convolution's stride; the standard
 # deviation of the bump that perturbation maps (eq. 3) are made with, which they cannot resolve.
@@ -289,7 +289,7 @@ def _perturbation_delay(evaluation: Evaluation, frames: Callable[[], Frames]) ->
 
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
     """The figures of ``measure``'s results and of a stretch of driving."""
-    from carla_digr.training import driving_figures, figures
+    from carla_digr.evaluation import driving_figures, figures
 
     episodes = evaluation.config.evaluation.attack_episodes
     band = f"{episodes} episodes a point; band: one standard deviation over the episodes"

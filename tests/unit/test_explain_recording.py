@@ -20,13 +20,13 @@ import torch
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.cli import main as command
 from carla_digr.errors import UserError
+from carla_digr.explainer import Explainer
 from carla_digr.files import sha256_of
-from carla_digr.live import drive_bag
-from carla_digr.live.drive_bag import Decoder, read_drive
-from carla_digr.live.explainer import Explainer
-from carla_digr.live.images import to_array, to_rgb
-from carla_digr.live.recording import open_bag
-from carla_digr.live.reexplain import explain_bag
+from carla_digr.images import to_array, to_rgb
+from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings.bag import open_bag
+from carla_digr.recordings.drive import Decoder, read_drive
+from carla_digr.recordings.explain import explain_bag
 from carla_digr.saliency.overlay import overlay
 
 STUDENT = WEIGHTS_DIRECTORY / "driving_student.safetensors"
@@ -142,7 +142,7 @@ INTERRUPTED = """
 import os, sys
 from itertools import count
 from carla_digr.cli import main
-from carla_digr.live import reexplain
+from carla_digr.recordings import explain as reexplain
 explain, calls = reexplain.Explainer.explain, count(1)
 def interrupted(self, decision):
     if next(calls) == 11:

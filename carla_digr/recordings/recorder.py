@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rosbags.typesys import Stores, get_typestore
 
-from carla_digr.live.recording import FACTS_TOPIC, BagWriter, Channel, definition, offered_qos, reason
+from carla_digr.recordings.bag import FACTS_TOPIC, BagWriter, Channel, definition, offered_qos, reason
 
 JUMP_BACK = 10**9  # ns; less is a late message
 WAITING_BYTES = 1 << 26  # that wait for room on a full disk before messages are dropped

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from carla_digr.errors import UserError
+from carla_digr.evaluation import figures
+from carla_digr.evaluation.evaluate import markdown_table
+from carla_digr.evaluation.robustness import spread
 from carla_digr.files import atomic_write
-from carla_digr.training import figures
-from carla_digr.training.evaluate import markdown_table
-from carla_digr.training.robustness import spread
 
 MEASURED = ("performance", "saliency", "table_1", "robustness")  # keys of results.json
 

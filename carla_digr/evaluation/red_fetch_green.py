@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from carla_digr.evaluation import figures
+from carla_digr.evaluation.evaluate import Evaluation, markdown_table
+from carla_digr.evaluation.robustness import compared_policies, robustness_curves
+from carla_digr.evaluation.rooms import evaluation_rooms
+from carla_digr.evaluation.saliency_methods import SLOW, Method
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
 from carla_digr.tasks.red_fetch_green import importance_of, pictures_of
-from carla_digr.training import figures
-from carla_digr.training.evaluate import Evaluation, markdown_table
 from carla_digr.training.progress import Progress
-from carla_digr.training.robustness import compared_policies, robustness_curves
-from carla_digr.training.rooms import evaluation_rooms
-from carla_digr.training.saliency_methods import SLOW, Method
 
 # Table 1 of the paper: important, unimportant, AUC.
 TABLE_1 = {

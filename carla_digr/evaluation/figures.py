@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from carla_digr.evaluation.robustness import NOISE, Curves
 from carla_digr.saliency.overlay import rgb_of
-from carla_digr.training.robustness import NOISE, Curves
 
 COLOURS = {
     "teacher": "#555555",

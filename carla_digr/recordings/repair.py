@@ -16,7 +16,7 @@ from rosbags.rosbag2.metadata import parse_qos
 from tqdm import tqdm
 
 from carla_digr.errors import UserError
-from carla_digr.live.recording import Channel, channel_types, new_bag, storage_file
+from carla_digr.recordings.bag import Channel, channel_types, new_bag, storage_file
 
 
 class Repaired(NamedTuple):

@@ -55,8 +55,8 @@ from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, projec
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.simulator.vehicle import KINDS, MAX_BRAKING
 from carla_digr.simulator.world import Camera, World
-from carla_digr.tasks.highway_classes import SAMPLES, class_picture, importance_of
-from carla_digr.tasks.highway_reward import hazards, reward
+from carla_digr.tasks.driving.classes import SAMPLES, class_picture, importance_of
+from carla_digr.tasks.driving.reward import hazards, reward
 
 OBSERVATION_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 EGO_KIND = [kind.blueprint for kind in KINDS].index(EGO_BLUEPRINT)

@@ -14,8 +14,8 @@ from rosbags.typesys.store import Typestore
 from tqdm import tqdm
 
 from carla_digr.errors import UserError
-from carla_digr.live.recorder import Timeline
-from carla_digr.live.recording import FACTS_TOPIC, PICTURE_TYPE, Bag, Channel, channel_types
+from carla_digr.recordings.bag import FACTS_TOPIC, PICTURE_TYPE, Bag, Channel, channel_types
+from carla_digr.recordings.recorder import Timeline
 
 # Names and types of the drive's topics, as in the ROS package's topics.py.
 IMAGE = "/carla_digr/camera/image"

@@ -16,17 +16,17 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import ACTION_NAMES, TICK
+from carla_digr.evaluation.driving import GAUSSIAN_BLUR, OTHER, RANDOM, REMOVED
+from carla_digr.evaluation.evaluate import Evaluation
+from carla_digr.evaluation.figures import png
+from carla_digr.evaluation.saliency_methods import Method
 from carla_digr.policy import to_input
 from carla_digr.saliency.gradient import normalise, vanilla_gradient
 from carla_digr.saliency.overlay import overlay
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks.driving import Driving
-from carla_digr.tasks.highway_classes import CLASSES, RELEVANT
-from carla_digr.training.driving_report import GAUSSIAN_BLUR, OTHER, RANDOM, REMOVED
-from carla_digr.training.evaluate import Evaluation
-from carla_digr.training.figures import png
+from carla_digr.tasks.driving.classes import CLASSES, RELEVANT
 from carla_digr.training.rollout import greedy
-from carla_digr.training.saliency_methods import Method
 
 CLASS_COLOURS = {
     "vehicle": "#d62728",

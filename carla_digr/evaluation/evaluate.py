@@ -23,17 +23,17 @@ from torch import Tensor
 
 from carla_digr import checkpoint
 from carla_digr.config import BreakoutConfig, Config, EvaluationConfig
+from carla_digr.evaluation import figures
+from carla_digr.evaluation.robustness import spread
+from carla_digr.evaluation.saliency_methods import SLOW, Method, milliseconds_per_map, saliency_methods
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import Task, make_task
-from carla_digr.training import figures
 from carla_digr.training.progress import Progress
-from carla_digr.training.robustness import spread
 from carla_digr.training.rollout import Act, collect_states, greedy, load_policy, run_episodes, sampled
-from carla_digr.training.saliency_methods import SLOW, Method, milliseconds_per_map, saliency_methods
 
 QUICK = EvaluationConfig(
     episodes=16,
@@ -99,15 +99,15 @@ class TaskReport(Protocol):
 def task_report(task: str) -> TaskReport | None:
     """The report module of a task, None where it has none."""
     if task == "red_fetch_green":
-        from carla_digr.training import red_fetch_green_report
+        from carla_digr.evaluation import red_fetch_green as red_fetch_green_report
 
         return red_fetch_green_report
     if task == "breakout":
-        from carla_digr.training import breakout_report
+        from carla_digr.evaluation import breakout as breakout_report
 
         return breakout_report
     if task == "driving":
-        from carla_digr.training import driving_report
+        from carla_digr.evaluation import driving as driving_report
 
         return driving_report
     return None

@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from carla_digr.evaluation.evaluate import Evaluation, markdown_table
+from carla_digr.evaluation.saliency_methods import SLOW, Method
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.overlay import overlay
 from carla_digr.tasks.breakout import BALL, CLASSES, FRAME_SKIP, PADDLE, SCREEN, BreakoutVecEnv, importance_of
-from carla_digr.training.evaluate import Evaluation, markdown_table
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import collect_states, sampled
-from carla_digr.training.saliency_methods import SLOW, Method
 
 PAPER_SCORE = 320  # of the teacher
 MARGINS = (0, 2, 4)  # pixels around ball and paddle that count too: none, half of the first stride, and all of it
