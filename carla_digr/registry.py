@@ -33,9 +33,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def _points(self) -> dict[str, metadata.EntryPoint]:
         found = {point.name: point for point in metadata.entry_points(group=self.group)}
         for name in sorted(found.keys() & self._own.keys()):
-            warnings.warn(
-                f"An installed package offers the {self.what} {name} too, whose name is taken.", stacklevel=2
-            )
+            warnings.warn(f"An installed package offers the {self.what} {name} too, whose name is taken.", stacklevel=2)
             del found[name]
         return found
 
