@@ -224,7 +224,7 @@ def _randomised_row(evaluation: Evaluation, frames: Callable[[], Frames], name: 
     count = min(RANDOMISED_FRAMES, evaluation.config.evaluation.slow_states)
     states = to_input(torch.from_numpy(every[:: len(every) // count][:count]))
     dataset = evaluation.config.saliency_dataset
-    perturbation = Perturbation(dataset.radius, dataset.blur_sigma, dataset.stride)
+    perturbation = Perturbation.from_settings(dataset)
     explained = evaluation.student if name == "DIGR" else evaluation.teacher
     original = normalise(evaluation.methods[name](states))[0].numpy()
     alike: dict[str, list[NDArray[np.float64]]] = {}
@@ -282,7 +282,7 @@ def _perturbation_delay(evaluation: Evaluation, frames: Callable[[], Frames]) ->
     seconds = {}
     for name, stride in (("every_pixel", 1), ("stride", dataset.stride)):
         start = time.process_time()
-        perturbation_maps(evaluation.teacher, state, Perturbation(dataset.radius, dataset.blur_sigma, stride))
+        perturbation_maps(evaluation.teacher, state, replace(Perturbation.from_settings(dataset), stride=stride))
         seconds[name] = time.process_time() - start
     return seconds
 

@@ -139,7 +139,7 @@ def evaluate(
     student, student_card = load_policy(student_path, task)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
-    methods = saliency_methods(teacher, student, _perturbation(config))
+    methods = saliency_methods(teacher, student, Perturbation.from_settings(config.saliency_dataset))
     evaluation = Evaluation(
         config, task, teacher, student, student_path, directory, methods, _evaluation_seed(config) + 2, parts.get
     )
@@ -255,16 +255,12 @@ def _fresh_states(
 
 def _reference_maps(config: Config, teacher: ActorCritic, states: NDArray[np.uint8]) -> Tensor:
     """The teacher's normalised perturbation maps, float (N, H, W), which other maps are compared with."""
+    perturbation = Perturbation.from_settings(config.saliency_dataset)
     maps = [
-        perturbation_maps(teacher, to_input(torch.from_numpy(state[None])), _perturbation(config))
+        perturbation_maps(teacher, to_input(torch.from_numpy(state[None])), perturbation)
         for state in Progress(states, unit="map", desc="reference maps")
     ]
     return normalise(torch.cat(maps))[0]
-
-
-def _perturbation(config: Config) -> Perturbation:
-    dataset = config.saliency_dataset
-    return Perturbation(dataset.radius, dataset.blur_sigma, dataset.stride)
 
 
 def _saliency(
@@ -361,7 +357,7 @@ class _Parts:
         self.path = path
         values = config.to_dict()
         sections = {key: values[key] for key in ("seed", "environment", "evaluation")}
-        used = ("radius", "blur_sigma", "stride", "threshold", "environments", "state_interval")
+        used = ("radius", "blur_sigma", "stride", "score", "threshold", "environments", "state_interval")
         sections |= {key: values["saliency_dataset"][key] for key in used}
         self.key = {"weights": [card["weights_sha256"] for card in cards], **sections}
         self.finished: dict[str, Any] = {}

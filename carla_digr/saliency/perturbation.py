@@ -6,8 +6,9 @@ around i; K_i is a Gaussian bump of height 1 and standard deviation ``radius`` c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,17 @@ class Perturbation:
     stride: int = 2
     score: Literal["kl", "logits"] = "kl"
     batch: int = 256
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Perturbation:
+        """The perturbation of a configuration or a card, so that its maps are those of the dataset made with it.
+
+        Args:
+            settings: an object or a mapping that has radius and may have blur_sigma, stride and score; what else is in
+                it is not looked at.
+        """
+        values = settings if isinstance(settings, Mapping) else vars(settings)
+        return cls(**{name: values[name] for name in ("radius", "blur_sigma", "stride", "score") if name in values})
 
 
 def perturbation_maps(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:

@@ -182,7 +182,7 @@ def _make_shard(config: Config, directory: Path, teacher_path: Path, k: int) -> 
     settings = config.saliency_dataset
     policy, _ = checkpoint.load(teacher_path, config.task)
     states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)]
-    perturbation = Perturbation(settings.radius, settings.blur_sigma, settings.stride, settings.score)
+    perturbation = Perturbation.from_settings(settings)
     raw = torch.cat([perturbation_maps(policy, to_input(state[None]), perturbation) for state in states])
     largest = raw.amax(dim=(1, 2))
     largest = torch.where(largest > FLAT, largest, torch.zeros_like(largest))

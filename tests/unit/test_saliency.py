@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from carla_digr.config import PolicyConfig
+from carla_digr.config import PolicyConfig, SaliencyDatasetConfig
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency import metrics
@@ -258,3 +260,12 @@ def test_transposed_convolution_of_every_kernel_and_stride_equals_autograd():
         inputs = states.clone().requires_grad_(True)
         (expected,) = torch.autograd.grad(policy(inputs)[0][:, 1].sum(), inputs)
         assert torch.allclose(g, expected, rtol=1e-6, atol=1e-12), (kernel, stride)
+
+
+@pytest.mark.parametrize("score", ["kl", "logits"])
+def test_the_perturbation_of_a_configuration_or_card_is_the_one_that_its_dataset_was_made_with(score):
+    settings = SaliencyDatasetConfig(radius=2.5, blur_sigma=1.5, stride=3, score=score)
+    expected = Perturbation(2.5, 1.5, 3, score)
+    assert Perturbation.from_settings(settings) == expected
+    assert Perturbation.from_settings(asdict(settings)) == expected  # as a card has it
+    assert Perturbation.from_settings({"radius": 4.0, "maps": 3}) == Perturbation(4.0)  # of an old card
