@@ -449,8 +449,9 @@ def add_view(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_camera(parser: argparse.ArgumentParser) -> None:
-    topic = "/carla_digr/camera/image"
-    parser.add_argument("--camera", default=topic, metavar="TOPIC", help="the pictures (default: %(default)s)")
+    from carla_digr.recordings.topics import IMAGE
+
+    parser.add_argument("--camera", default=IMAGE, metavar="TOPIC", help="the pictures (default: %(default)s)")
 
 
 def add_repair(commands: argparse._SubParsersAction) -> None:

@@ -1,7 +1,8 @@
-"""Files that are whole or not there: atomic writes and hashes."""
+"""Files that are whole or not there, directories for one process at a time, and hashes."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from carla_digr.errors import UserError
 
 
 @contextmanager
@@ -38,6 +41,27 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+@contextmanager
+def exclusive(directory: Path, taken: str) -> Iterator[None]:
+    """Make a directory and hold it against a second process; the system lets go of it however the first one ends.
+
+    Args:
+        directory: gets a file ``.lock``, for a network file system locks no directory itself.
+        taken: what to tell whoever comes second.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: it cannot be made.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(taken) from error
+        yield
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

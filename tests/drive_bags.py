@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from carla_digr.driving.control import TICK
 from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings import topics
 from carla_digr.recordings.bag import Channel, definition, offered_qos, typestore
 from carla_digr.recordings.drive import blank
 from carla_digr.recordings.recorder import Recorder
+from carla_digr.recordings.topics import CLOCK, DIAGNOSTICS, OVERLAY
 
-CLOCK, DIAGNOSTICS = "/clock", "/diagnostics"
 TYPES = {
-    **{t: k for t, k in drive_bag.TYPES.items() if t not in (drive_bag.OBSERVATION, drive_bag.FACTS_TOPIC)},
-    drive_bag.OVERLAY: drive_bag.PICTURE_TYPE,
-    CLOCK: "rosgraph_msgs/msg/Clock",
-    DIAGNOSTICS: "diagnostic_msgs/msg/DiagnosticArray",
+    **{t: k for t, k in drive_bag.TYPES.items() if t not in (topics.OBSERVATION, topics.FACTS_TOPIC)},
+    **{t: topics.TYPES[t] for t in (OVERLAY, CLOCK, DIAGNOSTICS)},
 }
 STORE = typestore()
-PERIOD = 50_000_000  # ns
+PERIOD = round(TICK * 1e9)  # ns
 PER_FRAME = 7  # messages of a frame
 
 
@@ -41,7 +41,7 @@ def image(stamp: int, picture: np.ndarray, encoding: str, padding: int = 0) -> A
     rows = np.ascontiguousarray(picture).view(np.uint8).reshape(height, -1)
     data = np.pad(rows, ((0, 0), (0, padding))).ravel()
     fields = {"height": height, "width": width, "encoding": encoding, "step": len(data) // height, "data": data}
-    return blank(STORE, drive_bag.PICTURE_TYPE, header=header(stamp), **fields)
+    return blank(STORE, topics.PICTURE_TYPE, header=header(stamp), **fields)
 
 
 def serialized(kind: str, message: Any) -> bytes:
@@ -86,11 +86,11 @@ class DriveRecorder:
         clock = blank(STORE, TYPES[CLOCK], clock=first.stamp)
         self.add(CLOCK, clock, stamp)
         fields = {"frame": number, "seed": 7, "episode": 1, "collision": collision}
-        self.add(drive_bag.FRAME, blank(STORE, TYPES[drive_bag.FRAME], header=first, **fields), stamp)
-        odometry = blank(STORE, TYPES[drive_bag.ODOMETRY], header=first)
+        self.add(topics.FRAME, blank(STORE, TYPES[topics.FRAME], header=first, **fields), stamp)
+        odometry = blank(STORE, TYPES[topics.ODOMETRY], header=first)
         odometry.twist.twist.linear.x = 20.0
-        self.add(drive_bag.ODOMETRY, odometry, stamp)
-        self.add(drive_bag.IMAGE, image(stamp, rgb, "rgb8"), stamp)
+        self.add(topics.ODOMETRY, odometry, stamp)
+        self.add(topics.IMAGE, image(stamp, rgb, "rgb8"), stamp)
         self.decision(
             number,
             action_names=["left", "keep", "right", "brake"],
@@ -104,13 +104,13 @@ class DriveRecorder:
         )
         if fallback:
             self.decision(number, brake=1.0, target_speed=float("nan"), fallback=True)
-        self.add(drive_bag.SALIENCY, image(stamp, saliency, "32FC1"), stamp)
-        self.add(drive_bag.OVERLAY, image(stamp, rgb // 2, "rgb8"), stamp)
+        self.add(topics.SALIENCY, image(stamp, saliency, "32FC1"), stamp)
+        self.add(OVERLAY, image(stamp, rgb // 2, "rgb8"), stamp)
 
     def decision(self, number: int, **fields: Any) -> None:
         stamp = number * PERIOD
-        kind = TYPES[drive_bag.DECISION]
-        self.add(drive_bag.DECISION, blank(STORE, kind, header=header(stamp), frame=number, **fields), stamp)
+        kind = TYPES[topics.DECISION]
+        self.add(topics.DECISION, blank(STORE, kind, header=header(stamp), frame=number, **fields), stamp)
 
     def close(self) -> None:
         self.recorder.commit()

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RATE = 20.0  # Hz
+from carla_digr.driving.control import TICK
+
+RATE = 1.0 / TICK  # Hz
 RATE_TOLERANCE = 0.1  # Hz
-OVERLAY_P99_MS = 50.0  # one period
+OVERLAY_P99_MS = 1000.0 * TICK  # one period
 ENDURANCE_FRAMES = 6000  # 5 minutes, from which on drift and growth of memory must hold too
 DRIFT_PERCENT = 0.1
 GROWTH_PERCENT = 5.0

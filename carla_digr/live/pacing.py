@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-PERIOD = 0.05  # s between ticks, wall and simulation time
+from carla_digr.driving.control import TICK
+
+PERIOD = TICK  # s between ticks of wall time: simulation time at its natural speed
 
 
 class Pacer:

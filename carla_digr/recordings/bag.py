@@ -6,13 +6,11 @@ metadata.yaml, both by rosbags.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -28,11 +26,11 @@ from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_
 from rosbags.typesys.store import Typestore
 
 from carla_digr.errors import UserError
+from carla_digr.files import exclusive
+from carla_digr.recordings.topics import PICTURE_TYPE
 
 MESSAGES = Path(__file__).parents[2] / "ros2_ws" / "src" / "carla_digr_msgs" / "msg"
-FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
 CHUNK_BYTES = (1 << 20) - 64  # of messages in a chunk; less than at what rosbags ends one
-PICTURE_TYPE = "sensor_msgs/msg/Image"
 NAME = "recording"  # of the file in bags made from other bags: equal content, equal bytes
 
 
@@ -362,7 +360,12 @@ def new_bag(
         raise UserError(f"{path} exists already: choose another name for the new recording.")
     hidden = path.with_name(f".{path.name}.tmp")
     keep = False
-    with _held(hidden, path):
+    with ExitStack() as held:
+        try:
+            taken = f"Another command is making {path}: wait for it or choose another name."
+            held.enter_context(exclusive(hidden, taken))
+        except OSError as error:
+            raise UserError(f"Cannot make the recording {path}: {reason(error)}.") from error
         try:
             earlier = _left_over(hidden) if resumes else None
             shutil.rmtree(hidden / NAME, ignore_errors=True)
@@ -380,24 +383,6 @@ def new_bag(
         finally:
             if not keep:
                 shutil.rmtree(hidden, ignore_errors=True)
-
-
-@contextmanager
-def _held(directory: Path, path: Path) -> Iterator[None]:
-    """Make a directory and hold it against a second command; the system lets go of it however the first one ends."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"Cannot make the recording {path}: {reason(error)}.") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"Another command is making {path}: wait for it or choose another name.") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _left_over(hidden: Path) -> Path | None:

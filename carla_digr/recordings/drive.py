@@ -14,27 +14,22 @@ from rosbags.typesys.store import Typestore
 from tqdm import tqdm
 
 from carla_digr.errors import UserError
-from carla_digr.recordings.bag import FACTS_TOPIC, PICTURE_TYPE, Bag, Channel, channel_types
+from carla_digr.recordings import topics
+from carla_digr.recordings.bag import Bag, Channel, channel_types
 from carla_digr.recordings.recorder import Timeline
+from carla_digr.recordings.topics import (
+    DECISION,
+    FACTS_TOPIC,
+    FRAME,
+    IMAGE,
+    OBSERVATION,
+    ODOMETRY,
+    PICTURE_TYPE,
+    SALIENCY,
+)
 
-# Names and types of the drive's topics, as in the ROS package's topics.py.
-IMAGE = "/carla_digr/camera/image"
-OBSERVATION = "/carla_digr/observation"  # what the policy saw in place of the camera's picture, during an attack
-DECISION = "/carla_digr/decision"
-SALIENCY = "/carla_digr/saliency"
-OVERLAY = "/carla_digr/overlay"
-FRAME = "/carla_digr/frame"
-ODOMETRY = "/carla_digr/ego/odometry"
-DECISION_TYPE = "carla_digr_msgs/msg/DrivingDecision"
-TYPES = {
-    IMAGE: PICTURE_TYPE,
-    OBSERVATION: PICTURE_TYPE,
-    SALIENCY: PICTURE_TYPE,
-    DECISION: DECISION_TYPE,
-    FRAME: "carla_digr_msgs/msg/DriveFrame",
-    ODOMETRY: "nav_msgs/msg/Odometry",
-    FACTS_TOPIC: "std_msgs/msg/String",
-}
+# What is read of a drive.
+TYPES = {topic: topics.TYPES[topic] for topic in (IMAGE, OBSERVATION, SALIENCY, DECISION, FRAME, ODOMETRY, FACTS_TOPIC)}
 
 
 class Decoder:

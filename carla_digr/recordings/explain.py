@@ -24,7 +24,6 @@ from carla_digr.files import sha256_of
 from carla_digr.images import to_rgb
 from carla_digr.recordings import drive as drive_bag
 from carla_digr.recordings.bag import (
-    FACTS_TOPIC,
     Bag,
     BagWriter,
     Channel,
@@ -35,27 +34,21 @@ from carla_digr.recordings.bag import (
     open_bag,
     typestore,
 )
-from carla_digr.recordings.drive import (
+from carla_digr.recordings.drive import Decoder, Drive, Frame, blank, converted
+from carla_digr.recordings.repair import Salvage
+from carla_digr.recordings.topics import (
     DECISION,
+    FACTS_TOPIC,
     IMAGE,
     OBSERVATION,
     OVERLAY,
+    PICTURE_TYPE,
     SALIENCY,
-    Decoder,
-    Drive,
-    Frame,
-    blank,
-    converted,
+    TYPES,
 )
-from carla_digr.recordings.repair import Salvage
 from carla_digr.saliency.overlay import overlay
 
-OURS = {  # topics that are made anew, and their types
-    FACTS_TOPIC: "std_msgs/msg/String",
-    DECISION: drive_bag.DECISION_TYPE,
-    SALIENCY: drive_bag.PICTURE_TYPE,
-    OVERLAY: drive_bag.PICTURE_TYPE,
-}
+OURS = {topic: TYPES[topic] for topic in (FACTS_TOPIC, DECISION, SALIENCY, OVERLAY)}  # topics that are made anew
 
 
 class Explained(NamedTuple):
@@ -211,7 +204,7 @@ class _Copy:
                 elif channel.topic == DECISION and channel.type == OURS[DECISION]:
                     self._keep_fallback(new, time, self._decode(channel, data))
                 frame = self._frames.get((channel.topic, time))
-                if frame is not None and channel.type == drive_bag.PICTURE_TYPE:
+                if frame is not None and channel.type == PICTURE_TYPE:
                     maps = earlier.maps(time, data) if earlier else None
                     done += self._explain(new, time, self._decode(channel, data), frame, maps)
                     progress.update()
@@ -284,7 +277,7 @@ class _Copy:
         height, width = picture.shape[:2]
         data = np.frombuffer(np.ascontiguousarray(picture).tobytes(), np.uint8)
         fields = {"height": height, "width": width, "encoding": encoding, "step": len(data) // height, "data": data}
-        return blank(self._store, drive_bag.PICTURE_TYPE, header=header, **fields)
+        return blank(self._store, PICTURE_TYPE, header=header, **fields)
 
     def _serialized(self, topic: str, message: Any) -> bytes:
         return bytes(self._store.serialize_cdr(message, OURS[topic]))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rosbags.typesys import Stores, get_typestore
 
-from carla_digr.recordings.bag import FACTS_TOPIC, BagWriter, Channel, definition, offered_qos, reason
+from carla_digr.recordings.bag import BagWriter, Channel, definition, offered_qos, reason
+from carla_digr.recordings.topics import FACTS_TOPIC, TYPES
 
 JUMP_BACK = 10**9  # ns; less is a late message
 WAITING_BYTES = 1 << 26  # that wait for room on a full disk before messages are dropped
@@ -67,8 +68,8 @@ class Recorder:
     def __post_init__(self) -> None:
         store = get_typestore(Stores.ROS2_KILTED)
         self._store = store
-        text = "std_msgs/msg/String"
-        self._facts_channel = Channel(FACTS_TOPIC, text, definition(store, text), offered_qos(latched=True))
+        kind = TYPES[FACTS_TOPIC]
+        self._facts_channel = Channel(FACTS_TOPIC, kind, definition(store, kind), offered_qos(latched=True))
         self._bag = BagWriter(self.path, [self._facts_channel, *self.channels])
 
     @property
@@ -88,8 +89,8 @@ class Recorder:
         time = now if time is None else self._timeline.place(channel.topic, time)
         assert time is not None
         if now is None:
-            text = self._store.types["std_msgs/msg/String"](json.dumps(dict(self.facts)))
-            facts = bytes(self._store.serialize_cdr(text, "std_msgs/msg/String"))
+            text = self._store.types[self._facts_channel.type](json.dumps(dict(self.facts)))
+            facts = bytes(self._store.serialize_cdr(text, self._facts_channel.type))
             for early, content in [(self._facts_channel, facts), *self._early]:
                 self._bag.write(early.topic, early.type, time, content)
             self._early.clear()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write
+from carla_digr.files import atomic_write, exclusive
 
 # What a resumed job may change without becoming another job.
 _FREE = {"total_steps", "checkpoint_interval", "iterations"}
@@ -46,20 +44,13 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-@contextmanager
-def only_job_in(directory: Path) -> Iterator[None]:
-    """Hold a directory against a second job; the system lets go of it however the first one ends.
+def only_job_in(directory: Path) -> AbstractContextManager[None]:
+    """Hold a directory against a second job.
 
     Raises:
         UserError: another process works there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"Another job is at work in {directory}; wait for it or use another --out.") from error
-        yield
+    return exclusive(directory, f"Another job is at work in {directory}; wait for it or use another --out.")
 
 
 def check_same_job(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ from test_page import pixels, shown, wait_for_frame
 from carla_digr.errors import UserError
 from carla_digr.live.viewer.recorded import Recorded
 from carla_digr.live.viewer.server import ViewerServer
-from carla_digr.recordings import drive as drive_bag
 from carla_digr.recordings.bag import open_bag
+from carla_digr.recordings.topics import IMAGE
 from carla_digr.saliency.overlay import overlay
 
 FRAMES = 60
@@ -218,7 +218,7 @@ def test_a_damaged_place_costs_its_frames_only(bags, tmp_path, context):
         else:
             broken = drive_bags.image(2 * drive_bags.PERIOD, feed.picture(2), "rgb8")
             broken.step = 7
-            drive.add(drive_bag.IMAGE, broken, 2 * drive_bags.PERIOD)
+            drive.add(IMAGE, broken, 2 * drive_bags.PERIOD)
     drive.close()
     with closing(Recorded([path])) as recorded, ViewerServer(port=0, recorded=recorded) as server:
         page = context.new_page()

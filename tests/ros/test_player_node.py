@@ -13,7 +13,8 @@ from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
-from carla_digr.live import composition, drive_bag  # noqa: E402
+from carla_digr.live import composition  # noqa: E402
+from carla_digr.recordings.topics import PICTURE_TYPE  # noqa: E402
 
 FRAMES = 30
 RECORDED = [topics.CLOCK, topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY, topics.OVERLAY]
@@ -102,7 +103,7 @@ def test_remapped_topics_and_pictures_of_another_camera(play, observe, tmp_path)
     """A recording without /clock by somebody else; its clock is made from the messages' times."""
     from rosbags.rosbag2 import StoragePlugin, Writer
 
-    kind = drive_bag.PICTURE_TYPE
+    kind = PICTURE_TYPE
     with Writer(tmp_path / "foreign", version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
         camera = writer.add_connection("/front/image_raw", kind, typestore=drive_bags.STORE)
         other = writer.add_connection("/other", "x_msgs/msg/X", msgdef="uint8 x\n", rihs01="RIHS01_" + 64 * "0")

@@ -11,7 +11,7 @@ import live_support
 import pytest
 
 from carla_digr.cli import main as command
-from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings import topics
 from carla_digr.recordings.bag import open_bag
 from carla_digr.recordings.drive import Decoder, read_drive, stamp_of
 
@@ -46,9 +46,9 @@ def explanations(bag):
     decode, found = Decoder(), {}
     with open_bag(bag) as opened:
         for channel, _, data in opened.read():
-            if channel.topic in (drive_bag.SALIENCY, drive_bag.OVERLAY):
+            if channel.topic in (topics.SALIENCY, topics.OVERLAY):
                 found[channel.topic, stamp_of(data)] = data
-            elif channel.topic == drive_bag.DECISION and not (message := decode(channel, data)).fallback:
+            elif channel.topic == topics.DECISION and not (message := decode(channel, data)).fallback:
                 values = message.probabilities.tobytes(), message.action, message.value, message.policy_hash
                 found[channel.topic, stamp_of(data)] = message.frame, values
     return found

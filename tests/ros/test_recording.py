@@ -27,10 +27,16 @@ from carla_digr.cli import main as command  # noqa: E402
 from carla_digr.errors import UserError  # noqa: E402
 from carla_digr.files import sha256_of  # noqa: E402
 from carla_digr.live.composition import Process  # noqa: E402
-from carla_digr.recordings.bag import FACTS_TOPIC, open_bag  # noqa: E402
+from carla_digr.recordings.bag import open_bag  # noqa: E402
+from carla_digr.recordings.topics import FACTS_TOPIC, TYPES  # noqa: E402
 
 NAMES = {topic.name for topic in topics.TOPICS}
 PER_FRAME = 10  # messages that `Drive.frame` sends
+
+
+def test_recordings_know_the_types_of_the_tables_topics():
+    own = {topic.name: f"{topic.type.__module__.split('.')[0]}/msg/{topic.type.__name__}" for topic in topics.TOPICS}
+    assert own == {name: kind for name, kind in TYPES.items() if name != FACTS_TOPIC}
 
 
 class Drive:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -21,9 +19,9 @@ from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.cli import main as command
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
-from carla_digr.files import sha256_of
+from carla_digr.files import exclusive, sha256_of
 from carla_digr.images import to_array, to_rgb
-from carla_digr.recordings import drive as drive_bag
+from carla_digr.recordings import topics
 from carla_digr.recordings.bag import open_bag
 from carla_digr.recordings.drive import Decoder, read_drive
 from carla_digr.recordings.explain import explain_bag
@@ -31,7 +29,7 @@ from carla_digr.saliency.overlay import overlay
 
 STUDENT = WEIGHTS_DIRECTORY / "driving_student.safetensors"
 STUDENT_HASH = sha256_of(STUDENT)[:12]
-MADE_ANEW = {drive_bag.DECISION, drive_bag.SALIENCY, drive_bag.OVERLAY, drive_bag.FACTS_TOPIC}
+MADE_ANEW = {topics.DECISION, topics.SALIENCY, topics.OVERLAY, topics.FACTS_TOPIC}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,9 +77,9 @@ def test_maps_are_the_explainers_and_the_bytes_the_same_twice(bag, method, tmp_p
     explain_bag(bag, second, method, chosen)
     assert files(first) == files(second)
     explainer = Explainer.from_checkpoint(chosen or STUDENT, method=method)
-    decisions = [m for m in decoded(first, drive_bag.DECISION) if not m.fallback]
-    maps = decoded(first, drive_bag.SALIENCY)
-    pictures = decoded(first, drive_bag.OVERLAY)
+    decisions = [m for m in decoded(first, topics.DECISION) if not m.fallback]
+    maps = decoded(first, topics.SALIENCY)
+    pictures = decoded(first, topics.OVERLAY)
     for number, (message, shown, mixed) in enumerate(zip(decisions, maps, pictures, strict=True), 1):
         rgb = drive_bags.picture(number)
         decision = explainer.decide(rgb)
@@ -101,9 +99,9 @@ def test_the_rest_of_the_drive_is_kept(bag, tmp_path, weights):
     assert set(after) == set(before)
     for topic in set(before) - MADE_ANEW:
         assert after[topic] == before[topic], topic
-    (kept,) = (m for m in decoded(out, drive_bag.DECISION) if m.fallback)
+    (kept,) = (m for m in decoded(out, topics.DECISION) if m.fallback)
     assert (kept.frame, kept.brake, kept.policy_hash) == (3, 1.0, "")
-    ((_, facts),) = after[drive_bag.FACTS_TOPIC]
+    ((_, facts),) = after[topics.FACTS_TOPIC]
     assert json.loads(facts[8:-1]) == {
         "policy_hash": sha256_of(weights)[:12],
         "driven_by": STUDENT_HASH,
@@ -122,19 +120,19 @@ def test_an_explained_recording_can_be_explained_again(bag, tmp_path, weights):
 
 
 def test_what_the_policy_saw_is_explained_where_it_was_not_the_cameras_picture(tmp_path, monkeypatch):
-    kind = drive_bag.PICTURE_TYPE
-    monkeypatch.setitem(drive_bags.TYPES, drive_bag.OBSERVATION, kind)
-    monkeypatch.setitem(drive_bags.CHANNELS, drive_bag.OBSERVATION, drive_bags.channel(drive_bag.OBSERVATION, kind))
+    kind = topics.PICTURE_TYPE
+    monkeypatch.setitem(drive_bags.TYPES, topics.OBSERVATION, kind)
+    monkeypatch.setitem(drive_bags.CHANNELS, topics.OBSERVATION, drive_bags.channel(topics.OBSERVATION, kind))
     drive = drive_bags.DriveRecorder(tmp_path / "attacked", policy_hash=STUDENT_HASH)
     drive.frame(1)
     drive.frame(2)
     seen = drive_bags.picture(99)
-    drive.add(drive_bag.OBSERVATION, drive_bags.image(2 * drive_bags.PERIOD, seen, "rgb8"), 2 * drive_bags.PERIOD)
+    drive.add(topics.OBSERVATION, drive_bags.image(2 * drive_bags.PERIOD, seen, "rgb8"), 2 * drive_bags.PERIOD)
     drive.close()
     assert explain_bag(drive.recorder.path, tmp_path / "out").frames == 2
     explainer = Explainer.from_checkpoint(STUDENT)
     expected = [explainer.decide(rgb).probabilities for rgb in (drive_bags.picture(1), seen)]
-    for message, probabilities in zip(decoded(tmp_path / "out", drive_bag.DECISION), expected, strict=True):
+    for message, probabilities in zip(decoded(tmp_path / "out", topics.DECISION), expected, strict=True):
         np.testing.assert_array_equal(message.probabilities, probabilities)
 
 
@@ -185,14 +183,9 @@ def test_what_an_interrupted_command_has_made_is_used_by_the_next_one(tmp_path, 
 
 def test_two_commands_do_not_make_the_same_recording(bag, tmp_path, capsys):
     hidden = tmp_path / ".out.tmp"
-    hidden.mkdir()
-    other = os.open(hidden, os.O_RDONLY)
-    try:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with exclusive(hidden, "Held."):
         assert command(["explain", str(bag), "--out", str(tmp_path / "out")]) == 2
-        assert "Another command is making" in capsys.readouterr().err
-    finally:
-        os.close(other)
+    assert "Another command is making" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".out.tmp"]
 
 
@@ -202,7 +195,7 @@ def foreign(tmp_path):
     from rosbags.rosbag2 import StoragePlugin, Writer
 
     path = tmp_path / "foreign"
-    kind = drive_bag.PICTURE_TYPE
+    kind = topics.PICTURE_TYPE
     with Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
         camera = writer.add_connection("/front/image_raw", kind, typestore=drive_bags.STORE)
         other = writer.add_connection("/other", "x_msgs/msg/X", msgdef="uint8 x\n", rihs01="RIHS01_" + 64 * "0")
@@ -221,12 +214,12 @@ def test_a_foreign_cameras_pictures_become_the_drives(foreign, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert f"2 frames explained by digr of the policy {STUDENT_HASH}, 1 pictures were refused" in printed
     found = messages(out)
-    assert set(found) == {drive_bag.IMAGE, "/other"} | MADE_ANEW
+    assert set(found) == {topics.IMAGE, "/other"} | MADE_ANEW
     assert found["/other"] == messages(foreign)["/other"]
-    assert found[drive_bag.IMAGE] == messages(foreign)["/front/image_raw"]
+    assert found[topics.IMAGE] == messages(foreign)["/front/image_raw"]
     explainer = Explainer.from_checkpoint(STUDENT)
     expected = explainer.explain(explainer.decide(drive_bags.picture(1))).map
-    np.testing.assert_array_equal(to_array(decoded(out, drive_bag.SALIENCY)[0]), expected)
+    np.testing.assert_array_equal(to_array(decoded(out, topics.SALIENCY)[0]), expected)
     shutil.rmtree(out)
     assert command([*arguments, "--wrong-size", "resize"]) == 0
     assert "3 frames explained" in capsys.readouterr().out

@@ -16,7 +16,8 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from carla_digr.cli import main as command
 from carla_digr.errors import UserError
 from carla_digr.recordings import drive as drive_bag
-from carla_digr.recordings.bag import FACTS_TOPIC, BagWriter, open_bag
+from carla_digr.recordings import topics
+from carla_digr.recordings.bag import BagWriter, open_bag
 from carla_digr.recordings.recorder import Timeline
 from carla_digr.recordings.repair import repair
 
@@ -49,7 +50,7 @@ def messages(path):
 def test_a_recording_says_who_drove_and_has_every_message_with_its_time(bag, content):
     _, found = content
     assert len(found) == MESSAGES
-    assert found[0][0] == FACTS_TOPIC
+    assert found[0][0] == topics.FACTS_TOPIC
     with open_bag(bag) as opened:
         drive = drive_bag.read_drive(opened)
         assert (opened.start, opened.end) == (drive_bags.PERIOD, FRAMES * drive_bags.PERIOD + 1)
@@ -92,7 +93,7 @@ def test_cut_off_at_any_byte_what_is_whole_is_saved(data, content, tmp_path):
 
 def chunk_of(topic: str, time: int, data: bytes) -> int:
     """In which chunk a message is: the first has the schemas, then each second has one and its pictures another."""
-    pictures = drive_bags.TYPES.get(topic) == drive_bag.PICTURE_TYPE
+    pictures = drive_bags.TYPES.get(topic) == topics.PICTURE_TYPE
     return 1 + (time - 1) // (20 * drive_bags.PERIOD) * 2 + pictures
 
 
@@ -151,7 +152,7 @@ def test_repair_leaves_the_bag_and_what_is_there_alone(bag, content, tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-def make_foreign(path, plugin, mode=CompressionMode.NONE, version=9, kind=drive_bag.PICTURE_TYPE):
+def make_foreign(path, plugin, mode=CompressionMode.NONE, version=9, kind=topics.PICTURE_TYPE):
     """A recording by somebody else: one picture topic of another name."""
     writer = Writer(path, version=version, storage_plugin=plugin)
     writer.set_compression(mode, CompressionFormat.ZSTD)
@@ -159,7 +160,7 @@ def make_foreign(path, plugin, mode=CompressionMode.NONE, version=9, kind=drive_
         connection = writer.add_connection("/front/image_raw", kind, typestore=drive_bags.STORE)
         for number in range(1, 4):
             message = drive_bags.image(number * 10**8, drive_bags.picture(number, 16), "rgb8")
-            writer.write(connection, 10**18 + number * 10**8, drive_bags.serialized(drive_bag.PICTURE_TYPE, message))
+            writer.write(connection, 10**18 + number * 10**8, drive_bags.serialized(topics.PICTURE_TYPE, message))
     return path
 
 
@@ -198,15 +199,15 @@ def test_topics_of_another_type_are_left_aside_and_named(bag, tmp_path):
     writer = Writer(tmp_path / "odd", version=9, storage_plugin=StoragePlugin.MCAP)
     text = drive_bags.STORE.types["std_msgs/msg/String"]("hello")
     with writer:
-        odd = writer.add_connection(drive_bag.SALIENCY, "std_msgs/msg/String", typestore=drive_bags.STORE)
-        camera = writer.add_connection(drive_bag.IMAGE, drive_bag.PICTURE_TYPE, typestore=drive_bags.STORE)
+        odd = writer.add_connection(topics.SALIENCY, "std_msgs/msg/String", typestore=drive_bags.STORE)
+        camera = writer.add_connection(topics.IMAGE, topics.PICTURE_TYPE, typestore=drive_bags.STORE)
         writer.write(odd, 1, bytes(drive_bags.STORE.serialize_cdr(text, "std_msgs/msg/String")))
         message = drive_bags.image(5, np.zeros((8, 8, 3), np.uint8), "rgb8")
-        writer.write(camera, 5, drive_bags.serialized(drive_bag.PICTURE_TYPE, message))
+        writer.write(camera, 5, drive_bags.serialized(topics.PICTURE_TYPE, message))
     with open_bag(tmp_path / "odd") as opened:
         drive = drive_bag.read_drive(opened)
     assert len(drive.frames) == 1 and drive.frames[0].saliency is None
-    assert drive.ignored == [f"{drive_bag.SALIENCY} is std_msgs/msg/String, not sensor_msgs/msg/Image"]
+    assert drive.ignored == [f"{topics.SALIENCY} is std_msgs/msg/String, not sensor_msgs/msg/Image"]
 
 
 def spoil(path, how):

@@ -18,7 +18,8 @@ from carla_digr.images import to_array, to_rgb
 from carla_digr.live.viewer.message import encode, plain
 from carla_digr.live.viewer.page_decision import page_decision
 from carla_digr.recordings.bag import Bag, Channel, open_bag
-from carla_digr.recordings.drive import IMAGE, SALIENCY, Decoder, Drive, read_drive
+from carla_digr.recordings.drive import Decoder, Drive, read_drive
+from carla_digr.recordings.topics import IMAGE, SALIENCY
 from carla_digr.saliency.metrics import rank_correlation
 
 AT_ONCE = 8  # frames that are read together, for a chunk holds several

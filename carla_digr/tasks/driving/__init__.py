@@ -411,7 +411,7 @@ class DrivingEnv(gymnasium.Env):
     and for when an episode ends.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (gymnasium's interface)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / TICK)}  # noqa: RUF012  (gymnasium's interface)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The one table of the drive's topics: name, type, rate, quality of service, publisher.
+"""The one table of the drive's topics: name, which is the library's, type, rate, quality of service, publisher.
 
 Every message about a frame carries that frame's stamp (simulation time). All publishers are reliable, so reliable and
 best-effort subscribers both match. Names are remapped like any ROS name's.
@@ -19,7 +19,10 @@ from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 
-FRAME_RATE = 20.0  # Hz, one message per tick
+from carla_digr.driving.control import TICK
+from carla_digr.recordings import topics as names
+
+FRAME_RATE = 1.0 / TICK  # Hz, one message per tick
 # Half a second of frames: what a subscriber that was held up still gets, late but complete.
 QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
@@ -48,19 +51,19 @@ class Topic:
         return node.create_subscription(self.type, self.name, callback, self.qos)
 
 
-CLOCK = Topic("/clock", Clock, ("carla_bridge",))
-FRAME = Topic("/carla_digr/frame", DriveFrame, ("carla_bridge",))
-ODOMETRY = Topic("/carla_digr/ego/odometry", Odometry, ("carla_bridge",))
-CAMERA_INFO = Topic("/carla_digr/camera/camera_info", CameraInfo, ("carla_bridge",))
-IMAGE = Topic("/carla_digr/camera/image", Image, ("carla_bridge",))  # rgb8
+CLOCK = Topic(names.CLOCK, Clock, ("carla_bridge",))
+FRAME = Topic(names.FRAME, DriveFrame, ("carla_bridge",))
+ODOMETRY = Topic(names.ODOMETRY, Odometry, ("carla_bridge",))
+CAMERA_INFO = Topic(names.CAMERA_INFO, CameraInfo, ("carla_bridge",))
+IMAGE = Topic(names.IMAGE, Image, ("carla_bridge",))  # rgb8
 # The explainer decides; where the bridge had to brake instead, it says so with `fallback`.
-DECISION = Topic("/carla_digr/decision", DrivingDecision, ("explainer", "carla_bridge"))
-SALIENCY = Topic("/carla_digr/saliency", Image, ("explainer",))  # 32FC1 in [0, 1]
-OVERLAY = Topic("/carla_digr/overlay", Image, ("explainer",))  # rgb8
-OBSERVATION = Topic("/carla_digr/observation", Image, ("explainer",))  # rgb8: what the policy saw, during an attack
-MANUAL = Topic("/carla_digr/manual_control", VehicleControl, ())  # from a human
+DECISION = Topic(names.DECISION, DrivingDecision, ("explainer", "carla_bridge"))
+SALIENCY = Topic(names.SALIENCY, Image, ("explainer",))  # 32FC1 in [0, 1]
+OVERLAY = Topic(names.OVERLAY, Image, ("explainer",))  # rgb8
+OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",))  # rgb8: what the policy saw, during an attack
+MANUAL = Topic(names.MANUAL, VehicleControl, ())  # from a human
 DIAGNOSTICS = Topic(
-    "/diagnostics", DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder", "player"), rate=1.0
+    names.DIAGNOSTICS, DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder", "player"), rate=1.0
 )
 
 TOPICS = (CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, DECISION, SALIENCY, OVERLAY, OBSERVATION, MANUAL, DIAGNOSTICS)

@@ -1,0 +1,36 @@
+"""The names of the drive's topics, and the names of their types: what stands in a recording. No ROS in here.
+
+The ROS package's topics.py takes the names from here and adds message classes, rates and quality of service.
+"""
+
+from __future__ import annotations
+
+CLOCK = "/clock"
+FRAME = "/carla_digr/frame"
+ODOMETRY = "/carla_digr/ego/odometry"
+CAMERA_INFO = "/carla_digr/camera/camera_info"
+IMAGE = "/carla_digr/camera/image"
+DECISION = "/carla_digr/decision"
+SALIENCY = "/carla_digr/saliency"
+OVERLAY = "/carla_digr/overlay"
+OBSERVATION = "/carla_digr/observation"  # what the policy saw in place of the camera's picture, during an attack
+MANUAL = "/carla_digr/manual_control"
+DIAGNOSTICS = "/diagnostics"
+FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
+
+PICTURE_TYPE = "sensor_msgs/msg/Image"
+DECISION_TYPE = "carla_digr_msgs/msg/DrivingDecision"
+TYPES = {
+    CLOCK: "rosgraph_msgs/msg/Clock",
+    FRAME: "carla_digr_msgs/msg/DriveFrame",
+    ODOMETRY: "nav_msgs/msg/Odometry",
+    CAMERA_INFO: "sensor_msgs/msg/CameraInfo",
+    IMAGE: PICTURE_TYPE,
+    DECISION: DECISION_TYPE,
+    SALIENCY: PICTURE_TYPE,
+    OVERLAY: PICTURE_TYPE,
+    OBSERVATION: PICTURE_TYPE,
+    MANUAL: "carla_digr_msgs/msg/VehicleControl",
+    DIAGNOSTICS: "diagnostic_msgs/msg/DiagnosticArray",
+    FACTS_TOPIC: "std_msgs/msg/String",
+}
