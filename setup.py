@@ -1,3 +1,4 @@
+from itertools import chain
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -8,16 +9,55 @@ version = next(
     if line.startswith("__version__")
 )
 
+EXTRAS = {
+    "train": ["stable-baselines3>=2.4", "tensorboard>=2.15", "captum>=0.7", "matplotlib>=3.8"],
+    "minigrid": ["minigrid>=3"],
+    "atari": ["ale-py>=0.12"],
+    "recording": ["rosbags>=0.11", "mcap>=1.2"],
+    "carla": ["carla==0.9.16"],
+}
+
 setup(
     name="carla_digr",
     version=version,
     description="Live driving explainer: policy distillation with selective input-gradient regularisation (DIGR)",
     long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",
+    author="carla_digr contributors",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "explainable reinforcement learning",
+        "saliency maps",
+        "policy distillation",
+        "autonomous driving",
+        "CARLA",
+        "ROS 2",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["carla_digr", "carla_digr.*"]),
-    package_data={"carla_digr": ["weights/*", "live/viewer/static/*", "live/viewer/static/*/*", "py.typed"]},
+    # configs and recordings/msg are links to configs/ and to the messages of ros2_ws/
+    package_data={
+        "carla_digr": [
+            "configs/*.yaml",
+            "recordings/msg/*.msg",
+            "weights/*",
+            "live/viewer/static/*",
+            "live/viewer/static/*/*",
+            "py.typed",
+        ]
+    },
     install_requires=[
         "torch>=2.4",
         "numpy>=1.26",
@@ -31,12 +71,6 @@ setup(
         "aiohttp>=3.9",
         "simplejpeg>=1.7",
     ],
-    extras_require={
-        "carla": ["carla==0.9.16"],
-        "train": ["stable-baselines3>=2.4", "tensorboard>=2.15", "captum>=0.7", "matplotlib>=3.8"],
-        "minigrid": ["minigrid>=3"],
-        "atari": ["ale-py>=0.12"],
-        "recording": ["rosbags>=0.11", "mcap>=1.2"],
-    },
+    extras_require={**EXTRAS, "all": sorted(chain(*EXTRAS.values()))},
     entry_points={"console_scripts": ["carla-digr = carla_digr.cli:main"]},
 )

@@ -13,21 +13,9 @@ import sys
 from pathlib import Path
 
 from carla_digr import __version__
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, missing_package
 from carla_digr.training import STAGES
 
-# package -> the extra of setup.py that installs it
-EXTRAS = {
-    "stable_baselines3": "train",
-    "tensorboard": "train",
-    "captum": "train",
-    "matplotlib": "train",
-    "minigrid": "minigrid",
-    "ale_py": "atari",
-    "carla": "carla",
-    "rosbags": "recording",
-    "mcap": "recording",
-}
 RESUMES = "Interrupted; run the same command again to resume."
 
 
@@ -56,11 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\ncarla-digr: {message}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        sentence = missing_package(error)
+        if sentence is None:
             raise
-        extra = EXTRAS[package]
-        print(f"carla-digr: This needs the package {package}: pip install 'carla_digr[{extra}]'.", file=sys.stderr)
+        print(f"carla-digr: {sentence}", file=sys.stderr)
         return 2
 
 

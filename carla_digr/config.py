@@ -188,8 +188,21 @@ ENVIRONMENTS: dict[str, type] = {
 }
 
 
+CONFIGS_DIRECTORY = Path(__file__).parent / "configs"
+
+
+def shipped_config(name: str | Path) -> Path:
+    """The file of a configuration that ships, by its bare name such as "driving"; any other name is a path already."""
+    shipped = CONFIGS_DIRECTORY / f"{name}.yaml"
+    return (
+        shipped
+        if shipped.parent == CONFIGS_DIRECTORY and shipped.is_file() and not Path(name).is_file()
+        else Path(name)
+    )
+
+
 def load_config(path: str | Path) -> Config:
-    """Read and check a task's YAML file.
+    """Read and check a task's YAML file, or the configuration of that name that ships.
 
     Raises:
         UserError: the file is missing or not YAML, or a key or value in it is wrong.
@@ -198,17 +211,19 @@ def load_config(path: str | Path) -> Config:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The plain values of a YAML file, for parse_config or parse_section.
+    """The plain values of a YAML file, or of one that ships by its name, for parse_config or parse_section.
 
     Raises:
         UserError: the file is missing or not YAML.
     """
-    path = Path(path)
+    path = shipped_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        raise UserError(f"Cannot read the configuration {path}: {reason}.") from error
+        bare = not path.suffix and path.name == str(path) and not path.exists()
+        hint = _nearest(path, sorted(file.stem for file in CONFIGS_DIRECTORY.glob("*.yaml"))) if bare else ""
+        raise UserError(f"Cannot read the configuration {path}: {reason}{hint}.") from error
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:

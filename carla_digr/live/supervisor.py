@@ -25,7 +25,8 @@ from carla_digr.errors import UserError, ending
 from carla_digr.files import atomic_write
 from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay, restart_notice
 
-SETUP = Path(__file__).parents[2] / "ros2_ws" / "install" / "setup.bash"
+WORKSPACE = Path(__file__).parents[2] / "ros2_ws"
+SETUP = WORKSPACE / "install" / "setup.bash"
 SENTENCE = "carla-digr: "  # begins the line in which a process says why it ends
 END_SECONDS = 5.0  # that a process has after each request to end
 PR_SET_PDEATHSIG = 1
@@ -309,6 +310,11 @@ def workspace_environment() -> dict[str, str]:
     environment = dict(os.environ)
     prefixes = environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
     if not any((Path(prefix) / "share" / PACKAGE).is_dir() for prefix in prefixes if prefix):
+        if not (WORKSPACE / "src").is_dir():
+            raise UserError(
+                "The drive needs the ROS 2 packages carla_digr_msgs and carla_digr_ros, which pip does not install: "
+                "run `make live` in carla_digr's source, or build its ros2_ws/src in a ROS 2 workspace and source that."
+            )
         if not SETUP.is_file():
             raise UserError(f"The ROS workspace is not built ({SETUP} is missing); run `make setup` first.")
         # ROS from the PyPI wheels lies in this Python's prefix, which the workspace's setup file does not know.

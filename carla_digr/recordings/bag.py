@@ -29,7 +29,7 @@ from carla_digr.errors import UserError
 from carla_digr.files import exclusive
 from carla_digr.recordings.topics import PICTURE_TYPE
 
-MESSAGES = Path(__file__).parents[2] / "ros2_ws" / "src" / "carla_digr_msgs" / "msg"
+MESSAGES = Path(__file__).parent / "msg"  # a link to those of carla_digr_msgs
 CHUNK_BYTES = (1 << 20) - 64  # of messages in a chunk; less than at what rosbags ends one
 NAME = "recording"  # of the file in bags made from other bags: equal content, equal bytes
 
