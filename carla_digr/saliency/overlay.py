@@ -19,12 +19,12 @@ COLORMAPS = {
 
 
 def overlay(
-    rgb: NDArray[np.uint8], saliency: NDArray[np.float32], opacity: float = 0.8, colormap: str = "inferno"
+    picture: NDArray[np.uint8], saliency: NDArray[np.float32], opacity: float = 0.8, colormap: str = "inferno"
 ) -> NDArray[np.uint8]:
     """Blend the map's colours into the picture, each pixel by its saliency, so that the rest stays visible.
 
     Args:
-        rgb: uint8 (H, W, 3).
+        picture: uint8 (H, W) or (H, W, C), shown as `rgb_of` has it: RGB, grey, or the newest picture of a stack.
         saliency: float (H, W) in [0, 1]; values outside are clipped.
         opacity: of a pixel of saliency 1, in [0, 1].
         colormap: one of COLORMAPS.
@@ -33,11 +33,17 @@ def overlay(
         uint8 (H, W, 3).
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not belong together, or the picture is none of uint8.
         UserError: no such colormap.
     """
-    if rgb.shape[:2] != saliency.shape:
-        raise ValueError(f"picture {rgb.shape} and saliency {saliency.shape} differ in size")
+    fits = picture.ndim in (2, 3) and picture.shape[:2] == saliency.shape and picture.dtype == np.uint8
+    if not fits or 0 in picture.shape:
+        raise ValueError(
+            f"picture {picture.dtype} {picture.shape} and saliency {saliency.shape} differ in size or are not uint8 "
+            f"(H, W) or (H, W, C) and (H, W)"
+        )
+    rgb = picture[..., None] if picture.ndim == 2 else picture
+    rgb = rgb[..., _shown(rgb.shape[2])]
     keep, add = _tables(round(opacity * 255), colormap)
     level = np.clip(saliency * np.float32(255), 0, 255).astype(np.uint8)
     blended = rgb * keep[level][..., None]
@@ -47,10 +53,17 @@ def overlay(
 
 
 def rgb_of(states: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """States uint8 (N, C, H, W) as pictures (N, H, W, 3); of a stack of grey pictures the last, the present one."""
-    if states.shape[1] != 3:
-        states = states[:, -1:].repeat(3, axis=1)
-    return states.transpose(0, 2, 3, 1)
+    """States uint8 (N, C, H, W) as pictures (N, H, W, 3).
+
+    3 channels are RGB and multiples of 3 a stack of such pictures; any other number is a stack of grey ones. Of a stack
+    it is the last, the newest.
+    """
+    return states[:, _shown(states.shape[1])].transpose(0, 2, 3, 1)
+
+
+def _shown(channels: int) -> list[int] | slice:
+    """The three channels to show."""
+    return slice(channels - 3, channels) if channels % 3 == 0 else [-1, -1, -1]
 
 
 @lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ from carla_digr.saliency.gradient import (
     normalise,
     vanilla_gradient,
 )
-from carla_digr.saliency.overlay import COLORMAPS, overlay
+from carla_digr.saliency.overlay import COLORMAPS, overlay, rgb_of
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur, perturbation_maps, perturbed_logits
 
 TILE_ALIGNED = ((6, 8, 8), (8, 3, 1), (8, 3, 1))
@@ -229,6 +229,27 @@ def test_the_overlay_keeps_the_picture_where_nothing_is_salient_and_colours_the_
         brightest = cv2.applyColorMap(np.array([[255]], np.uint8), COLORMAPS[colormap])[0, 0, ::-1]
         assert np.array_equal(result[3, 4], brightest)
     assert np.array_equal(overlay(rgb, saliency, 0.0), rgb)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown"),
+    [(None, None), (1, [0, 0, 0]), (2, [1, 1, 1]), (3, [0, 1, 2]), (4, [3, 3, 3]), (6, [3, 4, 5]), (12, [9, 10, 11])],
+)
+def test_grey_pictures_and_stacks_are_shown_as_the_newest_picture(channels, shown):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 9, channels) if channels else (8, 9), dtype=np.uint8)
+    saliency = np.random.default_rng(1).random((8, 9), dtype=np.float32)
+    newest = picture[..., shown] if channels else np.stack([picture] * 3, axis=-1)
+    assert np.array_equal(overlay(picture, saliency), overlay(np.ascontiguousarray(newest), saliency))
+    if channels:
+        assert np.array_equal(rgb_of(picture.transpose(2, 0, 1)[None])[0], newest)
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((8, 9, 3), np.float32), np.zeros(8, np.uint8), np.zeros((8, 9, 0), np.uint8)]
+)
+def test_what_is_no_picture_is_refused(picture):
+    with pytest.raises(ValueError, match="uint8"):
+        overlay(picture, np.zeros(picture.shape[:2], np.float32))
 
 
 def test_the_overlay_blends_by_opacity_and_saliency():
