@@ -2,6 +2,9 @@
 
 A job is a function ``add_<job>(commands)`` that declares its sub-command and sets ``run``; what a job imports
 stands in its run function, so that help is fast and a job needs only its own extras.
+
+An option has one name and meaning in all jobs: ``--weights`` a policy, ``--out`` where results go, ``--port`` the
+simulator's, ``--viewer-port`` the page's. What a job called it before stays as a second name.
 """
 
 from __future__ import annotations
@@ -26,14 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 on success, 1 when a job's checks failed, 2 on bad input (one sentence on standard error),
         130 on Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        prog="carla-digr", description="Live driving explainer: DIGR policies and their saliency maps."
-    )
-    parser.add_argument("--version", action="version", version=f"carla-digr {__version__}")
-    commands = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
-    for add in JOBS:
-        add(commands)
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         return args.run(args) or 0
     except UserError as error:
@@ -49,6 +45,18 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"carla-digr: {sentence}", file=sys.stderr)
         return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, with every job."""
+    parser = argparse.ArgumentParser(
+        prog="carla-digr", description="Live driving explainer: DIGR policies and their saliency maps."
+    )
+    parser.add_argument("--version", action="version", version=f"carla-digr {__version__}")
+    commands = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
+    for add in JOBS:
+        add(commands)
+    return parser
 
 
 def _end_on_ctrl_c() -> None:
@@ -78,10 +86,10 @@ def add_make_dataset(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.training.saliency_dataset import make_dataset
 
-        make_dataset(config, out, args.teacher or out / "teacher.safetensors")
+        make_dataset(config, out, args.weights or out / "teacher.safetensors")
 
     parser = _add_stage(commands, "make-dataset", run)
-    parser.add_argument("--teacher", type=Path, help="teacher's weights (default: OUT/teacher.safetensors)")
+    _add_teacher(parser)
 
 
 def add_distill(commands: argparse._SubParsersAction) -> None:
@@ -91,10 +99,10 @@ def add_distill(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.training.distill import distill
 
-        distill(config, out, args.teacher or out / "teacher.safetensors")
+        distill(config, out, args.weights or out / "teacher.safetensors")
 
     parser = _add_stage(commands, "distill", run)
-    parser.add_argument("--teacher", type=Path, help="teacher's weights (default: OUT/teacher.safetensors)")
+    _add_teacher(parser)
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -136,6 +144,16 @@ def add_combine(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.set_defaults(run=run)
+
+
+def _add_teacher(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="the teacher, any policy (default: OUT/teacher.safetensors)",
+    )
 
 
 def _add_stage(commands: argparse._SubParsersAction, name: str, run) -> argparse.ArgumentParser:
@@ -301,7 +319,7 @@ def add_live(commands: argparse._SubParsersAction) -> None:
         from carla_digr.live.supervisor import run_live
 
         values = {argument.name: getattr(args, argument.name) for argument in composition.ARGUMENTS}
-        return run_live(values, args.duration, args.json, args.headless, args.verbose)
+        return run_live(values, args.duration, args.out, args.headless, args.verbose)
 
     parser = commands.add_parser(
         "live",
@@ -312,7 +330,13 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     for argument in composition.ARGUMENTS:
         _add_argument(parser, argument)
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="measure a drive of this length, then end")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measured figures; needs --duration")
+    parser.add_argument(
+        "--out",
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the measured figures go, as JSON; needs --duration",
+    )
     parser.add_argument(
         "--headless", action="store_true", help="read the page in place of a browser while measuring; needs --duration"
     )
@@ -395,6 +419,9 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         choices=("refuse", "resize"),
         help="what becomes of a picture of another size than the policy's (default: refuse)",
     )
+    parser.add_argument(
+        "--resize", dest="wrong_size", action="store_const", const="resize", help="the same as --wrong-size resize"
+    )
     parser.set_defaults(run=run, interrupted=RESUMES)
 
 
@@ -413,7 +440,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
         with (
             closing(Recorded(bags, args.camera)) as recorded,
-            ViewerServer(args.host, args.port, recorded=recorded) as page,
+            ViewerServer(args.viewer_host, args.viewer_port, recorded=recorded) as page,
             suppress(KeyboardInterrupt),
         ):
             gc.freeze()
@@ -429,8 +456,16 @@ def add_view(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
     parser.add_argument("other", metavar="BAG2", type=Path, nargs="?", help="another recording of the same drive")
-    parser.add_argument("--port", type=int, default=8765, help="of the page, 0 for a free one (default: %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="address of the page (default: this machine alone)")
+    parser.add_argument(
+        "--viewer-port",
+        "--port",
+        type=int,
+        default=8765,
+        help="port of the web page, 0 for a free one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--viewer-host", "--host", default="127.0.0.1", help="address of the web page (default: this machine alone)"
+    )
     _add_camera(parser)
     parser.set_defaults(run=run)
 

@@ -59,7 +59,7 @@ def run_live(
     if duration is not None and not 1.0 <= duration <= 86400.0:
         raise UserError(f"--duration must lie between 1 and 86400 seconds, not {duration:g}.")
     if duration is None and (report is not None or headless):
-        raise UserError("--json and --headless need --duration: how long to measure, in seconds.")
+        raise UserError("--out and --headless need --duration: how long to measure, in seconds.")
     processes = live(values)
     stop = Stop()
     environment = workspace_environment()
