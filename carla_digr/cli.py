@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from carla_digr import __version__
-from carla_digr.errors import UserError, missing_package
+from carla_digr.errors import SENTENCE, UserError, tell
 from carla_digr.training import STAGES
 
 RESUMES = "Interrupted; run the same command again to resume."
@@ -32,19 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.run(args) or 0
-    except UserError as error:
-        print(f"carla-digr: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         message = getattr(args, "interrupted", "Interrupted.")
-        print(f"\ncarla-digr: {message}", file=sys.stderr)
+        print(f"\n{SENTENCE}{message}", file=sys.stderr)
         return 130
-    except ModuleNotFoundError as error:
-        sentence = missing_package(error)
-        if sentence is None:
-            raise
-        print(f"carla-digr: {sentence}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return tell(error)
 
 
 def parser() -> argparse.ArgumentParser:

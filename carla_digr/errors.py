@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
+
+SENTENCE = "carla-digr: "  # begins the line on standard error in which a process says why it ends
 
 # package -> the extra of setup.py that installs it
 EXTRAS = {
@@ -37,3 +40,26 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
     if package not in EXTRAS:
         return None
     return f"This needs the package {error.name}: pip install 'carla_digr[{EXTRAS[package]}]'."
+
+
+def sentence(error: BaseException) -> str | None:
+    """What to tell a user about an error; None: it is a fault of the program, and needs its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    return missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+
+
+def tell(error: Exception) -> int:
+    """Say on standard error why a process ends.
+
+    Returns:
+        The exit status, 2.
+
+    Raises:
+        Exception: the error itself, where there is no `sentence` for it.
+    """
+    text = sentence(error)
+    if text is None:
+        raise error
+    print(f"{SENTENCE}{text}", file=sys.stderr, flush=True)
+    return 2

@@ -9,9 +9,25 @@ from functools import cached_property
 from importlib import import_module, metadata
 from typing import Any, Generic, TypeVar
 
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, missing_package
 
 T = TypeVar("T")
+
+
+def load(reference: str) -> Any:
+    """What "module:attribute" names.
+
+    Raises:
+        UserError: it needs a package that is not installed, whose extra is named.
+    """
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        raise UserError(missing) from error
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -66,8 +82,7 @@ class Registry(Mapping[str, T], Generic[T]):
             del self._points[name]
         entry = self._own[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._own[name] = getattr(import_module(module), attribute)
+            entry = self._own[name] = load(entry)
         return entry
 
     def find(self, name: str) -> T:

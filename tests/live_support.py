@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,6 +44,20 @@ def workspace() -> dict[str, str]:
             for library in Path(directory).glob(f"libcarla_digr_msgs__{part}.so"):
                 ctypes.CDLL(str(library))
     return environment
+
+
+def without(package: str, directory: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """An environment whose Python processes cannot import a package; their hook is written into a directory."""
+    (directory / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    path = os.pathsep.join(filter(None, [str(directory), environment.get("PYTHONPATH")]))
+    return {**environment, "PYTHONPATH": path}
 
 
 def make_weights(directory: Path) -> Path:

@@ -17,17 +17,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from carla_digr.errors import UserError, ending
 from carla_digr.files import atomic_write
+from carla_digr.live.child import Child
 from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay, restart_notice
 
 WORKSPACE = Path(__file__).parents[2] / "ros2_ws"
 SETUP = WORKSPACE / "install" / "setup.bash"
-SENTENCE = "carla-digr: "  # begins the line in which a process says why it ends
 END_SECONDS = 5.0  # that a process has after each request to end
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -78,7 +77,7 @@ def run_live(
         finally:
             supervisor.end()
     if measured is not None:
-        return conclude(measured.figures, report)
+        return conclude(measured.data, report)
     return 0 if duration is None else 130
 
 
@@ -122,26 +121,22 @@ class Stop:
         self.requests += 1
 
 
-class Child:
-    """One running process, what it said last, and its output that is not a whole line yet."""
+class Running(Child):
+    """A process of the composition ``what`` that has been started; ``replaced``: it was killed and has a successor."""
 
-    def __init__(self, what: Process, process: subprocess.Popen[bytes]):
+    def __init__(self, what: Process, environment: Mapping[str, str]):
+        supervisor = os.getpid()
+        last_wish = signal.SIGTERM if what.tidies_up else signal.SIGKILL
+
+        def die_with_the_supervisor() -> None:
+            LIBC.prctl(PR_SET_PDEATHSIG, last_wish)
+            if os.getppid() != supervisor:
+                os._exit(1)
+
+        super().__init__(command_line(what, environment), environment, die_with_the_supervisor)
         self.name = what.name
         self.what = what
-        self.process = process
-        self.replaced = False  # it was killed and has a successor
-        self.lines: deque[str] = deque(maxlen=20)
-        self.partial = b""
-
-    @property
-    def sentence(self) -> str | None:
-        """Why it ended, in its own words."""
-        return next((line[len(SENTENCE) :] for line in reversed(self.lines) if line.startswith(SENTENCE)), None)
-
-    @property
-    def figures(self) -> str:
-        """What the process `measure` has measured, as JSON."""
-        return next(line for line in reversed(self.lines) if line.startswith("{"))
+        self.replaced = False
 
 
 class Supervisor:
@@ -151,7 +146,7 @@ class Supervisor:
         self._environment = environment
         self._stop = stop
         self._verbose = verbose
-        self._children: list[Child] = []
+        self._children: list[Running] = []
         self._output = selectors.DefaultSelector()
 
     def pids(self) -> dict[str, int]:
@@ -160,30 +155,11 @@ class Supervisor:
 
     def start(self, process: Process) -> None:
         """Start one process; it gets SIGTERM (or SIGKILL, if it has nothing to leave in order) when we die."""
-        supervisor = os.getpid()
-        last_wish = signal.SIGTERM if process.tidies_up else signal.SIGKILL
-
-        def die_with_the_supervisor() -> None:
-            LIBC.prctl(PR_SET_PDEATHSIG, last_wish)
-            if os.getppid() != supervisor:
-                os._exit(1)
-
-        popen = subprocess.Popen(
-            command_line(process, self._environment),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_the_supervisor,
-        )
-        assert popen.stdout is not None
-        os.set_blocking(popen.stdout.fileno(), False)
-        child = Child(process, popen)
+        child = Running(process, self._environment)
         self._children.append(child)
-        self._output.register(popen.stdout, selectors.EVENT_READ, child)
+        self._output.register(child.output, selectors.EVENT_READ, child)
 
-    def watch(self) -> Child | None:
+    def watch(self) -> Running | None:
         """Until a stop is requested (None) or a finite process has ended well.
 
         A process that was killed is started again while it has respawns left.
@@ -227,40 +203,34 @@ class Supervisor:
                         break
         self._output.close()
         for child in self._children:
-            assert child.process.stdout is not None
-            child.process.stdout.close()
+            child.close()
 
     def _forward(self, timeout: float, show: bool = True) -> None:
         ready = self._output.select(timeout)
         if not ready and not self._output.get_map():
             time.sleep(timeout)
         for key, _ in ready:
-            child, data = key.data, b""
-            with contextlib.suppress(BlockingIOError):
-                data = os.read(key.fd, 65536)
-                if not data:
-                    self._output.unregister(key.fileobj)
-            *lines, child.partial = (child.partial + data).split(b"\n")
-            for line in lines:
-                text = line.decode(errors="replace").rstrip()
-                child.lines.append(text)
-                if show:
-                    self._show(child, text)
+            child: Running = key.data
+            lines = child.read()
+            if child.closed:
+                self._output.unregister(child.output)
+            if show:
+                for line in lines:
+                    self._show(child, line)
 
-    def _show(self, child: Child, text: str) -> None:
+    def _show(self, child: Running, text: str) -> None:
         if PAGE_IS_AT in text:
             print(f"{text[text.index(PAGE_IS_AT) :]} (Ctrl-C ends the drive)", flush=True)
         elif self._verbose or text.startswith(("[WARN]", "[ERROR]", "[FATAL]")):
             print(f"{child.name}: {text}", file=sys.stderr, flush=True)
 
 
-def obituary(child: Child, status: int) -> str:
+def obituary(child: Running, status: int) -> str:
     """One sentence about a process that has ended too early."""
-    if child.sentence is not None:
+    if child.sentence:
         return child.sentence
-    last = next((line for line in reversed(child.lines) if line), "")
     return f"The process {child.name} {ending(status)}, so the drive is over." + (
-        f" Its last words: {last}" if last else ""
+        f" Its last words: {child.last_words}" if child.last_words else ""
     )
 
 

@@ -23,7 +23,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, tell
 from carla_digr.simulator import add_server_options, streaming, wire
 from carla_digr.simulator.calls import METHODS, answer, apply_batch
 from carla_digr.simulator.episode import CallFailed, Episode
@@ -482,8 +482,7 @@ def main() -> None:
     try:
         run(arguments.host, arguments.port, arguments.parent)
     except UserError as error:
-        print(f"carla-digr: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(tell(error))
 
 
 if __name__ == "__main__":

@@ -207,6 +207,14 @@ def test_a_bridge_in_a_call_that_never_ends_is_started_again_and_drives_on(live,
     assert drive.leaves_nothing()
 
 
+def test_a_missing_package_of_a_node_is_one_sentence(live, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", live_support.without("rosbags", tmp_path)["PYTHONPATH"])
+    drive = live("--viewer", "false", "--record", str(tmp_path / "bags"))
+    assert drive.wait() == 2
+    assert drive.errors == "carla-digr: This needs the package rosbags: pip install 'carla_digr[recording]'.\n"
+    assert drive.leaves_nothing()
+
+
 def test_a_process_that_dies_again_and_again_ends_the_drive(tmp_path, capfd):
     (tmp_path / "dies.py").write_text("import os; os.kill(os.getpid(), 6)")
     watched = supervisor.Supervisor({**os.environ, "PYTHONPATH": str(tmp_path)}, supervisor.Stop())

@@ -7,10 +7,16 @@ import importlib
 import signal
 import sys
 
+from carla_digr.errors import tell
+
 
 def _run(node: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(importlib.import_module(f"carla_digr_ros.{node}").main())
+    try:
+        status = importlib.import_module(f"carla_digr_ros.{node}").main()
+    except Exception as error:  # such as a missing package
+        status = tell(error)
+    sys.exit(status)
 
 
 def carla_bridge() -> None:

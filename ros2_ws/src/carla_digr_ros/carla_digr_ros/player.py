@@ -169,10 +169,10 @@ class Player(ManagedNode):
         topic = TABLE.get(channel.topic)
         if topic is None:
             publisher = self.create_publisher(_message_class(channel), channel.topic, _qos(channel))
-        elif _type_name(topic.type) == channel.type:
+        elif topic.type_name == channel.type:
             publisher = topic.publisher(self)
         else:
-            raise UserError(f"{channel.topic} is {channel.type}, not {_type_name(topic.type)}.")
+            raise UserError(f"{channel.topic} is {channel.type}, not {topic.type_name}.")
         self._outs.append(publisher)
         current = channel.type not in known.types or (
             channel_types(channel).hash_rihs01(channel.type) == known.hash_rihs01(channel.type)
@@ -221,10 +221,6 @@ class Player(ManagedNode):
             "lateness p99 (ms)": self._sent.latency(99),
         }
         return OK, f"paused at {at:.2f} s" if self._playback.paused else f"at {at:.2f} s", values
-
-
-def _type_name(message_class: type) -> str:
-    return f"{message_class.__module__.split('.')[0]}/msg/{message_class.__name__}"
 
 
 def _message_class(channel: Channel) -> type:

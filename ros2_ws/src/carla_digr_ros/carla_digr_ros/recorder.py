@@ -164,9 +164,8 @@ class RecorderNode(ManagedNode):
 
 
 def _channel(topic: topics.Topic, store: Typestore) -> Channel:
-    kind = f"{topic.type.__module__.split('.')[0]}/msg/{topic.type.__name__}"
     latched = topic.qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
-    return Channel(topic.name, kind, definition(store, kind), offered_qos(latched))
+    return Channel(topic.name, topic.type_name, definition(store, topic.type_name), offered_qos(latched))
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from rclpy.qos import qos_policy_name_from_kind, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, sentence, tell
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.topics import Topic
 
@@ -117,14 +116,14 @@ class ManagedNode(LifecycleNode):
     def _try(self, action: Callable[[], None]) -> TransitionCallbackReturn:
         try:
             action()
-        except UserError as error:
-            self._refusal = error
-            if not self.autostart:
-                self.get_logger().error(str(error))
-            return TransitionCallbackReturn.FAILURE
         except Exception as error:
-            self._refusal = UserError(f"{self.get_name()} has failed: {error!r}")
-            raise
+            reason = sentence(error)
+            self._refusal = UserError(reason or f"{self.get_name()} has failed: {error!r}")
+            if reason is None:
+                raise
+            if not self.autostart:
+                self.get_logger().error(reason)
+            return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -177,7 +176,7 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
         work: the node's main loop, called with the node, the executor that has it, and what asks it to stop.
 
     Returns:
-        Exit status: 0, or 2 after a UserError, whose sentence goes to standard error.
+        Exit status: 0, or 2 after an error that is told in a sentence, on standard error.
     """
     stop = Stop()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
@@ -196,11 +195,10 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
             if close is not None:
                 close()
             node.destroy_node()
-    except UserError as error:
-        print(f"carla-digr: {error}", file=sys.stderr, flush=True)
-        return 2
     except ExternalShutdownException:
         pass
+    except Exception as error:
+        return tell(error)
     finally:
         rclpy.try_shutdown()
     return 0

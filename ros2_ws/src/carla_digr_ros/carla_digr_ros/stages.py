@@ -13,9 +13,9 @@ import math
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 
 from carla_digr.config import ENVIRONMENTS, load_config
 from carla_digr.errors import UserError, ending
+from carla_digr.live.child import Child
 from carla_digr.live.composition import PACKAGE
-from carla_digr.live.supervisor import SENTENCE
 from carla_digr.training import STAGES, Stage
 from carla_digr_ros.running import ManagedNode, run
 
@@ -43,7 +43,7 @@ class Stages(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__("stages")
-        self._children: list[Child] = []
+        self._children: list[RunningStage] = []
         group = ReentrantCallbackGroup()
         self._servers = [
             ActionServer(
@@ -73,17 +73,18 @@ class Stages(ManagedNode):
             goal.abort()
             return RunStage.Result(message=str(error))
         self.get_logger().info(f"{stage.name} begins: {out}")
-        child = Child(command)
+        child = RunningStage(command)
         self._children.append(child)
         while child.running:
-            for progress in child.read(POLL_SECONDS):
+            for progress in child.progress(POLL_SECONDS):
                 goal.publish_feedback(feedback(progress))
             if goal.is_cancel_requested or child.interrupted:
                 child.interrupt()
             await asyncio.sleep(0)  # the executor's turn
-        for progress in child.read(0.0):
+        for progress in child.progress(0.0):
             goal.publish_feedback(feedback(progress))
         self._children.remove(child)
+        child.close()
         result = RunStage.Result(success=child.status == 0, message=child.message)
         if result.success:
             result.output = str(out / stage.output)
@@ -117,24 +118,17 @@ class Stages(ManagedNode):
         super().destroy_node()
 
 
-class Child:
-    """The process of a stage, and what it says. It ends by itself when nobody reads that any more."""
+class RunningStage(Child):
+    """The process of a stage. It ends by itself when nobody reads any more what it says."""
 
     def __init__(self, command: list[str]):
-        # In a session of its own, a Ctrl-C in the terminal reaches it through `interrupt` only.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        assert self._process.stdout is not None
-        self._output = self._process.stdout
-        self._partial = b""
-        self._sentence = self._last_line = ""
+        super().__init__(command)
         self._kill_at: float | None = None
 
     @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._process.poll() is None
+        return self.process.poll() is None
 
     @property
     def interrupted(self) -> bool:
@@ -144,43 +138,30 @@ class Child:
     @property
     def status(self) -> int:
         """Its exit status, once it has ended."""
-        return self._process.returncode
+        return self.process.returncode
 
     @property
     def message(self) -> str:
         """What it has achieved or what went wrong, in its own words where it has any."""
-        if self._sentence:
-            return self._sentence
+        if self.sentence:
+            return self.sentence
         if self.status == 0:
-            return self._last_line
-        return f"The stage {ending(self.status)}. Its last words: {self._last_line or 'none'}"
+            return self.last_words
+        return f"The stage {ending(self.status)}. Its last words: {self.last_words or 'none'}"
 
-    def read(self, seconds: float) -> list[dict[str, Any]]:
+    def progress(self, seconds: float) -> Iterator[dict[str, Any]]:
         """Its lines of progress (see `carla_digr.training.progress`) that have come, waiting so long for the first."""
-        progress = []
-        while select.select([self._output], [], [], seconds)[0]:
-            data = os.read(self._output.fileno(), 65536)
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            for line in lines:
-                text = line.decode(errors="replace").strip()
-                if text.startswith('{"phase"'):
-                    progress.append(json.loads(text))
-                elif text.startswith(SENTENCE):
-                    self._sentence = text[len(SENTENCE) :]
-                elif text:
-                    self._last_line = text
-            if not data or progress:
-                break
+        while not self.closed and select.select([self.output], [], [], seconds)[0]:
+            yield from (json.loads(line) for line in self.read() if line.startswith('{"phase"'))
             seconds = 0.0
-        return progress
 
     def interrupt(self) -> None:
         """Ask it to end, as Ctrl-C does; from the next call on, kill it if that takes too long."""
         if self._kill_at is None:
             self._kill_at = time.monotonic() + END_SECONDS
-            self._process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGINT)
         elif time.monotonic() > self._kill_at:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def action_name(stage: Stage) -> str:

@@ -42,6 +42,11 @@ class Topic:
     rate: float = FRAME_RATE
     qos: QoSProfile = field(default_factory=lambda: QOS)
 
+    @property
+    def type_name(self) -> str:
+        """The type as recordings name it."""
+        return names.TYPES[self.name]
+
     def publisher(self, node: Node) -> Publisher:
         """A publisher of this topic."""
         return node.create_publisher(self.type, self.name, self.qos)

@@ -1,0 +1,26 @@
+"""Nodes without a package that an extra installs: one sentence and status 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import live_support
+import pytest
+
+from carla_digr.errors import EXTRAS
+
+
+def told(package):
+    return f"carla-digr: This needs the package {package}: pip install 'carla_digr[{EXTRAS[package]}]'.\n"
+
+
+@pytest.mark.parametrize(
+    ("node", "package"), [("recorder", "rosbags"), ("player", "backports"), ("carla_bridge", "carla")]
+)
+def test_a_node_says_which_extra_it_needs(node, package, tmp_path):
+    environment = live_support.without(package, tmp_path, live_support.workspace())
+    script = f"from carla_digr_ros.executables import {node}; {node}()"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.replace("backports.zstd", "backports") == told(package)
