@@ -19,26 +19,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from carla_digr.policy import ActorCritic
-from carla_digr.saliency.gradient import input_gradient
+from carla_digr.distributions import DISTRIBUTIONS
+from carla_digr.errors import UserError
+from carla_digr.policy import Policy
+from carla_digr.saliency.gradient import weighted_gradient
 
-Attack = Callable[[ActorCritic, Tensor, float | Tensor, torch.Generator], Tensor]
+Attack = Callable[[Policy, Tensor, float | Tensor, torch.Generator], Tensor]
 STEPS = 10  # of the iterated attacks
 
 
-def noise(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
+def noise(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Uniform noise of the same size; it knows nothing of the policy."""
     offsets = torch.rand(states.shape, generator=generator) * 2 - 1
     return _project(states + epsilon * offsets, states, epsilon)
 
 
-def fgsm(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
+def fgsm(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Goodfellow et al. 2015, on policies Huang et al. 2017: one step of the gradient's sign."""
     action = _preferred(policy, states)
     return _project(states + epsilon * _loss_gradient(policy, states, action).sign(), states, epsilon)
 
 
-def pgd(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
+def pgd(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Madry et al. 2018: a random start and projected steps of the sign."""
     action = _preferred(policy, states)
     attacked = noise(policy, states, epsilon, generator)
@@ -48,7 +50,7 @@ def pgd(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator:
     return attacked
 
 
-def mi_fgsm(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
+def mi_fgsm(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Dong et al. 2018: steps along an accumulated gradient (decay 1), each normalised to a mean size of 1."""
     action = _preferred(policy, states)
     attacked, momentum = states, torch.zeros_like(states)
@@ -60,37 +62,42 @@ def mi_fgsm(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, genera
     return attacked
 
 
-def mad(policy: ActorCritic, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
+def mad(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Zhang et al. 2020, maximal action difference: raise KL(pi(s) || pi(s')) from a random start.
 
     The start matters: at s' = s the divergence has its minimum and no gradient.
     """
+    action = _preferred(policy, states)
     with torch.no_grad():
         clean = policy(states)[0].softmax(dim=1)
-        action = _preferred(policy, states)
         attacked = noise(policy, states, epsilon, generator)
-        for _ in range(STEPS):
-            logits, _, hidden = policy.trace(attacked)
-            gradient = input_gradient(policy, hidden, _balanced(logits.softmax(dim=1) - clean, action))
-            attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
+    for _ in range(STEPS):
+        gradient = weighted_gradient(policy, attacked, lambda logits: _balanced(logits.softmax(dim=1) - clean, action))
+        attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
     return attacked
 
 
 ATTACKS: dict[str, Attack] = {"FGSM": fgsm, "PGD": pgd, "MI-FGSM": mi_fgsm, "MAD": mad}
+LIVE_ATTACKS: dict[str, Attack] = {"fgsm": fgsm, "pgd": pgd}
+"""Those that a drive's pictures can be attacked with, by the names that its parameter knows."""
 
 
-def _preferred(policy: ActorCritic, states: Tensor) -> Tensor:
-    """The most probable action as one-hot rows, float (B, A)."""
+def _preferred(policy: Policy, states: Tensor) -> Tensor:
+    """The most probable action as one-hot rows, float (B, A).
+
+    Raises:
+        UserError: the policy is continuous.
+    """
+    if not DISTRIBUTIONS[policy.output].discrete:
+        raise UserError("Attacks are on the choice between actions, and this policy is continuous.")
     with torch.no_grad():
         logits = policy(states)[0]
     return F.one_hot(logits.argmax(dim=1), policy.actions).to(states.dtype)
 
 
-def _loss_gradient(policy: ActorCritic, states: Tensor, action: Tensor) -> Tensor:
+def _loss_gradient(policy: Policy, states: Tensor, action: Tensor) -> Tensor:
     """d(-log pi(action)) / d s, float (B, C, H, W)."""
-    with torch.no_grad():
-        logits, _, hidden = policy.trace(states)
-        return input_gradient(policy, hidden, _balanced(logits.softmax(dim=1), action))
+    return weighted_gradient(policy, states, lambda logits: _balanced(logits.softmax(dim=1), action))
 
 
 def _balanced(weights: Tensor, action: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Policies on disk: weights as safetensors, and beside them a JSON card that says what they are.
 
-Nothing here unpickles. ``driving_student.safetensors`` has its card in ``driving_student.json``.
+Nothing here unpickles. ``driving_student.safetensors`` has its card in ``driving_student.json``. A card's ``policy`` is
+the `ActorCritic` that was trained here; any other network has ``network`` in its place, whose ``kind`` names who builds
+it (NETWORKS). The card's format is documented in docs/policies.md.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,35 +20,59 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from carla_digr import __version__
 from carla_digr.config import PolicyConfig, parse_section
+from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
-from carla_digr.policy import ActorCritic
+from carla_digr.policy import ActorCritic, InputRecipe, Policy, TorchPolicy, default_recipe
+from carla_digr.registry import Registry
 
 REPLACING_SECONDS = 1.0  # longest that a training which goes on takes between replacing weights and card
 WEIGHTS_DIRECTORY = Path(__file__).parent / "weights"  # of the checkpoints that ship
+CARD_BYTES = 1 << 20  # the largest card that is read; one of the project's has 4 kB
+
+# Kind of a card's network -> (description, weights by name, path of the weights) -> the module, for a TorchPolicy.
+Build = Callable[[dict[str, Any], dict[str, torch.Tensor], Path], nn.Module]
+NETWORKS: Registry[Build] = Registry(
+    "kind of network",
+    "carla_digr.policies",
+    {
+        "layers": "carla_digr.networks:layers",
+        "torchscript": "carla_digr.networks:torchscript",
+        "exported": "carla_digr.networks:exported",
+        "onnx": "carla_digr.networks:onnx",
+        "module": "carla_digr.networks:module",
+    },
+)
 
 
-def save(path: str | os.PathLike[str], model: ActorCritic, card: dict[str, Any]) -> dict[str, Any]:
+def save(path: str | os.PathLike[str], model: ActorCritic | TorchPolicy, card: dict[str, Any]) -> dict[str, Any]:
     """Write weights and card.
 
     Args:
         path: ``<stem>.safetensors``; the card goes to ``<stem>.json``.
         model: the policy.
-        card: JSON-ready values: task, role ("teacher" or "student"), action_names, seed, steps, config (the whole
-            configuration), metrics. What follows from the weights is added here.
+        card: JSON-ready values: task, role ("teacher", "student" or "imported"), action_names, seed, steps, config (the
+            whole configuration), metrics; of a TorchPolicy also ``network``. What follows from the policy is added.
 
     Returns:
         The card as written.
     """
     path = Path(path)
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    whose = model if isinstance(model, ActorCritic) else model.network
+    weights = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in whose.state_dict().items()}
     data = safetensors.torch.save(weights)
+    if isinstance(model, ActorCritic):
+        card = {**card, "policy": asdict(model.config)}
+    if model.recipe != default_recipe(model.input_shape[0]):
+        card = {**card, "input": asdict(model.recipe)}
+    if model.output != "logits":
+        card = {**card, "output": model.output}
     card = {
         **card,
-        "policy": asdict(model.config),
         "input_shape": list(model.input_shape),
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "version": __version__,
@@ -58,18 +85,23 @@ def save(path: str | os.PathLike[str], model: ActorCritic, card: dict[str, Any])
     return json.loads(text)
 
 
-def load(path: str | os.PathLike[str], task: str | None = None) -> tuple[ActorCritic, dict[str, Any]]:
+def load(
+    path: str | os.PathLike[str], task: str | None = None, module: str | None = None
+) -> tuple[Policy, dict[str, Any]]:
     """Read a policy, checked against its card.
 
     Args:
         path: ``<stem>.safetensors``.
-        task: the task it must be for, None for any.
+        task: the task it must be for, None for any; a card that names no task is for any.
+        module: "package.module:factory", the code that the policy's card asks for, if it asks for any: nothing that a
+            card names is imported unless it is named here too.
 
     Returns:
-        The policy, in evaluation mode, and its card.
+        The policy, an `ActorCritic` or a `TorchPolicy`, in evaluation mode, and its card.
 
     Raises:
-        UserError: weights or card are missing, damaged, do not belong together, or are of another task.
+        UserError: weights or card are missing, damaged, do not belong together, or are of another task, or the network
+            cannot be built.
     """
     path = Path(path)
     give_up = time.monotonic() + REPLACING_SECONDS
@@ -83,25 +115,47 @@ def load(path: str | os.PathLike[str], task: str | None = None) -> tuple[ActorCr
         if belong or time.monotonic() > give_up:
             break
         time.sleep(0.01)
-    if task is not None and card["task"] != task:
+    if task is not None and card["task"] not in (task, None):
         raise UserError(f"{path} is a policy for the task {card['task']}; this needs one for {task}.")
     if not belong:
         raise UserError(
             f"{path} is damaged or does not belong to its card {path.with_suffix('.json').name} "
             f"(its SHA-256 differs); copy or train it again."
         )
-    source = str(path.with_suffix(".json"))
-    policy_config = parse_section(PolicyConfig, card["policy"], source, "policy")
-    channels, height, width = card["input_shape"]
-    model = ActorCritic(policy_config, channels, height, width, len(card["action_names"]))
     try:
         weights = safetensors.torch.load(data)
-        model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError) as error:
+    except SafetensorError as error:
         raise UserError(f"{path} does not hold the network that its card describes.") from error
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise UserError(f"{path} holds weights that are not finite numbers; train it again.")
-    return model.eval(), card
+    return _build(path, card, weights, module), card
+
+
+def _build(path: Path, card: dict[str, Any], weights: dict[str, torch.Tensor], module: str | None) -> Policy:
+    source = str(path.with_suffix(".json"))
+    channels, height, width = card["input_shape"]
+    actions, output = len(card["action_names"]), card.get("output", "logits")
+    recipe = default_recipe(channels)
+    if "input" in card:
+        recipe = parse_section(InputRecipe, card["input"], source, "input")
+    if output not in DISTRIBUTIONS:
+        raise UserError(f"The card {source} has the output '{output}'; it must be one of {', '.join(DISTRIBUTIONS)}.")
+    if "network" not in card:
+        policy_config = parse_section(PolicyConfig, card["policy"], source, "policy")
+        model = ActorCritic(policy_config, channels, height, width, actions, output, recipe)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not hold the network that its card describes.") from error
+        return model.eval()
+    description = card["network"]
+    kind = str(description.get("kind"))
+    if kind == "module" and description.get("factory") != module:
+        raise UserError(
+            f"{path} is built by code of its own, {description.get('factory')}: name it with --module if you trust it."
+        )
+    network = NETWORKS.find(kind)(description, weights, path)
+    return TorchPolicy(network, (channels, height, width), actions, output, recipe).eval()
 
 
 def policy_hash(card: dict[str, Any]) -> str:
@@ -111,17 +165,27 @@ def policy_hash(card: dict[str, Any]) -> str:
 
 def _read_card(path: Path) -> dict[str, Any]:
     try:
-        card = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(CARD_BYTES + 1)
+        if len(data) > CARD_BYTES:
+            raise UserError(f"The card {path} is larger than {CARD_BYTES} bytes; copy or train the policy again.")
+        card = json.loads(data)
     except OSError as error:
         raise UserError(f"Cannot read the card {path} that belongs to the weights: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"The card {path} is not valid JSON; copy or train the policy again.") from error
-    expected = {"task": str, "role": str, "action_names": list, "policy": dict, "weights_sha256": str}
     if not isinstance(card, dict):
         raise UserError(f"The card {path} is not a JSON object; copy or train the policy again.")
+    network = "network" if "network" in card else "policy"
+    expected = {"task": str, "role": str, "action_names": list, network: dict, "weights_sha256": str}
+    card.setdefault("task", None)
+    if card["task"] is None:  # of any
+        del expected["task"]
     for key, kind in expected.items():
         if not isinstance(card.get(key), kind):
             raise UserError(f"The card {path} lacks a valid '{key}'; copy or train the policy again.")
+    if not card["action_names"] or not all(isinstance(name, str) for name in card["action_names"]):
+        raise UserError(f"The card {path} lacks a valid 'action_names'; copy or train the policy again.")
     shape = card.get("input_shape")
     if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
         raise UserError(f"The card {path} lacks a valid 'input_shape'; copy or train the policy again.")

@@ -402,7 +402,7 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
     parser.add_argument("--out", metavar="BAG2", type=Path, required=True, help="the new recording")
-    methods = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
+    methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
     parser.add_argument("--method", default="digr", choices=tuple(METHODS), help=f"{methods} (default: digr)")
     parser.add_argument("--weights", type=Path, help="the policy (default: the one that drove, if it ships)")
     _add_camera(parser)

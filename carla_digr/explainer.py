@@ -5,46 +5,50 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from carla_digr import checkpoint
-from carla_digr.attacks import fgsm, pgd
+from carla_digr.attacks import LIVE_ATTACKS
+from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import ActorCritic, Policy, to_input
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
-from carla_digr.saliency.methods import raw_maps
 from carla_digr.saliency.perturbation import Perturbation
-
-ATTACKS = {"fgsm": fgsm, "pgd": pgd}
-"""What a picture can be attacked with while driving."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """What the policy decided for one frame.
 
-    ``probabilities`` is float32 (A,), ``action`` the index of the largest; ``value`` the critic's estimate;
-    ``inference_ms`` the time from the picture to here. Values of a broken policy may be NaN: see ``finite``.
+    ``outputs`` is float32 (K,), what the network gave. Of a policy with discrete actions ``probabilities`` is float32
+    (A,) and ``action`` the index of the largest; of a continuous one they are empty and -1. ``value`` is the critic's
+    estimate, NaN where there is no critic; ``inference_ms`` the time from the picture to here. Values of a broken
+    policy may be NaN: see ``finite``.
     """
 
     action: int
     probabilities: NDArray[np.float32]
     value: float
     inference_ms: float
+    outputs: NDArray[np.float32] = field(repr=False, compare=False)
     state: Tensor = field(repr=False, compare=False)  # (1, C, H, W), what was decided on
-    trace: tuple[Tensor, list[Tensor]] = field(repr=False, compare=False)  # logits and hidden layers, for the map
+    trace: list[Tensor] | None = field(repr=False, compare=False)  # an ActorCritic's hidden layers, for the map
+    critic: bool = True  # whether there is a value
 
     @property
     def finite(self) -> bool:
         """Whether the policy's outputs are numbers."""
-        return bool(np.isfinite(self.probabilities).all()) and math.isfinite(self.value)
+        value = math.isfinite(self.value) or not self.critic
+        return value and bool(np.isfinite(self.outputs).all() and np.isfinite(self.probabilities).all())
 
 
 @dataclass(frozen=True)
@@ -59,47 +63,94 @@ class Saliency:
 class Explainer:
     """A policy that explains itself, one frame at a time.
 
-    The map is eq. 2 of the DIGR paper, abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels, normalised. It is
-    computed from what the decision's forward pass has left, so nothing is computed twice, and the decision is out
-    before the map is begun. Other methods compute theirs from the picture; most take longer than a frame lasts.
+    The map is by default eq. 2 of the DIGR paper, abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels,
+    normalised. Of an ActorCritic it is computed from what the decision's forward pass has left, so nothing is computed
+    twice, and the decision is out before the map is begun. Other methods compute theirs from the state; most take
+    longer than a frame lasts. A policy that decides on several frames gets those that were handed in before; see
+    ``restart``.
 
     Args:
-        policy: actor-critic for three channels.
+        policy: the policy.
         card: its checkpoint's card; ``action_names``, ``weights_sha256`` and the perturbation that its dataset was made
             with are used.
         method: of the maps, a key of `carla_digr.saliency.METHODS`.
+        target: the action, by name or index, or the dimension of a continuous one, that is explained; None: what was
+            decided. It may be changed at any time.
+        resize: scale pictures of another size than the policy's, by area, instead of refusing them.
 
     Raises:
-        UserError: there is no such method.
+        UserError: there is no such method or action, or the policy does not offer what the method needs.
     """
 
-    def __init__(self, policy: ActorCritic, card: dict[str, Any], method: str = "digr"):
-        if method not in METHODS:
-            raise UserError(f"There is no saliency method '{method}'; choose one of {', '.join(METHODS)}.")
+    def __init__(
+        self,
+        policy: Policy,
+        card: dict[str, Any],
+        method: str = "digr",
+        target: str | int | None = None,
+        resize: bool = False,
+    ):
         self.method = method
-        settings = card.get("config", {}).get("saliency_dataset", {})
-        self._perturbation = Perturbation(
-            radius=settings.get("radius", 5.0),
-            blur_sigma=settings.get("blur_sigma", 3.0),
-            stride=settings.get("stride", 4),
-        )
+        self._method = METHODS.find(method)
+        self._method.check(policy)
+        self._perturbation = Perturbation.from_settings(card.get("config", {}).get("saliency_dataset", {}))
         self.action_names: tuple[str, ...] = tuple(card["action_names"])
         self.policy_hash = checkpoint.policy_hash(card)
         channels, height, width = policy.input_shape
-        self.image_shape = (height, width, channels)
-        self._policy = policy.eval()
+        self.image_shape = (height, width, channels // policy.recipe.stack)
+        self.target = target
+        self.resize = resize
+        self._policy = policy
+        policy.eval()
+        self._distribution = DISTRIBUTIONS[policy.output]
+        self._actor_critic = policy if isinstance(policy, ActorCritic) else None
+        self._single = policy.recipe.stack == 1
+        self._pictures: deque[NDArray[np.uint8]] = deque(maxlen=policy.recipe.stack)
         self._generator = torch.Generator().manual_seed(0)  # of PGD's random starts
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], task: str = "driving", method: str = "digr") -> Explainer:
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        task: str | None = "driving",
+        method: str = "digr",
+        target: str | int | None = None,
+        resize: bool = False,
+        module: str | None = None,
+    ) -> Explainer:
         """Load a policy and run it once, so that the first frame is as fast as the others.
 
+        Args:
+            path: its weights.
+            task: what it must be for; a card that names no task is of any. None: any.
+            method, target, resize: of the explainer.
+            module: see `checkpoint.load`.
+
         Raises:
-            UserError: weights or card are missing, damaged or of another task, or there is no such method.
+            UserError: weights or card are missing, damaged or of another task, or there is no such method or action.
         """
-        explainer = cls(*checkpoint.load(path, task), method)
+        explainer = cls(*checkpoint.load(path, task, module), method, target, resize)
         explainer.explain(explainer.decide(np.zeros(explainer.image_shape, np.uint8)))
+        explainer.restart()
         return explainer
+
+    @property
+    def target(self) -> int | None:
+        """Index of the action or dimension that is explained, None: the decision."""
+        return self._target
+
+    @target.setter
+    def target(self, target: str | int | None) -> None:
+        self._target = None if target is None else action_index(target, self.action_names)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the policy chooses between actions."""
+        return self._distribution.discrete
+
+    def restart(self) -> None:
+        """Forget the frames before: the next one begins an episode, in which it stands for those that are missing."""
+        self._pictures.clear()
 
     def decide(self, rgb: NDArray[np.uint8]) -> Decision:
         """The policy's most probable action for a frame.
@@ -114,17 +165,25 @@ class Explainer:
         start = time.perf_counter()
         with torch.inference_mode():
             state = self._state(rgb)
-            logits, value, hidden = self._policy.trace(state)
-            probabilities = logits.softmax(dim=1)[0].numpy()
-        if probabilities.shape != (len(self.action_names),):
-            raise RuntimeError(f"output of shape {tuple(logits.shape)} for {len(self.action_names)} actions")
+            value: Tensor | None
+            hidden: list[Tensor] | None = None
+            if self._actor_critic is not None:
+                outputs, value, hidden = self._actor_critic.trace(state)
+            else:
+                outputs, value = self._policy(state)
+            discrete = self._distribution.discrete
+            probabilities = outputs.softmax(dim=1)[0].numpy() if discrete else np.zeros(0, np.float32)
+        if outputs.shape != (1, self._distribution.outputs(len(self.action_names))):
+            raise RuntimeError(f"output of shape {tuple(outputs.shape)} for {len(self.action_names)} actions")
         return Decision(
-            action=int(probabilities.argmax()),
+            action=int(probabilities.argmax()) if discrete else -1,
             probabilities=probabilities,
-            value=float(value),
+            value=math.nan if value is None else float(value),
             inference_ms=(time.perf_counter() - start) * 1000.0,
+            outputs=outputs[0].numpy(),
             state=state,
-            trace=(logits, hidden),
+            trace=hidden,
+            critic=value is not None,
         )
 
     def attacked(self, rgb: NDArray[np.uint8], attack: str, epsilon: float) -> NDArray[np.uint8]:
@@ -132,39 +191,61 @@ class Explainer:
 
         Args:
             rgb: uint8 (H, W, 3) of the policy's size.
-            attack: one of ATTACKS.
+            attack: one of `carla_digr.attacks.LIVE_ATTACKS`.
             epsilon: largest change of a channel of a pixel, 1 being the whole range.
 
         Raises:
-            UserError: the picture has another shape or type.
+            UserError: the picture has another shape or type, or the policy does not decide on one RGB picture.
         """
-        with torch.inference_mode():
-            state = self._state(rgb)
-            change = ATTACKS[attack](self._policy, state, epsilon, self._generator) - state
-            levels = torch.trunc(change[0] * 255.0 + 1e-3 * change[0].sign()).permute(1, 2, 0).numpy()
+        if not self._single or self._policy.recipe.colour != "rgb":
+            raise UserError("Attacks while driving change one RGB picture, and this policy decides on others.")
+        rgb = self.fitted(rgb)
+        state = self._state(rgb)
+        changed = LIVE_ATTACKS[attack](self._policy, state, epsilon, self._generator)
+        change = (changed - state)[0]
+        levels = torch.trunc(change * 255.0 + 1e-3 * change.sign()).permute(1, 2, 0).numpy()
         return (rgb + levels).clip(0, 255).astype(np.uint8)
 
-    def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
-        if rgb.shape != self.image_shape or rgb.dtype != np.uint8:
-            expected = " x ".join(map(str, self.image_shape))
-            got = " x ".join(map(str, rgb.shape))
-            raise UserError(
-                f"The policy needs a uint8 picture of {expected} (height x width x channels) but got {rgb.dtype} "
-                f"{got}: set the camera to the policy's size."
-            )
-        return to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy()))
+    def fitted(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The picture in the policy's size, which its map is laid over: scaled if that was asked for."""
+        height, width, _ = self.image_shape
+        if not self.resize or rgb.shape[:2] == (height, width):
+            return rgb
+        return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
     def explain(self, decision: Decision) -> Saliency:
         """The map of a decision's frame."""
         start = time.perf_counter()
-        if self.method in ("digr", "vg"):
+        if decision.trace is not None and self.method in ("digr", "vg"):
+            assert self._actor_critic is not None
             with torch.inference_mode():
-                raw = saliency_from_trace(self._policy, *decision.trace)
+                outputs = torch.from_numpy(decision.outputs)[None]
+                raw = saliency_from_trace(self._actor_critic, outputs, decision.trace, self._target)
         else:
-            raw = raw_maps(self.method, self._policy, decision.state.clone(), self._perturbation)
+            raw = self._method(self._policy, decision.state.clone(), self._target, self._perturbation)
         maps, flat = normalise(raw)
         return Saliency(
             map=maps[0].numpy(),
             flat=bool(flat[0]),
             saliency_ms=(time.perf_counter() - start) * 1000.0,
         )
+
+    def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
+        picture = self._policy.recipe.picture(rgb, self.image_shape[:2], self.resize)
+        if self._single:
+            return to_input(torch.from_numpy(picture[None].copy()))
+        self._pictures.extend([picture] * (1 if self._pictures else self._policy.recipe.stack))
+        return to_input(torch.from_numpy(np.concatenate(self._pictures)[None]))
+
+
+def action_index(action: str | int, names: tuple[str, ...]) -> int:
+    """The index of an action given by its name or index.
+
+    Raises:
+        UserError: there is no such action.
+    """
+    text = str(action)
+    index = names.index(text) if text in names else int(text) if text.isdecimal() else -1
+    if not 0 <= index < len(names):
+        raise UserError(f"There is no action '{action}' to explain; choose one of {', '.join(names)}.")
+    return index

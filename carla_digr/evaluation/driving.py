@@ -24,7 +24,7 @@ from carla_digr.driving.control import TICK
 from carla_digr.evaluation.evaluate import Evaluation, markdown_table
 from carla_digr.evaluation.robustness import compared_policies, robustness_curves
 from carla_digr.evaluation.saliency_methods import SLOW, Method, saliency_methods
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.faithfulness import exchanged_logits, randomised
 from carla_digr.saliency.gradient import normalise
@@ -168,7 +168,7 @@ def _mean(values: Any) -> Any:
 
 
 def _decision_row(
-    policy: ActorCritic,
+    policy: Policy,
     frames: Callable[[], Frames],
     maps: Callable[[str], NDArray[np.float32]],
     own: str,

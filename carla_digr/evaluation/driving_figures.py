@@ -204,7 +204,7 @@ def sequence(
         method = partial(
             perturbation_maps,
             evaluation.teacher,
-            settings=replace(Perturbation.from_settings(dataset), stride=stride),
+            perturbation=replace(Perturbation.from_settings(dataset), stride=stride),
         )
         rows[f"{name}\n({seconds:.2g} s a map)"] = _as_they_arrive(method, drive, shown, seconds)
     figure = Figure(figsize=(1.75 * columns + 1.2, 1.95 * len(rows)), layout="constrained")

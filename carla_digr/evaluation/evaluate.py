@@ -27,7 +27,7 @@ from carla_digr.evaluation import figures
 from carla_digr.evaluation.robustness import spread
 from carla_digr.evaluation.saliency_methods import SLOW, Method, milliseconds_per_map, saliency_methods
 from carla_digr.files import atomic_write
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
@@ -74,8 +74,8 @@ class Evaluation:
 
     config: Config
     task: Task
-    teacher: ActorCritic
-    student: ActorCritic
+    teacher: Policy
+    student: Policy
     student_path: Path
     directory: Path
     methods: dict[str, Method]
@@ -202,9 +202,7 @@ def _evaluation_seed(config: Config) -> int:
     return config.seed + 3_000_003  # no stage before has seen these episodes
 
 
-def _contestants(
-    config: Config, task: Task, teacher: ActorCritic, student: ActorCritic
-) -> dict[str, Callable[[VecEnv], Act]]:
+def _contestants(config: Config, task: Task, teacher: Policy, student: Policy) -> dict[str, Callable[[VecEnv], Act]]:
     """Every policy to measure, made for the environments that it is to act in; each draws from its own generator."""
 
     def rng(k: int) -> np.random.Generator:
@@ -241,9 +239,7 @@ def _performance(
     return {metric: spread([episode[metric] for episode in episodes]) for metric in episodes[0]}
 
 
-def _fresh_states(
-    config: Config, task: Task, teacher: ActorCritic
-) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
+def _fresh_states(config: Config, task: Task, teacher: Policy) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
     """States of the teacher's episodes and, where the task knows it, their importance."""
     env = task.make_vec_env(config.saliency_dataset.environments, _evaluation_seed(config) + 1)
     try:
@@ -253,7 +249,7 @@ def _fresh_states(
         env.close()
 
 
-def _reference_maps(config: Config, teacher: ActorCritic, states: NDArray[np.uint8]) -> Tensor:
+def _reference_maps(config: Config, teacher: Policy, states: NDArray[np.uint8]) -> Tensor:
     """The teacher's normalised perturbation maps, float (N, H, W), which other maps are compared with."""
     perturbation = Perturbation.from_settings(config.saliency_dataset)
     maps = [

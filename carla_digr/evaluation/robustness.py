@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from carla_digr.attacks import ATTACKS, Attack, noise
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import Policy, to_input
 from carla_digr.tasks import Task
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import draw_actions, load_policy
@@ -29,9 +29,7 @@ Curves = dict[str, dict[str, dict[str, dict[str, float]]]]
 BESIDE = {"distillation only": "distillation", "distillation + L1, no maps": "l1"}
 
 
-def compared_policies(
-    task: Task, teacher: ActorCritic, student: ActorCritic, student_path: Path
-) -> dict[str, ActorCritic]:
+def compared_policies(task: Task, teacher: Policy, student: Policy, student_path: Path) -> dict[str, Policy]:
     """Figure 8's policies by name: teacher, those of BESIDE that are there, DIGR.
 
     Raises:
@@ -47,7 +45,7 @@ def compared_policies(
 
 def robustness_curves(
     task: Task,
-    policies: dict[str, ActorCritic],
+    policies: dict[str, Policy],
     episodes: int,
     epsilons: Sequence[float],
     seed: int,
@@ -69,7 +67,7 @@ def robustness_curves(
     sizes = sorted({*epsilons} - {0.0})
     curves: Curves = {}
 
-    def measure(policy: ActorCritic, attack: Attack, sizes: Sequence[float], label: str) -> dict[str, dict[str, float]]:
+    def measure(policy: Policy, attack: Attack, sizes: Sequence[float], label: str) -> dict[str, dict[str, float]]:
         runs = attacked_episodes(task, policy, attack, sizes, episodes, seed, label)
         return {f"{size:g}": spread([run[metric] for run in runs[size]]) for size in sizes}
 
@@ -87,7 +85,7 @@ def robustness_curves(
 
 def attacked_episodes(
     task: Task,
-    policy: ActorCritic,
+    policy: Policy,
     attack: Attack,
     epsilons: Sequence[float],
     episodes: int,

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from carla_digr.policy import ActorCritic
-from carla_digr.saliency.methods import raw_maps
+from carla_digr.policy import Policy
+from carla_digr.saliency import METHODS
 from carla_digr.saliency.perturbation import Perturbation
 
 Method = Callable[[Tensor], Tensor]  # states float (B, C, H, W) in [0, 1] -> raw maps float (B, H, W)
@@ -30,10 +30,10 @@ NAMES = {
 SLOW = ("SmoothGrad", "Integrated Gradients", "Gaussian-Blur Perturbation", "SARFA")
 
 
-def saliency_methods(teacher: ActorCritic, student: ActorCritic, perturbation: Perturbation) -> dict[str, Method]:
+def saliency_methods(teacher: Policy, student: Policy, perturbation: Perturbation) -> dict[str, Method]:
     """The methods by their names in Table 1: seven on the teacher, and eq. 2 on the student as DIGR."""
     return {
-        name: partial(raw_maps, key, student if name == "DIGR" else teacher, perturbation=perturbation)
+        name: partial(METHODS[key], student if name == "DIGR" else teacher, perturbation=perturbation)
         for name, key in NAMES.items()
     }
 

@@ -2,39 +2,76 @@
 
 The input gradient of an ActorCritic is computed layer by layer instead of by autograd. Without gradients enabled that
 is the fastest way to a map; with them, DIGR's double backward becomes one ordinary backward through these operations.
+Other policies' gradients are autograd's.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from carla_digr.policy import ActorCritic
+from carla_digr.distributions import DISTRIBUTIONS, combined, eq2_weights
+from carla_digr.policy import ActorCritic, Policy
 
 # A map whose largest value is at or below this counts as having no gradient: float32 holds values down to 1e-38, so
 # above it the map still has all its digits, however confident the policy is.
 FLAT = 1e-30
 
 
-def vanilla_gradient(policy: ActorCritic, states: Tensor) -> Tensor:
+def vanilla_gradient(policy: Policy, states: Tensor, target: int | None = None) -> Tensor:
     """Raw saliency by eq. 2, the maximum over channels of abs(sum_a pi_a d pi_a / d s).
 
     Args:
-        policy: the policy to explain.
+        policy: the policy to explain. Of a continuous one the map is sqrt(sum_k G_k (d output_k / d s)^2), G the Fisher
+            metric: the square root of twice the divergence's second order, pixel by pixel.
         states: float (B, C, H, W) in [0, 1].
+        target: explain this action's log-odds, or this dimension's mean, instead.
 
     Returns:
         float (B, H, W), not normalised; see ``normalise``.
     """
-    with torch.no_grad():
-        logits, _, hidden = policy.trace(states)
-        return saliency_from_trace(policy, logits, hidden)
+    if isinstance(policy, ActorCritic):
+        with torch.no_grad():
+            logits, _, hidden = policy.trace(states)
+            return saliency_from_trace(policy, logits, hidden, target)
+    distribution = DISTRIBUTIONS[policy.output]
+    leaf = states.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        outputs = policy(leaf)[0]
+    rows = distribution.gradients(outputs.detach(), target).unbind(dim=1)
+    gradients = [torch.autograd.grad(outputs, leaf, row, retain_graph=True)[0] for row in rows]
+    importance = distribution.importance(outputs.detach(), target)
+    return combined(importance, torch.stack(gradients, dim=1)).amax(dim=1)
 
 
-def saliency_from_trace(policy: ActorCritic, logits: Tensor, hidden: list[Tensor]) -> Tensor:
+def saliency_from_trace(policy: ActorCritic, logits: Tensor, hidden: list[Tensor], target: int | None = None) -> Tensor:
     """``vanilla_gradient`` where ``policy.trace`` has been called already."""
-    return input_gradient(policy, hidden, eq2_weights(logits)).abs().amax(dim=1)
+    weights = eq2_weights(logits) if target is None else DISTRIBUTIONS["logits"].gradients(logits, target)[:, 0]
+    return input_gradient(policy, hidden, weights).abs().amax(dim=1)
+
+
+def weighted_gradient(policy: Policy, states: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:
+    """sum_k w_k d output_k / d s with w = weights(outputs), which count as constants.
+
+    Args:
+        policy: the policy; an ActorCritic's gradient is the closed form, any other's autograd's.
+        states: float (B, C, H, W) in [0, 1].
+        weights: outputs float (B, K) -> what each one's gradient counts, float (B, K).
+
+    Returns:
+        float (B, C, H, W).
+    """
+    if isinstance(policy, ActorCritic):
+        with torch.no_grad():
+            logits, _, hidden = policy.trace(states)
+            return input_gradient(policy, hidden, weights(logits))
+    leaf = states.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        outputs = policy(leaf)[0]
+    return torch.autograd.grad(outputs, leaf, weights(outputs.detach()))[0]
 
 
 def normalise(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,23 +88,6 @@ def normalise(maps: Tensor) -> tuple[Tensor, Tensor]:
     flat = ~((largest > FLAT) & torch.isfinite(largest))
     scale = torch.where(flat, torch.ones_like(largest), largest)[:, None, None]
     return torch.where(flat[:, None, None], torch.zeros_like(maps), maps / scale), flat
-
-
-def eq2_weights(logits: Tensor) -> Tensor:
-    """The weights c of the logits' gradients in eq. 2: sum_a pi_a d pi_a = sum_b c_b d z_b.
-
-    c_b = sum_a pi_a pi_b (pi_b - pi_a). Eq. 2's own sum cancels in float32 when one probability is nearly 1; in this
-    form the difference is between two probabilities, and no small result comes from large terms.
-
-    Args:
-        logits: float (B, A).
-
-    Returns:
-        float (B, A), differentiable.
-    """
-    pi = logits.softmax(dim=1)
-    difference = pi[:, :, None] - pi[:, None, :]  # [b, a] = pi_b - pi_a
-    return pi * (difference * pi[:, None, :]).sum(dim=2)
 
 
 def log_probability_weights(logits: Tensor) -> Tensor:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from carla_digr.policy import ActorCritic
+from carla_digr.distributions import DISTRIBUTIONS
+from carla_digr.errors import UserError
+from carla_digr.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -25,65 +28,83 @@ class Perturbation:
         radius: standard deviation of the bump, pixels.
         blur_sigma: standard deviation of the blurred copy, pixels.
         stride: pixels between perturbed centres; 1 perturbs at every pixel, as the definition says. With more the
-            perturbed logits in between are interpolated (cubic), which is far smoother than their KL.
+            perturbed outputs in between are interpolated (cubic), which is far smoother than their KL.
         score: what tells the perturbed decision from the undisturbed one; see ``perturbation_maps``.
         batch: perturbed states in one forward pass.
     """
 
-    radius: float
+    radius: float = 5.0
     blur_sigma: float = 3.0
-    stride: int = 2
+    stride: int = 4
     score: Literal["kl", "logits"] = "kl"
     batch: int = 256
 
     @classmethod
     def from_settings(cls, settings: Any) -> Perturbation:
-        """The perturbation of a configuration or a card, so that its maps are those of the dataset made with it.
+        """The settings that a dataset was, or is to be, made with.
 
         Args:
-            settings: an object or a mapping that has radius and may have blur_sigma, stride and score; what else is in
-                it is not looked at.
+            settings: the section ``saliency_dataset`` of a configuration, or that of a checkpoint's card, a mapping;
+                what it lacks is the default.
         """
         values = settings if isinstance(settings, Mapping) else vars(settings)
         return cls(**{name: values[name] for name in ("radius", "blur_sigma", "stride", "score") if name in values})
 
 
-def perturbation_maps(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
+def perturbation_maps(policy: Policy, states: Tensor, perturbation: Perturbation, target: int | None = None) -> Tensor:
     """Raw perturbation saliency.
 
-    By the score "kl" it is eq. 3. By "logits" it is half the squared distance of the logits (Greydanus et al. 2018,
-    eq. 2), each less their mean, which the policy does not depend on. A confident policy's probabilities hardly change
-    while it still prefers the same action, whatever is hidden from it; its logits do change.
+    By the score "kl" it is eq. 3. By "logits" it is half the squared distance of the outputs (Greydanus et al. 2018,
+    eq. 2), of logits each less their mean, which the policy does not depend on. A confident policy's probabilities
+    hardly change while it still prefers the same action, whatever is hidden from it; its logits do change.
 
     Args:
         policy: the policy to explain.
         states: float (B, C, H, W) in [0, 1].
+        perturbation: its settings.
+        target: count what is done to this action or dimension alone: the divergence between "it" and "another one", or
+            its own logit's change.
 
     Returns:
         float (B, H, W), not negative, not normalised.
     """
+    distribution = DISTRIBUTIONS[policy.output]
     with torch.no_grad():
-        logits = policy(states)[0][:, None, None, :]
-        perturbed = perturbed_logits(policy, states, settings)
-        if settings.score == "kl":
-            return kl_divergence(logits, perturbed)
-        change = perturbed - logits
-        return (change - change.mean(dim=-1, keepdim=True)).square().sum(dim=-1) / 2
+        outputs = policy(states)[0][:, None, None, :]
+        perturbed = perturbed_outputs(policy, states, perturbation)
+        if perturbation.score == "kl":
+            return distribution.divergence(outputs, perturbed, target)
+        change = perturbed - outputs
+        change = change - change.mean(dim=-1, keepdim=True) if distribution.discrete else change
+        squares = change.square()
+        return (squares.sum(dim=-1) if target is None else squares[..., target]) / 2
 
 
-def sarfa_maps(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
+def sarfa_maps(policy: Policy, states: Tensor, perturbation: Perturbation, target: int | None = None) -> Tensor:
     """Raw saliency by SARFA (Puri et al. 2020, eq. 1 to 5) of the most probable action, with the same perturbation.
+
+    The authors' published code computes the divergence of the other actions the other way round, KL(p_rest || p'_rest);
+    here it is as the paper says.
+
+    Args:
+        policy, states, perturbation: as for ``perturbation_maps``.
+        target: of this action instead.
 
     Returns:
         float (B, H, W) in [0, 1].
+
+    Raises:
+        UserError: the policy is continuous: SARFA is of the probabilities of actions.
     """
+    if not DISTRIBUTIONS[policy.output].discrete:
+        raise UserError("SARFA explains the choice between actions, and this policy is continuous; use gb.")
     with torch.no_grad():
-        logits, _ = policy(states)
-        return sarfa(logits[:, None, None, :], perturbed_logits(policy, states, settings))
+        logits = policy(states)[0][:, None, None, :]
+        return sarfa(logits, perturbed_outputs(policy, states, perturbation), target)
 
 
-def sarfa(logits: Tensor, perturbed: Tensor) -> Tensor:
-    """The harmonic mean of relevance and specificity for the most probable action a of ``logits``.
+def sarfa(logits: Tensor, perturbed: Tensor, target: int | None = None) -> Tensor:
+    """The harmonic mean of relevance and specificity for an action a, by default the most probable one of ``logits``.
 
     dp = p(a) - p'(a), how much the perturbation takes from the action (relevance); K = 1 / (1 + KL(p'_rest || p_rest)),
     how little it changes the others among themselves; 2 K dp / (K + dp), 0 where dp is not positive.
@@ -91,12 +112,14 @@ def sarfa(logits: Tensor, perturbed: Tensor) -> Tensor:
     Args:
         logits: float (..., A), of the state.
         perturbed: float (..., A), broadcastable with it.
+        target: a.
 
     Returns:
         float (...).
     """
     logits, perturbed = torch.broadcast_tensors(logits, perturbed)
     action = logits.argmax(dim=-1, keepdim=True)
+    action = action if target is None else torch.full_like(action, target)
     dp = (logits.softmax(dim=-1) - perturbed.softmax(dim=-1)).gather(-1, action).squeeze(-1).clamp(min=0)
     others = torch.ones_like(logits, dtype=torch.bool).scatter(-1, action, False)
     rest, perturbed_rest = (
@@ -106,31 +129,25 @@ def sarfa(logits: Tensor, perturbed: Tensor) -> Tensor:
     return 2 * k * dp / (k + dp)
 
 
-def perturbed_logits(policy: ActorCritic, states: Tensor, settings: Perturbation) -> Tensor:
-    """Logits of m(s, i) for every pixel i: float (B, H, W, A)."""
+def perturbed_outputs(policy: Policy, states: Tensor, perturbation: Perturbation) -> Tensor:
+    """Outputs for m(s, i) for every pixel i: float (B, H, W, K)."""
     height, width = states.shape[2:]
-    rows, columns = (_centres(n, settings.stride) for n in (height, width))
+    rows, columns = (_centres(n, perturbation.stride) for n in (height, width))
     bumps_y, bumps_x = (
-        _bumps(centres, n, settings.radius).to(states) for centres, n in ((rows, height), (columns, width))
+        _bumps(centres, n, perturbation.radius).to(states) for centres, n in ((rows, height), (columns, width))
     )
     to_rows, to_columns = (_interpolation(centres, n).to(states) for centres, n in ((rows, height), (columns, width)))
-    blurred = gaussian_blur(states, settings.blur_sigma)
+    blurred = gaussian_blur(states, perturbation.blur_sigma)
     result = []
     for state, difference in zip(states, blurred - states, strict=True):
         grid = []
-        for first in range(0, len(rows) * len(columns), settings.batch):
-            index = torch.arange(first, min(first + settings.batch, len(rows) * len(columns)))
+        for first in range(0, len(rows) * len(columns), perturbation.batch):
+            index = torch.arange(first, min(first + perturbation.batch, len(rows) * len(columns)))
             bump = bumps_y[index // len(columns), :, None] * bumps_x[index % len(columns), None, :]
             grid.append(policy(torch.addcmul(state[None], bump[:, None], difference[None]))[0])
-        logits = torch.cat(grid).view(len(rows), len(columns), -1)
-        result.append(torch.einsum("yr,rca,xc->yxa", to_rows, logits, to_columns))
+        outputs = torch.cat(grid).view(len(rows), len(columns), -1)
+        result.append(torch.einsum("yr,rca,xc->yxa", to_rows, outputs, to_columns))
     return torch.stack(result)
-
-
-def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """KL(p || q) of categorical distributions given as logits (..., A): (...), not negative."""
-    log_p, log_q = logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
 
 
 def gaussian_blur(states: Tensor, sigma: float) -> Tensor:
@@ -174,6 +191,7 @@ def _interpolation(centres: np.ndarray, n: int) -> Tensor:
     return torch.from_numpy(matrix[:, 1:-1])
 
 
+@lru_cache(maxsize=32)
 def _blur_matrix(n: int, sigma: float) -> np.ndarray:
     """Gaussian blur of n pixels with mirrored borders as a matrix (n, n); the kernel ends at 4 sigma."""
     reach = int(4 * sigma + 0.5)

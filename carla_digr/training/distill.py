@@ -20,18 +20,17 @@ from torch import Tensor
 
 from carla_digr import checkpoint
 from carla_digr.config import Config, DistillConfig
+from carla_digr.distributions import eq2_weights, kl_divergence
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency.gradient import (
-    eq2_weights,
     input_gradient,
     log_probability_weights,
     normalise,
     vanilla_gradient,
 )
 from carla_digr.saliency.metrics import widened
-from carla_digr.saliency.perturbation import kl_divergence
 from carla_digr.tasks import make_task
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
@@ -57,6 +56,7 @@ def distill(config: Config, out: Path, teacher_path: Path) -> None:
             configuration.
     """
     teacher, card = load_policy(teacher_path, make_task(config))
+    assert isinstance(teacher, ActorCritic)
     dataset = load_dataset(out / "dataset", card["weights_sha256"])
     with only_job_in(out / "distill"):
         job = _Distillation(config, out, teacher, card, dataset)

@@ -13,14 +13,14 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from carla_digr import checkpoint
 from carla_digr.errors import UserError
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import Policy, to_input
 from carla_digr.tasks import Task
 from carla_digr.training.progress import Progress
 
 Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
 
 
-def load_policy(path: Path, task: Task) -> tuple[ActorCritic, dict[str, Any]]:
+def load_policy(path: Path, task: Task) -> tuple[Policy, dict[str, Any]]:
     """A checkpoint for this task, with its card.
 
     Raises:
@@ -36,7 +36,7 @@ def load_policy(path: Path, task: Task) -> tuple[ActorCritic, dict[str, Any]]:
     return policy, card
 
 
-def greedy(policy: ActorCritic) -> Act:
+def greedy(policy: Policy) -> Act:
     """The most probable action."""
 
     def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -45,7 +45,7 @@ def greedy(policy: ActorCritic) -> Act:
     return act
 
 
-def sampled(policy: ActorCritic, rng: np.random.Generator) -> Act:
+def sampled(policy: Policy, rng: np.random.Generator) -> Act:
     """An action drawn from the policy's distribution."""
 
     def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -65,7 +65,7 @@ def draw_actions(probabilities: NDArray[np.float64], uniform: NDArray[np.float64
     return np.minimum(below.sum(axis=1), probabilities.shape[1] - 1)
 
 
-def policy_logits(policy: ActorCritic, observations: NDArray[np.uint8]) -> torch.Tensor:
+def policy_logits(policy: Policy, observations: NDArray[np.uint8]) -> torch.Tensor:
     """Logits float (N, A) of uint8 observations (N, C, H, W), without gradients."""
     with torch.no_grad():
         return policy(to_input(torch.from_numpy(observations)))[0]

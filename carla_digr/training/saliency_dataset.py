@@ -27,7 +27,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write, sha256_of
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import Policy, to_input
 from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import make_task
@@ -67,9 +67,7 @@ def make_dataset(config: Config, out: Path, teacher_path: Path) -> None:
         _make_dataset(config, out / "dataset", teacher_path, policy, card)
 
 
-def _make_dataset(
-    config: Config, directory: Path, teacher_path: Path, policy: ActorCritic, card: dict[str, Any]
-) -> None:
+def _make_dataset(config: Config, directory: Path, teacher_path: Path, policy: Policy, card: dict[str, Any]) -> None:
     settings = config.saliency_dataset
     manifest = _open_manifest(directory, config, card)
     _ensure_states(directory, manifest, config, policy)
@@ -119,7 +117,7 @@ def load_dataset(directory: Path, teacher_sha256: str | None = None) -> Saliency
     )
 
 
-def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, policy: ActorCritic) -> None:
+def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, policy: Policy) -> None:
     """Collect the states unless they are there; the seed makes them the same each time."""
     if _intact(directory, manifest["states"]):
         return

@@ -247,7 +247,7 @@ class _Job(BaseCallback):
 def _begin_from(path: Path, task: Task, config: Config, algorithm: PPO) -> None:
     """Take the weights of ``teacher.start``; optimiser, schedules and episodes begin anew."""
     policy, _ = load_policy(path, task)
-    if policy.config != config.policy:
+    if not isinstance(policy, ActorCritic) or policy.config != config.policy:
         raise UserError(
             f"teacher.start: {path} has another network than the configuration's section policy; give the two the same."
         )

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from carla_digr.attacks import ATTACKS, noise
 from carla_digr.config import PolicyConfig
+from carla_digr.distributions import kl_divergence
 from carla_digr.policy import ActorCritic
-from carla_digr.saliency.perturbation import kl_divergence
 
 EVERY = {**ATTACKS, "noise": noise}
 

@@ -24,7 +24,7 @@ from carla_digr.saliency.gradient import (
     vanilla_gradient,
 )
 from carla_digr.saliency.overlay import COLORMAPS, overlay, rgb_of
-from carla_digr.saliency.perturbation import Perturbation, gaussian_blur, perturbation_maps, perturbed_logits
+from carla_digr.saliency.perturbation import Perturbation, gaussian_blur, perturbation_maps, perturbed_outputs
 
 TILE_ALIGNED = ((6, 8, 8), (8, 3, 1), (8, 3, 1))
 STRIDED = ((6, 8, 4), (8, 4, 2), (8, 3, 2))
@@ -190,7 +190,7 @@ def test_the_logits_distance_marks_what_a_confident_policys_probabilities_hide()
 
 def test_interpolated_logits_are_exact_where_the_policy_ignores_the_place():
     policy, states = make_policy(), torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64)  # blurring changes nothing
-    logits = perturbed_logits(policy, states, Perturbation(5.0, stride=4))
+    logits = perturbed_outputs(policy, states, Perturbation(5.0, stride=4))
     with torch.no_grad():
         assert torch.allclose(logits, policy(states)[0][:, None, None].expand(1, 64, 64, 4))
 

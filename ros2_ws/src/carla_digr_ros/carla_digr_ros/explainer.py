@@ -19,9 +19,10 @@ from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from carla_digr.attacks import LIVE_ATTACKS
 from carla_digr.driving.control import ACTION_NAMES, TICK, command
 from carla_digr.errors import UserError
-from carla_digr.explainer import ATTACKS, Decision, Explainer, Saliency
+from carla_digr.explainer import Decision, Explainer, Saliency
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import METHODS
@@ -52,7 +53,7 @@ class ExplainerNode(ManagedNode):
         self._setting("explanation", True, "publish saliency maps and overlays")
         self._setting("opacity", 0.8, "opacity of the map in the overlay", bounds=(0.0, 1.0))
         self._setting("colormap", "inferno", "colours of the map in the overlay", tuple(COLORMAPS))
-        self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *ATTACKS))
+        self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *LIVE_ATTACKS))
         self._setting(
             "attack_epsilon", 0.02, "the attack's largest change of a channel, 1 being its range", bounds=(0.0, 0.2)
         )

@@ -1,0 +1,283 @@
+"""The table of methods on any policy: the closed form equals autograd's, targets, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from test_saliency import make_policy, random_states
+from torch import nn
+
+from carla_digr.attacks import ATTACKS
+from carla_digr.distributions import DISTRIBUTIONS
+from carla_digr.errors import UserError
+from carla_digr.policy import InputRecipe, TorchPolicy
+from carla_digr.saliency import METHODS
+from carla_digr.saliency.linear import linear_maps
+from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
+
+COARSE = Perturbation(4.0, 3.0, stride=8)
+
+
+class Wrapped(nn.Module):
+    """An ActorCritic as a stranger would write it: only its forward pass, layer by layer."""
+
+    def __init__(self, policy):
+        super().__init__()
+        layers = []
+        for convolution in copy.deepcopy(policy.convolutions):
+            layers += [convolution, nn.ReLU()]
+        layers += [nn.Flatten(), copy.deepcopy(policy.trunk), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.actor, self.critic = copy.deepcopy(policy.policy_head), copy.deepcopy(policy.value_head)
+
+    def forward(self, x):
+        features = self.features(x)
+        return self.actor(features), self.critic(features)
+
+
+class Continuous(nn.Module):
+    """Two dimensions and, where asked for, their log standard deviations."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 20 * 20, outputs)
+        ).double()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture
+def policy():
+    return make_policy()
+
+
+@pytest.fixture
+def foreign(policy):
+    return TorchPolicy(Wrapped(policy).double(), policy.input_shape, policy.actions)
+
+
+@pytest.mark.parametrize("target", [None, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_foreign_copy_of_an_actor_critic_has_its_maps(policy, foreign, name, target):
+    states = random_states(2)
+    ours = METHODS[name](policy, states, target, COARSE)
+    theirs = METHODS[name](foreign, states, target, COARSE)
+    assert ours.shape == (2, 64, 64) and (ours >= 0).all() and ours.any()
+    assert torch.allclose(theirs, ours, rtol=1e-6, atol=1e-9 * float(ours.max()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_target_gives_another_map_than_the_decision(policy, name):
+    states = random_states(1)
+    maps = [METHODS[name](policy, states, target, COARSE) for target in (None, 0, 1)]
+    normalised = [m / m.max() for m in maps if m.any()]  # SARFA has none where the action does not become less likely
+    assert len(normalised) >= 2
+    for k, first in enumerate(normalised):
+        for second in normalised[k + 1 :]:
+            assert (first - second).abs().max() > 1e-3
+
+
+def test_the_target_of_the_vanilla_gradient_is_its_log_odds(policy):
+    states = random_states(2).requires_grad_(True)
+    log_pi = policy(states)[0].log_softmax(dim=1)
+    odds = log_pi[:, 2] - torch.log1p(-log_pi[:, 2].exp())
+    (expected,) = torch.autograd.grad(odds.sum(), states)
+    assert torch.allclose(METHODS["vg"](policy, states.detach(), 2), expected.abs().amax(dim=1))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian", "deterministic"])
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"sarfa"}))
+def test_continuous_policies_are_explained(kind, name):
+    torch.manual_seed(0)
+    network = Continuous(DISTRIBUTIONS[kind].outputs(2))
+    policy = TorchPolicy(network, (3, 64, 64), 2, kind)
+    states = random_states(2)
+    maps = METHODS[name](policy, states, None, COARSE)
+    assert maps.shape == (2, 64, 64) and maps.any() and torch.isfinite(maps).all()
+    steer = METHODS[name](policy, states, 0, COARSE)
+    assert not torch.allclose(steer / steer.max(), maps / maps.max(), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "deterministic"])
+def test_the_gradient_map_of_a_continuous_policy_is_the_divergence_to_second_order(kind):
+    torch.manual_seed(0)
+    policy = TorchPolicy(Continuous(DISTRIBUTIONS[kind].outputs(2)), (3, 64, 64), 2, kind)
+    states = random_states(1)[:, :, :64, :64]
+    raw = METHODS["vg"](policy, states)[0]
+    row, column = (int(i) for i in np.unravel_index(int(raw.argmax()), raw.shape))
+    outputs = policy(states)[0]
+    found = []
+    for channel in range(3):
+        moved = states.clone()
+        moved[0, channel, row, column] += 1e-4
+        found.append(DISTRIBUTIONS[kind].divergence(outputs, policy(moved)[0]))
+    assert float(raw.max()) == pytest.approx(float((2 * torch.stack(found).detach().max()).sqrt()) / 1e-4, rel=1e-3)
+
+
+def test_sarfa_and_attacks_of_a_continuous_policy_are_refused_in_a_sentence():
+    policy = TorchPolicy(Continuous(2), (3, 64, 64), 2, "deterministic")
+    with pytest.raises(UserError, match="this policy is continuous; use gb"):
+        METHODS["sarfa"](policy, random_states(1), None, COARSE)
+    with pytest.raises(UserError, match="this policy is continuous"):
+        ATTACKS["FGSM"](policy, random_states(1), 0.01, torch.Generator())
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacks_on_a_foreign_policy_are_those_on_ours(policy, foreign, attack):
+    states = random_states(2)
+    ours, theirs = (ATTACKS[attack](p, states, 0.02, torch.Generator().manual_seed(1)) for p in (policy, foreign))
+    assert torch.allclose(ours, theirs, atol=1e-9)
+    assert not torch.equal(ours, states)
+
+
+def test_a_policy_that_offers_less_is_refused_by_the_methods_that_can(foreign):
+    foreign.offers = "logits"
+    with pytest.raises(UserError, match=r"needs the policy's gradient, .* its logits; use one of gb, sarfa"):
+        METHODS["vg"](foreign, random_states(1))
+    assert METHODS["gb"](foreign, random_states(1), None, COARSE).any()
+
+
+def test_an_action_that_does_not_exist_is_refused(policy):
+    with pytest.raises(UserError, match="no action 9: the policy has the actions 0 to 3"):
+        METHODS["vg"](policy, random_states(1), 9)
+
+
+class Functional(nn.Module):
+    """A network whose activations no layer shows, or are others than ReLU."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 4, 5, 3), nn.Linear(4 * 20 * 20, 3)
+        self.layer = nn.ReLU()
+        self.activation = activation
+
+    def forward(self, x):
+        return self.head(self.activation(self.layer(self.convolution(x)) - 0.1).flatten(1))
+
+
+@pytest.mark.parametrize(("activation", "reason"), [(torch.relu, "no layer shows"), (torch.tanh, "has Tanh")])
+@pytest.mark.parametrize("name", ["gbp", "smoothgrad"])
+def test_guided_backpropagation_never_is_silently_the_gradient(name, activation, reason):
+    policy = TorchPolicy(Functional(activation), (3, 64, 64), 3)
+    with pytest.raises(UserError, match=reason):
+        METHODS[name](policy, random_states(1).float())
+
+
+# --- the linearised map ---
+
+
+class Linear(nn.Module):
+    """A softmax policy whose logits are linear in the state: eq. 3 to second order has nothing to linearise."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(3 * 16 * 16, 4).double()
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def test_the_linear_map_is_the_second_order_of_eq3_on_a_linear_policy():
+    policy = TorchPolicy(Linear(), (3, 16, 16), 4)
+    states = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    blur, radius = 3.0, 1.5
+    maps = linear_maps(policy, states, blur_sigma=blur, radius=radius)[0]
+    delta = gaussian_blur(states, blur) - states
+    outputs = policy(states)[0]
+    for row, column in ((0, 0), (8, 5), (15, 3)):
+        spot = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+        spot[0, 0, row, column] = 1.0
+        bump = gaussian_blur(spot, radius)  # a mirrored blur is symmetric: what i gets is what i gives
+        step = 0.05
+        divergence = DISTRIBUTIONS["logits"].divergence(outputs, policy(states + step * bump * delta)[0]).detach()
+        assert float(maps[row, column]) == pytest.approx(float(divergence) / step**2, rel=1e-2)
+
+
+@pytest.mark.parametrize("target", [None, 3])
+def test_the_linear_map_is_its_formula(policy, target):
+    states = random_states(2)
+    delta = gaussian_blur(states, 10.0) - states
+    between = (states + 0.35 * delta).requires_grad_(True)
+    logits = policy(between)[0]
+    rows = [torch.autograd.grad(logits[:, a].sum(), between, retain_graph=True)[0] for a in range(policy.actions)]
+    change = torch.stack([gaussian_blur((row * delta).sum(dim=1, keepdim=True), 1.5)[:, 0] for row in rows], dim=-1)
+    pi = policy(states)[0].detach().softmax(dim=1)[:, None, None, :]
+    if target is None:
+        expected = 0.5 * (pi * (change - (pi * change).sum(dim=-1, keepdim=True)) ** 2).sum(dim=-1)
+    else:
+        others = torch.cat([pi[..., :target], pi[..., target + 1 :]], dim=-1)
+        rest = torch.cat([change[..., :target], change[..., target + 1 :]], dim=-1)
+        odds = change[..., target] - (others * rest).sum(dim=-1) / others.sum(dim=-1)
+        expected = 0.5 * pi[..., target] * (1 - pi[..., target]) * odds**2
+    assert torch.allclose(
+        METHODS["linear"](policy, states, target), expected, rtol=1e-9, atol=1e-12 * float(expected.max())
+    )
+
+
+# --- recipes ---
+
+
+def test_a_recipe_scales_and_lays_out_what_the_network_takes():
+    seen = []
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.mean(dim=(1, 2))[:, :2]
+
+    recipe = InputRecipe("rgb", scale=1.0, mean=(10.0, 20.0, 30.0), deviation=(2.0,), layout="hwc")
+    policy = TorchPolicy(Watching(), (3, 5, 4), 2, recipe=recipe)
+    pixels = torch.randint(0, 256, (2, 3, 5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    policy(pixels.double() / 255)
+    expected = (pixels.double().permute(0, 2, 3, 1) - torch.tensor([10.0, 20.0, 30.0])) / 2
+    assert torch.allclose(seen[-1], expected)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape", "reason"),
+    [
+        (InputRecipe("grey", stack=4), (3, 8, 8), "4 grey pictures has 4 channels, but the policy takes 3"),
+        (InputRecipe(mean=(0.1, 0.2)), (3, 8, 8), "mean has 2 numbers for 3 channels"),
+        (InputRecipe(deviation=(0.0,)), (3, 8, 8), "must not be 0"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(recipe, shape, reason):
+    with pytest.raises(UserError, match=reason):
+        TorchPolicy(nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), shape, 2, recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (nn.Linear(5, 3), "does not take states of 3 x 8 x 8"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), r"gives \(2, 4\) for two states where 3 logits mean \(2, 3\)"),
+        (nn.Flatten(0), "gives"),
+    ],
+)
+def test_a_network_that_does_not_do_what_is_said_is_refused(network, reason):
+    with pytest.raises(UserError, match=reason):
+        TorchPolicy(network, (3, 8, 8), 3)
+
+
+def test_a_recipe_makes_states_of_frames():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, 6, 4, 3), np.uint8)
+    grey = InputRecipe("grey", stack=3)
+    states = grey.states(frames, (3, 6, 4))
+    luma = (frames @ np.array([0.299, 0.587, 0.114])).round()
+    assert states.shape == (5, 3, 6, 4) and states.dtype == np.uint8
+    np.testing.assert_allclose(states[4], luma[2:5], atol=1)
+    np.testing.assert_allclose(states[1], luma[[0, 0, 1]], atol=1)
+    np.testing.assert_array_equal(InputRecipe("bgr").states(frames, (3, 6, 4)), frames[..., ::-1].transpose(0, 3, 1, 2))
+    already = rng.integers(0, 256, (2, 6, 4, 4), np.uint8)
+    stacked = InputRecipe("grey", stack=4).states(already, (4, 6, 4))
+    np.testing.assert_array_equal(stacked, already.transpose(0, 3, 1, 2))
+    with pytest.raises(UserError, match="or ask for resizing"):
+        grey.states(frames, (3, 12, 8))
+    assert grey.states(frames, (3, 12, 8), resize=True).shape == (5, 3, 12, 8)
