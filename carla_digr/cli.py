@@ -433,7 +433,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
         with (
             closing(Recorded(bags, args.camera)) as recorded,
-            ViewerServer(args.viewer_host, args.viewer_port, recorded=recorded) as page,
+            ViewerServer(args.viewer_host, args.viewer_port, colormap=args.colormap, recorded=recorded) as page,
             suppress(KeyboardInterrupt),
         ):
             gc.freeze()
@@ -458,6 +458,9 @@ def add_view(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--viewer-host", "--host", default="127.0.0.1", help="address of the web page (default: this machine alone)"
+    )
+    parser.add_argument(
+        "--colormap", default="inferno", help="colours of the map, such as turbo, hot or viridis (default: %(default)s)"
     )
     _add_camera(parser)
     parser.set_defaults(run=run)

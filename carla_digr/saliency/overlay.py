@@ -16,10 +16,11 @@ COLORMAPS = {
     "hot": cv2.COLORMAP_HOT,
     "viridis": cv2.COLORMAP_VIRIDIS,
 }
+COLORMAP = "inferno"  # where none is chosen
 
 
 def overlay(
-    picture: NDArray[np.uint8], saliency: NDArray[np.float32], opacity: float = 0.8, colormap: str = "inferno"
+    picture: NDArray[np.uint8], saliency: NDArray[np.float32], opacity: float = 0.8, colormap: str = COLORMAP
 ) -> NDArray[np.uint8]:
     """Blend the map's colours into the picture, each pixel by its saliency, so that the rest stays visible.
 
@@ -66,12 +67,21 @@ def _shown(channels: int) -> list[int] | slice:
     return slice(channels - 3, channels) if channels % 3 == 0 else [-1, -1, -1]
 
 
+def colours(colormap: str) -> NDArray[np.uint8]:
+    """The colours of saliency levels 0..255, RGB, uint8 (256, 3).
+
+    Raises:
+        UserError: no such colormap.
+    """
+    if colormap not in COLORMAPS:
+        raise UserError(f"There is no colormap '{colormap}'; choose one of {', '.join(COLORMAPS)}.")
+    levels = np.arange(256, dtype=np.uint8)[:, None]
+    return cv2.applyColorMap(levels, COLORMAPS[colormap])[:, 0, ::-1].astype(np.uint8)
+
+
 @lru_cache(maxsize=64)
 def _tables(opacity: int, colormap: str) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """Per saliency level 0..255: what the picture keeps (256 = all), uint16 (256,); the colour added times 256."""
-    if colormap not in COLORMAPS:
-        raise UserError(f"There is no colormap '{colormap}'; choose one of {', '.join(COLORMAPS)}.")
     levels = np.arange(256)
-    colours = cv2.applyColorMap(levels.astype(np.uint8)[:, None], COLORMAPS[colormap])[:, 0, ::-1].astype(np.uint16)
     alpha = np.rint(levels * min(max(opacity, 0), 255) / 255 / 255 * 256).astype(np.uint16)
-    return 256 - alpha, colours * alpha[:, None]
+    return 256 - alpha, colours(colormap).astype(np.uint16) * alpha[:, None]

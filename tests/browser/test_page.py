@@ -18,8 +18,9 @@ import pytest
 from chromium import find_chromium
 from playwright.sync_api import BrowserContext, Page, expect
 
+from carla_digr.errors import UserError
 from carla_digr.live.viewer.server import STATIC, WINDOW, ViewerServer
-from carla_digr.saliency.overlay import overlay
+from carla_digr.saliency.overlay import colours, overlay
 
 # Resolves once the page shows the frame. Runs over the debugging protocol: the page's own policy forbids eval.
 WAIT_FOR_FRAME = """async (frame) => {
@@ -123,13 +124,44 @@ def test_opacity_mixes_the_coloured_map_into_the_camera(pages: Pages, viewer: Vi
     for opacity in (0, 35, 100):
         slider.fill(str(opacity))
         expect(page.locator("#opacity-value")).to_have_text(f"{opacity} %")
-        expected = overlay(camera.astype(np.uint8), feed.saliency(10), opacity / 100, "turbo").astype(int)
-        assert abs(pixels(page) - expected).max() <= 4, f"not the overlay topic's picture at {opacity} %"
+        expected = overlay(camera.astype(np.uint8), feed.saliency(10), opacity / 100).astype(int)
+        assert abs(pixels(page) - expected).max() <= 6, f"not the overlay topic's picture at {opacity} %"
     slider.fill("60")
     page.keyboard.press("o")
     assert (pixels(page) == camera).all()
     page.keyboard.press("o")
     expect(slider).to_have_value("60")
+
+
+def test_the_map_has_the_colours_of_the_overlay_topic_and_takes_others_at_once(pages: Pages, viewer: ViewerServer):
+    """Those of an open page, paused too, of the scale beside it, and of a page that is opened later."""
+    page = pages.open(viewer)
+    feed.publish(viewer, 10)
+    wait_for_frame(page, 10)
+    page.keyboard.press("2")
+    camera = pixels(page).astype(np.uint8)
+    page.keyboard.press("1")
+    page.get_by_label("Opacity").fill("100")
+    page.keyboard.press(" ")
+    late = None
+    for colormap in ("inferno", "turbo", "viridis"):
+        viewer.change_colormap(colormap)
+        expected = overlay(camera, feed.saliency(10), 1.0, colormap).astype(int)
+        page.wait_for_function(
+            """([r, g, b]) => {
+                const pixel = document.getElementById("scale").getContext("2d").getImageData(255, 0, 1, 1).data;
+                return pixel[0] === r && pixel[1] === g && pixel[2] === b;
+            }""",
+            arg=[int(level) for level in colours(colormap)[-1]],
+        )
+        assert abs(pixels(page) - expected).max() <= 6, f"not the overlay topic's picture in {colormap}"
+        late = expected
+    second = pages.open(viewer)
+    wait_for_frame(second, 10)
+    second.get_by_label("Opacity").fill("100")
+    assert abs(pixels(second) - late).max() <= 6
+    with pytest.raises(UserError, match="no colormap 'jet'"):
+        viewer.change_colormap("jet")
 
 
 def test_views_show_camera_map_and_both(pages: Pages, viewer: ViewerServer):
@@ -141,7 +173,7 @@ def test_views_show_camera_map_and_both(pages: Pages, viewer: ViewerServer):
     camera = pixels(page)
     page.locator(".segments").get_by_text("Map").click()
     levels = np.rint(feed.saliency(10) * 255).astype(np.uint8)
-    assert abs(pixels(page) - cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[..., ::-1]).max() <= 1
+    assert abs(pixels(page) - cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]).max() <= 1
     page.locator(".segments").get_by_text("Both").click()
     both = pixels(page)
     assert (both[:, :128] == camera).all() and (both[:, -128:] == laid_over).all()

@@ -11,6 +11,7 @@ import live_support
 import numpy as np
 import pytest
 import simplejpeg
+import yaml
 
 live_support.workspace()
 
@@ -19,10 +20,13 @@ from carla_digr_msgs.msg import DriveFrame, DrivingDecision  # noqa: E402
 from carla_digr_ros import conversion, topics  # noqa: E402
 from carla_digr_ros.viewer import PATIENCE  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 from carla_digr.driving.control import VehicleCommand, pedals  # noqa: E402
-from carla_digr.live.composition import Process  # noqa: E402
+from carla_digr.live.composition import PARAMETERS_FILE, Process  # noqa: E402
+from carla_digr.saliency.overlay import COLORMAP, colours  # noqa: E402
 
 
 class Page:
@@ -39,9 +43,11 @@ class Page:
     async def _read(self) -> None:
         url = f"http://127.0.0.1:{self._port}/ws"
         async with aiohttp.ClientSession() as session, session.ws_connect(url) as stream:
-            await stream.receive()  # hello
+            self.colours = [(await stream.receive_json())["colormap"]]  # of the greeting, then every change
             self.connected.set()
             async for message in stream:
+                if message.type is aiohttp.WSMsgType.TEXT and (told := json.loads(message.data).get("colormap")):
+                    self.colours.append(told)
                 if message.type is aiohttp.WSMsgType.BINARY:
                     size = int.from_bytes(message.data[:4], "little")
                     header = json.loads(message.data[4 : 4 + size])
@@ -112,6 +118,30 @@ def test_the_page_gets_what_belongs_to_a_frame_together(feed_and_page):
     assert decision["events"] == ["collision"]
     assert not decision["fallback"]
     assert flat["decision"]["saliency_flat"] and not decision["saliency_flat"]
+
+
+def test_the_page_has_the_colours_of_the_parameter_and_takes_others_while_it_is_open(feed_and_page, observe):
+    _, page = feed_and_page
+    observer = observe()
+    client = observer.node.create_client(SetParameters, "/viewer/set_parameters")
+    observer.until(client.service_is_ready)
+
+    def choose(colormap: str) -> str:
+        chosen = Parameter("colormap", value=colormap).to_parameter_msg()
+        answer = client.call_async(SetParameters.Request(parameters=[chosen]))
+        observer.until(answer.done)
+        return answer.result().results[0].reason
+
+    assert choose("turbo") == ""
+    live_support.until(lambda: len(page.colours) > 1)
+    assert page.colours == [colours(name).ravel().tolist() for name in ("inferno", "turbo")]
+    assert "must be inferno or" in choose("rainbow")
+
+
+def test_the_overlay_topic_and_the_page_begin_in_the_same_colours():
+    nodes = yaml.safe_load(live_support.installed(PARAMETERS_FILE).read_text())
+    chosen = {nodes[node]["ros__parameters"]["colormap"] for node in ("explainer", "viewer")}
+    assert chosen == {COLORMAP}
 
 
 def test_a_fallback_is_an_alarm_with_the_brakes_of_the_bridge(feed_and_page):

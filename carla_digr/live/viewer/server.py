@@ -36,13 +36,14 @@ events              list, optional   short names of what happened in this frame,
 ``saliency=None`` says that this frame has no explanation; the page says so and shows the camera alone.
 
 Wire format, for other clients of ``/ws`` (all integers little-endian). A text message is JSON: first ``{"type":
-"hello", ...}`` (with ``recording``: whether this page shows recordings), later ``{"type": "beat"}`` about once a second
-while there is no new frame. A binary message is one frame: uint32 n, then n bytes of JSON header (``sequence``,
-``published`` (s, server's monotonic clock), ``frame``, ``stamp`` (s), ``width``, ``height``, ``jpeg_bytes``,
-``saliency``: [height, width] or null, ``decision``), then the JPEG picture, then the saliency map as height x width
-bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most ``WINDOW`` frames unanswered
-and then keeps only the newest frame for that client. That bounds the memory and the age of the picture for a client
-that is slow, frozen or gone.
+"hello", ...}`` (with ``recording``: whether this page shows recordings, and ``colormap``: red, green and blue of the
+map's 256 levels, one after another), ``{"type": "colours", "colormap": ...}`` when these change, and ``{"type":
+"beat"}`` about once a second while there is no new frame. A binary message is one frame: uint32 n, then n bytes of JSON
+header (``sequence``, ``published`` (s, server's monotonic clock), ``frame``, ``stamp`` (s), ``width``, ``height``,
+``jpeg_bytes``, ``saliency``: [height, width] or null, ``decision``), then the JPEG picture, then the saliency map as
+height x width bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most ``WINDOW``
+frames unanswered and then keeps only the newest frame for that client. That bounds the memory and the age of the
+picture for a client that is slow, frozen or gone.
 
 With recordings instead of a drive, ``GET /api/recording`` is `recorded.Recorded.description` and
 ``GET /api/recording/SIDE/INDEX`` a binary message of one frame, its header without what the description has already.
@@ -68,14 +69,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 from aiohttp import WSMsgType, web
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.live.viewer.message import encode, plain
-from carla_digr.saliency.overlay import COLORMAPS
+from carla_digr.saliency.overlay import COLORMAP, colours
 
 if TYPE_CHECKING:
     from carla_digr.live.viewer.recorded import Recorded
@@ -136,6 +136,7 @@ class _Client:
         self.connected = time.monotonic()
         self.ready = asyncio.Event()
         self.waiting: _Frame | None = None
+        self.colours: list[int] | None = None  # that it has not been told of
         self.unanswered: deque[int] = deque()
         self.offered = offered  # sequence of the last frame this client was offered
         self.sent = 0
@@ -147,6 +148,10 @@ class _Client:
         self.dropped += frame.sequence - self.offered - 1 + (self.waiting is not None)
         self.offered = frame.sequence
         self.waiting = frame
+        self.ready.set()
+
+    def recolour(self, colours: list[int]) -> None:
+        self.colours = colours
         self.ready.set()
 
     def answered(self, sequence: int) -> None:
@@ -164,6 +169,9 @@ class _Client:
                     await self.websocket.send_str('{"type":"beat"}')
                 continue
             self.ready.clear()
+            if self.colours is not None:
+                colours, self.colours = self.colours, None
+                await self.websocket.send_json({"type": "colours", "colormap": colours})
             if self.waiting is None or len(self.unanswered) >= WINDOW:
                 continue
             frame, self.waiting = self.waiting, None
@@ -179,7 +187,7 @@ class ViewerServer:
         host: address to bind. Loopback by default: the page has no login, so bind others only in a trusted network.
         port: TCP port, 0 for any free one.
         colormap: colours of the map, one of `carla_digr.saliency.overlay.COLORMAPS`; the page mixes them into the
-            picture as `overlay` does.
+            picture as `overlay` does. `change_colormap` changes them later.
         recorded: recordings to show instead of a live drive; nothing is published then.
         allowed_hosts: names under which browsers may reach the page besides ``localhost``, IP addresses, ``host`` and
             this machine's own name. Other names are refused, so that no web site can reach the page by DNS rebinding.
@@ -193,11 +201,11 @@ class ViewerServer:
         host: str = "127.0.0.1",
         port: int = 8765,
         *,
-        colormap: str = "turbo",
+        colormap: str = COLORMAP,
         recorded: Recorded | None = None,
         allowed_hosts: Iterable[str] = (),
     ):
-        self._colours = _colours(colormap)
+        self._colours = _numbers(colormap)  # used by the server's thread alone, once that runs
         self._recorded = recorded
         self._description = b"" if recorded is None else json.dumps(recorded.description()).encode()
         self._socket = _bind(host, port)
@@ -282,6 +290,17 @@ class ViewerServer:
             if not self._distribution_due:
                 self._distribution_due = True
                 self._loop.call_soon_threadsafe(self._distribute)
+
+    def change_colormap(self, colormap: str) -> None:
+        """Show maps in other colours from now on, on open pages too. Callable from any thread.
+
+        Raises:
+            UserError: there is no such colour map.
+        """
+        numbers = _numbers(colormap)
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(self._recolour, numbers)
 
     def status(self) -> dict[str, Any]:
         """Figures: ``published`` frames, ``rate_hz`` over the last 2 s, ``uptime_s``, the latest frame, the clients.
@@ -376,6 +395,11 @@ class ViewerServer:
             for client in self._clients.values():
                 client.offer(frame)
 
+    def _recolour(self, numbers: list[int]) -> None:
+        self._colours = numbers
+        for client in self._clients.values():
+            client.recolour(numbers)
+
     @web.middleware
     async def _refuse_foreign_names(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -413,7 +437,8 @@ class ViewerServer:
             raise web.HTTPForbidden(text="Only this server's own page may open the stream.\n")
         websocket = web.WebSocketResponse(timeout=0.5, heartbeat=PING_SECONDS, compress=False, max_msg_size=1024)
         await websocket.prepare(request)
-        hello = {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": self._colours}
+        greeted = self._colours
+        hello = {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": greeted}
         await websocket.send_json({**hello, "recording": self._recorded is not None})
         with self._lock:
             newest, published = self._newest, self._sequence
@@ -421,6 +446,8 @@ class ViewerServer:
         client = _Client(self._connections, websocket, offered=max(0, published - 1))
         if newest is not None:
             client.offer(newest)
+        if self._colours is not greeted:  # changed meanwhile
+            client.recolour(self._colours)
         self._clients[client.number] = client
         sender = asyncio.create_task(client.send())
         try:
@@ -454,12 +481,9 @@ def _bind(host: str, port: int) -> socket.socket:
         raise UserError(f"Port {port} does not exist: choose one from 0 to 65535 for the web page.") from None
 
 
-def _colours(colormap: str) -> list[int]:
-    """Red, green and blue of the 256 levels of a map, one after another."""
-    if colormap not in COLORMAPS:
-        raise UserError(f"There is no colormap '{colormap}'; choose one of {', '.join(COLORMAPS)}.")
-    levels = np.arange(256, dtype=np.uint8)[:, None]
-    return [int(value) for value in cv2.applyColorMap(levels, COLORMAPS[colormap])[:, 0, ::-1].ravel()]
+def _numbers(colormap: str) -> list[int]:
+    """Red, green and blue of the 256 levels of a map, one after another. Raises UserError: there is no such map."""
+    return [int(value) for value in colours(colormap).ravel()]
 
 
 def _asset(path: Path, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:

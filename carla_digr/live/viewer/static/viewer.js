@@ -86,6 +86,7 @@ function connect() {
     if (typeof data !== "string") return receive(data);
     const message = JSON.parse(data);
     if (message.type === "hello") greet(message);
+    if (message.colormap) recolour(message.colormap);
   };
   socket.onclose = () => lose();
 }
@@ -93,8 +94,6 @@ function connect() {
 function greet(hello) {
   Object.assign(connection, { state: "live", attempts: 0, lastSequence: null, recent: [] });
   connection.clockOffset = clock() - hello.now;
-  colours.set(hello.colormap);
-  paintScale();
   if (hello.recording && !recording) openRecording();
   refreshState();
 }
@@ -289,6 +288,12 @@ function compose() {
     context.globalAlpha = view === "map" ? 1 : byId("opacity").value / 100;
     context.drawImage(saliency, left, 0, width, height);
   });
+}
+
+function recolour(colormap) {
+  colours.set(colormap);
+  paintScale();
+  compose();
 }
 
 function paintScale() {

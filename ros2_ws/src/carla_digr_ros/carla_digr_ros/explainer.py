@@ -26,7 +26,7 @@ from carla_digr.explainer import Decision, Explainer, Saliency
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import METHODS
-from carla_digr.saliency.overlay import COLORMAPS, overlay
+from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, overlay
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
@@ -52,7 +52,7 @@ class ExplainerNode(ManagedNode):
         )
         self._setting("explanation", True, "publish saliency maps and overlays")
         self._setting("opacity", 0.8, "opacity of the map in the overlay", bounds=(0.0, 1.0))
-        self._setting("colormap", "inferno", "colours of the map in the overlay", tuple(COLORMAPS))
+        self._setting("colormap", COLORMAP, "colours of the map in the overlay", tuple(COLORMAPS))
         self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *LIVE_ATTACKS))
         self._setting(
             "attack_epsilon", 0.02, "the attack's largest change of a channel, 1 being its range", bounds=(0.0, 0.2)

@@ -17,6 +17,7 @@ from std_msgs.msg import Header
 from carla_digr.live.composition import PAGE_IS_AT
 from carla_digr.live.viewer.page_decision import page_decision
 from carla_digr.live.viewer.server import ViewerServer
+from carla_digr.saliency.overlay import COLORMAP, COLORMAPS
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_array, to_rgb
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
@@ -58,6 +59,9 @@ class ViewerNode(ManagedNode):
         super().__init__("viewer")
         self._host = declare(self, "host", "127.0.0.1", "address the page is served on")
         self._port = declare(self, "port", 8765, "port of the page, 0 for a free one", (0, 65535))
+        self._colormap = declare(
+            self, "colormap", COLORMAP, "colours of the map", choices=tuple(COLORMAPS), changed=self._change_colormap
+        )
         self._server: ViewerServer | None = None
         self._frames: dict[tuple[int, int], Parts] = {}  # by stamp, in order of arrival
         self._shown = Recent()
@@ -67,7 +71,7 @@ class ViewerNode(ManagedNode):
 
     def configure(self) -> None:
         """Serve the page."""
-        self._server = ViewerServer(host=self._host, port=self._port)
+        self._server = ViewerServer(host=self._host, port=self._port, colormap=self._colormap)
         self.get_logger().info(f"{PAGE_IS_AT}{self._server.url}")
 
     def activate(self) -> None:
@@ -84,6 +88,11 @@ class ViewerNode(ManagedNode):
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def _change_colormap(self, colormap: str) -> None:
+        self._colormap = colormap
+        if self._server is not None:
+            self._server.change_colormap(colormap)
 
     def _on_frame(self, message: DriveFrame) -> None:
         with self._parts_of(message.header) as parts:
