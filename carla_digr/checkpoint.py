@@ -91,7 +91,7 @@ def load(
     """Read a policy, checked against its card.
 
     Args:
-        path: ``<stem>.safetensors``.
+        path: ``<stem>.safetensors``, or the name of one that ships.
         task: the task it must be for, None for any; a card that names no task is for any.
         module: "package.module:factory", the code that the policy's card asks for, if it asks for any: nothing that a
             card names is imported unless it is named here too.
@@ -103,7 +103,7 @@ def load(
         UserError: weights or card are missing, damaged, do not belong together, or are of another task, or the network
             cannot be built.
     """
-    path = Path(path)
+    path = shipped_weights(path)
     give_up = time.monotonic() + REPLACING_SECONDS
     while True:
         try:
@@ -156,6 +156,12 @@ def _build(path: Path, card: dict[str, Any], weights: dict[str, torch.Tensor], m
         )
     network = NETWORKS.find(kind)(description, weights, path)
     return TorchPolicy(network, (channels, height, width), actions, output, recipe).eval()
+
+
+def shipped_weights(name: str | os.PathLike[str]) -> Path:
+    """The file of a policy that ships, by its bare name such as "driving_student"; any other name is a path already."""
+    shipped, path = WEIGHTS_DIRECTORY / f"{name}.safetensors", Path(name)
+    return shipped if shipped.parent == WEIGHTS_DIRECTORY and shipped.is_file() and not path.is_file() else path
 
 
 def policy_hash(card: dict[str, Any]) -> str:

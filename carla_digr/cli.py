@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from carla_digr import __version__
 from carla_digr.errors import SENTENCE, UserError, tell
@@ -378,33 +379,50 @@ def add_replay(commands: argparse._SubParsersAction) -> None:
 
 
 def add_explain(commands: argparse._SubParsersAction) -> None:
-    """`explain`: a recording's pictures, explained anew."""
+    """`explain`: pictures, of a recording or in files, explained by any policy and method."""
     from carla_digr.saliency import METHODS
 
     def run(args: argparse.Namespace) -> None:
         import torch
 
-        from carla_digr.recordings.explain import explain_bag
+        from carla_digr.recordings import frames
 
         torch.set_num_threads(1)  # as in the drive: equal maps
-        done = explain_bag(args.bag, args.out, args.method, args.weights, args.camera, args.wrong_size)
-        for sentence in done.left_out:
-            print(f"Left out: {sentence}")
-        notes = f", {done.resumed} of them before it was interrupted" if done.resumed else ""
-        notes += f", {done.refused} pictures were refused" if done.refused else ""
-        print(f"{args.out}: {done.frames} frames explained by {args.method} of the policy {done.policy_hash}{notes}")
+        (_explain_frames if frames.is_frames(args.input) else _explain_bag)(args)
 
     parser = commands.add_parser(
         "explain",
-        help="explain a recording's pictures anew, by any method and policy",
-        description="Copy a recording with new decisions, saliency maps and overlays. The same recording and policy "
-        "give the same bytes. Interrupted, the same command resumes.",
+        help="explain pictures by any policy and method: of a recording, a folder, an .npz or a video",
+        description="Explain pictures by any policy and method. Of a recording it makes a copy with new decisions, "
+        "saliency maps and overlays; of PNG or JPEG files, an .npz (frames, uint8 (N, H, W, C)) or a video a directory "
+        "with an overlay a frame, maps.npz and explained.json. The same input and policy give the same bytes. "
+        "Interrupted, the same command resumes.",
     )
-    parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
-    parser.add_argument("--out", metavar="BAG2", type=Path, required=True, help="the new recording")
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        type=Path,
+        help="a bag's directory, or its .mcap or .db3 file; a folder of pictures, an .npz file or a video",
+    )
+    parser.add_argument("--out", metavar="OUT", type=Path, required=True, help="the new recording, or directory")
     methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
     parser.add_argument("--method", default="digr", choices=tuple(METHODS), help=f"{methods} (default: digr)")
-    parser.add_argument("--weights", type=Path, help="the policy (default: the one that drove, if it ships)")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        type=Path,
+        help="the policy, a file or the name of one that ships (default: the one that drove, if it ships)",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="ACTION",
+        help="the action to explain, by name or number, also one that was not chosen (default: what was decided)",
+    )
+    parser.add_argument(
+        "--module",
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="the code of its own that the policy needs, if it does and you trust it",
+    )
     _add_camera(parser)
     parser.add_argument(
         "--wrong-size",
@@ -416,6 +434,35 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         "--resize", dest="wrong_size", action="store_const", const="resize", help="the same as --wrong-size resize"
     )
     parser.set_defaults(run=run, interrupted=RESUMES)
+
+
+def _explain_bag(args: argparse.Namespace) -> None:
+    from carla_digr.recordings.explain import explain_bag
+
+    done = explain_bag(
+        args.input, args.out, args.method, args.weights, args.camera, args.wrong_size, args.target, args.module
+    )
+    for sentence in done.left_out:
+        print(f"Left out: {sentence}")
+    _say_explained(args, done, "pictures", done.policy_hash)
+
+
+def _explain_frames(args: argparse.Namespace) -> None:
+    from carla_digr.explainer import Explainer
+    from carla_digr.recordings.frames import explain_frames
+
+    if args.weights is None:
+        raise UserError(f"Name the policy that is to explain {args.input} with --weights FILE.")
+    resize = args.wrong_size == "resize"
+    explainer = Explainer.from_checkpoint(args.weights, None, args.method, args.target, resize, args.module)
+    done = explain_frames(args.input, args.out, explainer)
+    _say_explained(args, done, "frames", explainer.policy_hash)
+
+
+def _say_explained(args: argparse.Namespace, done: Any, unit: str, policy: str) -> None:
+    notes = f", {done.resumed} of them before it was interrupted" if done.resumed else ""
+    notes += f", {done.refused} {unit} were refused" if done.refused else ""
+    print(f"{args.out}: {done.frames} frames explained by {args.method} of the policy {policy}{notes}")
 
 
 def add_view(commands: argparse._SubParsersAction) -> None:

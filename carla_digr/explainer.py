@@ -104,7 +104,7 @@ class Explainer:
         policy.eval()
         self._distribution = DISTRIBUTIONS[policy.output]
         self._actor_critic = policy if isinstance(policy, ActorCritic) else None
-        self._single = policy.recipe.stack == 1
+        self.single = policy.recipe.stack == 1
         self._pictures: deque[NDArray[np.uint8]] = deque(maxlen=policy.recipe.stack)
         self._generator = torch.Generator().manual_seed(0)  # of PGD's random starts
 
@@ -197,7 +197,7 @@ class Explainer:
         Raises:
             UserError: the picture has another shape or type, or the policy does not decide on one RGB picture.
         """
-        if not self._single or self._policy.recipe.colour != "rgb":
+        if not self.single or self._policy.recipe.colour != "rgb":
             raise UserError("Attacks while driving change one RGB picture, and this policy decides on others.")
         rgb = self.fitted(rgb)
         state = self._state(rgb)
@@ -231,11 +231,20 @@ class Explainer:
         )
 
     def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
-        picture = self._policy.recipe.picture(rgb, self.image_shape[:2], self.resize)
-        if self._single:
+        recipe = self._policy.recipe
+        if self._is_whole(rgb):
+            return to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy()))
+        picture = recipe.picture(rgb, self.image_shape[:2], self.resize)
+        if self.single:
             return to_input(torch.from_numpy(picture[None].copy()))
-        self._pictures.extend([picture] * (1 if self._pictures else self._policy.recipe.stack))
+        self._pictures.extend([picture] * (1 if self._pictures else recipe.stack))
         return to_input(torch.from_numpy(np.concatenate(self._pictures)[None]))
+
+    def _is_whole(self, frame: NDArray[np.uint8]) -> bool:
+        """Whether it is a whole state of several pictures, (H, W, C); three channels are one RGB picture."""
+        channels, *size = self._policy.input_shape
+        whole = not self.single and channels != 3 and frame.shape == (*size, channels)
+        return whole and frame.dtype == np.uint8
 
 
 def action_index(action: str | int, names: tuple[str, ...]) -> int:

@@ -72,6 +72,8 @@ def explain_bag(
     weights: Path | None = None,
     camera: str = IMAGE,
     wrong_size: str = "refuse",
+    target: str | None = None,
+    module: str | None = None,
 ) -> Explained:
     """Copy a recording with new decisions, maps and overlays in place of those in it.
 
@@ -85,6 +87,8 @@ def explain_bag(
         weights: the policy; None: the one that drove, if it ships with the package.
         camera: the topic with the pictures.
         wrong_size: "refuse" or "resize" a picture of another size than the policy's.
+        target: the action that is explained, by name or index; None: what was decided.
+        module: the policy's own code, see `carla_digr.checkpoint.load`.
 
     Raises:
         UserError: a recording, weights, a method or a name that does not do.
@@ -93,7 +97,8 @@ def explain_bag(
         raise UserError(f"{out} exists already: choose another name for the new recording.")
     with open_bag(path) as bag:
         drive = drive_bag.read_drive(bag, camera)
-        explainer = Explainer.from_checkpoint(weights or policy_that_drove(path, drive), method=method)
+        policy = weights or policy_that_drove(path, drive)
+        explainer = Explainer.from_checkpoint(policy, method=method, target=target, module=module)
         if explainer.action_names != ACTION_NAMES:
             raise UserError(
                 f"The policy {weights} decides between {', '.join(explainer.action_names)}; "
@@ -175,6 +180,8 @@ class _Copy:
             "policy_hash": explainer.policy_hash,
             "method": explainer.method,
         }
+        if explainer.target is not None:
+            self._facts["target"] = explainer.action_names[explainer.target]
         self._frames = {frame.picture(camera): frame for frame in drive.frames}
         self._decode, self._store = Decoder(), typestore()
         self._ours = {

@@ -80,6 +80,36 @@ def test_help_needs_no_extra(run, job):
     assert run("carla-digr", job, "--help").returncode == 0
 
 
+def test_the_public_functions_work(run, tmp_path):
+    script = """
+import sys, numpy as np, carla_digr
+assert "torch" not in sys.modules
+policy = carla_digr.load_policy("driving_student")
+frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+decisions = carla_digr.decide(policy, frames)
+for method in ("digr", "linear"):
+    maps = carla_digr.explain(policy, frames, method, target="brake")
+    assert maps.shape == (2, 128, 128) and maps.max() == 1
+assert carla_digr.overlay(frames[0], maps[0]).shape == (128, 128, 3)
+assert "captum" not in sys.modules and len(carla_digr.METHODS) >= 9
+np.savez("frames.npz", frames=frames)
+try:
+    carla_digr.explain(policy, frames, "ig")
+except ModuleNotFoundError as error:
+    assert error.name == "captum"
+else:
+    raise AssertionError("captum is here")
+"""
+    result = run("python", "-c", script)
+    assert result.returncode == 0, result.stderr
+    result = run("carla-digr", "explain", "frames.npz", "--weights", "driving_student", "--out", "maps")
+    assert result.returncode == 0 and (tmp_path / "maps" / "maps.npz").is_file(), result.stderr
+    said = sentence(
+        run("carla-digr", "explain", "frames.npz", "--weights", "driving_student", "--method", "ig", "--out", "b")
+    )
+    assert "pip install 'carla_digr[train]'" in said
+
+
 def test_importing_the_package_imports_next_to_nothing(run):
     script = (
         "import sys; before = set(sys.modules); import carla_digr; "
