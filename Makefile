@@ -1,6 +1,7 @@
 # make live   set everything up in .venv, then drive and explain until Ctrl-C
 # make test   set everything up, then run every check and test
-# make setup  the shared first half of both; a second run takes seconds
+# make quick  the checks and the fast tests, in two minutes
+# make setup  the shared first half of all; a second run takes seconds
 
 SHELL := /bin/bash
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell command -v python$(v) 2>/dev/null)) $(shell command -v python3 2>/dev/null))
 LIVE_ARGS ?=
 
-.PHONY: setup live test check bench clean
+.PHONY: setup live test quick check bench clean
 
 setup: $(VENV)/.installed ros2_ws/install/.built
 
@@ -56,6 +57,9 @@ browser:
 
 test: setup browser check
 	$(BIN)/python -m pytest
+
+quick: check
+	$(BIN)/python -m pytest -m "not slow"
 
 bench: setup
 	$(BIN)/python -m pytest tests/bench -s

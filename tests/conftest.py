@@ -1,5 +1,7 @@
 """Settings all tests share."""
 
+from pathlib import Path
+
 import live_support
 import pytest
 from hypothesis import settings
@@ -11,12 +13,24 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 
+SLOW_FOLDERS = {"ros", "faults", "browser", "wire"}
+SLOW_FIXTURES = {"tiny_run", "copied_run"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long",
         action="store_true",
         help="drive 200 episodes and many minutes where otherwise a part of them is driven",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what starts drives, servers, browsers or environments, or needs a training."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in SLOW_FOLDERS or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ class ExplainerNode(ManagedNode):
         self.get_logger().info(f"Policy {explainer.policy_hash} from {Path(self._settings['weights']).name}: {names}")
 
     async def _on_set_policy(self, request: SetPolicy.Request, response: SetPolicy.Response) -> SetPolicy.Response:
-        done: Future = Future(executor=self.executor)
+        done = Future(executor=self.executor)
         loading = self._loader.submit(_load, request.weights, self._method)
         loading.add_done_callback(done.set_result)
         await done
@@ -113,7 +113,7 @@ class ExplainerNode(ManagedNode):
             response.success, response.message = verdict.successful, verdict.reason
         except UserError as error:
             response.message = str(error)
-        if response.success and self._loaded is not None:
+        if response.success:
             self._take(self._loaded[1])
         else:
             self.get_logger().warning(f"Refused the policy {request.weights}: {response.message}")
@@ -188,7 +188,7 @@ class ExplainerNode(ManagedNode):
         rgb = to_rgb(message)
         height, width, _ = self._explainer.image_shape
         if self._settings["wrong_size"] == "resize" and rgb.shape[:2] != (height, width):
-            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
         return rgb
 
     def _decision_message(self, header: Header, decision: Decision) -> DrivingDecision:
