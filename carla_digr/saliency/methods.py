@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from carla_digr.errors import UserError
-from carla_digr.registry import Registry
+from carla_digr.registry import Registry, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +70,8 @@ class Method:
             float (B, H, W), not negative, not normalised.
 
         Raises:
-            UserError: there is no such action, or the policy does not offer what the method needs.
+            UserError: there is no such action, the policy does not offer what the method needs, or the method needs a
+                package that is not installed.
         """
         if target is not None and not 0 <= target < policy.actions:
             raise UserError(f"There is no action {target}: the policy has the actions 0 to {policy.actions - 1}.")
@@ -103,10 +103,7 @@ class Method:
         return OFFERS.index(self.needs) <= OFFERS.index(policy.offers)
 
     def _function(self) -> Callable[..., Tensor]:
-        if not isinstance(self.function, str):
-            return self.function
-        module, _, name = self.function.partition(":")
-        return getattr(import_module(module), name)
+        return load(self.function) if isinstance(self.function, str) else self.function
 
 
 # In the order of the paper's Table 1, whose names the titles are.

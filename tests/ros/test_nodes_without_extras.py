@@ -16,11 +16,19 @@ def told(package):
 
 
 @pytest.mark.parametrize(
-    ("node", "package"), [("recorder", "rosbags"), ("player", "backports"), ("carla_bridge", "carla")]
+    ("node", "package", "parameters"),
+    [
+        ("recorder", "rosbags", []),
+        ("player", "backports", []),
+        ("carla_bridge", "carla", []),
+        ("explainer", "captum", ["--ros-args", "-p", "method:=ig"]),  # not with the first map, but before the drive
+    ],
 )
-def test_a_node_says_which_extra_it_needs(node, package, tmp_path):
+def test_a_node_says_which_extra_it_needs(node, package, parameters, tmp_path):
     environment = live_support.without(package, tmp_path, live_support.workspace())
     script = f"from carla_digr_ros.executables import {node}; {node}()"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *parameters], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2, done.stderr
     assert done.stderr.replace("backports.zstd", "backports") == told(package)

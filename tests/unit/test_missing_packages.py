@@ -48,6 +48,20 @@ def test_an_entry_of_a_table_says_which_extra_it_needs(tmp_path):
     assert SENTENCE + done.stdout == told("captum"), done.stderr
 
 
+def test_a_saliency_method_says_which_extra_it_needs(tmp_path):
+    """The one that needs a package; the others do their work without it."""
+    script = (
+        "from carla_digr.checkpoint import WEIGHTS_DIRECTORY\n"
+        "from carla_digr.errors import UserError\n"
+        "from carla_digr.explainer import Explainer\n"
+        "Explainer.from_checkpoint(WEIGHTS_DIRECTORY / 'driving_student.safetensors', method='vg')\n"
+        "try: Explainer.from_checkpoint(WEIGHTS_DIRECTORY / 'driving_student.safetensors', method='ig')\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = run_without("captum", tmp_path, ["-c", script])
+    assert SENTENCE + done.stdout == told("captum"), done.stderr
+
+
 def test_any_other_missing_module_is_a_fault_of_the_program():
     assert sentence(ModuleNotFoundError("No module named 'carla_digr.nothing'", name="carla_digr.nothing")) is None
     assert sentence(ValueError("x")) is None
