@@ -14,6 +14,7 @@ EXTRAS = {
     "minigrid": ["minigrid>=3"],
     "atari": ["ale-py>=0.12"],
     "recording": ["rosbags>=0.11", "mcap>=1.2"],
+    "onnx": ["onnx>=1.16"],
     "carla": ["carla==0.9.16"],
 }
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "minigrid": "minigrid",
     "ale_py": "atari",
     "carla": "carla",
+    "onnx": "onnx",
     "rosbags": "recording",
     "mcap": "recording",
     "backports": "recording",  # backports.zstd, of rosbags

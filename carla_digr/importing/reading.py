@@ -1,0 +1,205 @@
+"""Files of other libraries, read without trust: what they are, and tensors and JSON out of them, within limits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import stat
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from carla_digr.errors import UserError
+
+if TYPE_CHECKING:
+    from carla_digr.importing import ImportOptions
+    from carla_digr.importing.found import Found
+
+FILE_BYTES = 2 << 30  # of the largest file, and of what the entries of an archive come to together
+JSON_BYTES = 256 << 20  # of stable-baselines3's "data" and of an exported program
+ARCHIVE_ENTRIES = 100_000
+TENSORS = 10_000
+FORMATS = "stable-baselines3 .zip, state dict (.pt, .pth, .safetensors), TorchScript, torch.export (.pt2) and ONNX"
+SAFE = "save model.state_dict() with torch.save, or export the network with torch.export.save or torch.onnx.export"
+
+
+def read(file: Path) -> bytes:
+    """A regular file's content.
+
+    Raises:
+        UserError: it cannot be read, is no regular file or is too large.
+    """
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{file} is not a regular file; give a policy's file.")
+        if status.st_size > FILE_BYTES:
+            raise UserError(f"{file} is larger than {FILE_BYTES >> 30} GiB; give a policy's weights alone.")
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+
+
+def sha256(data: bytes) -> str:
+    """64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def find(file: Path, data: bytes, options: ImportOptions) -> Found:
+    """What a file holds, by its content, whatever its name.
+
+    Raises:
+        UserError: it is damaged, of no known format, or more options are needed.
+    """
+    from carla_digr.importing import programs, stable_baselines, state_dicts
+
+    if data[:4] == b"PK\x03\x04":
+        archive = Archive(file, data)
+        names = [name.partition("/")[2] for name in archive.names]
+        if {"data", "policy.pth"} <= set(archive.names):
+            return stable_baselines.find(file, archive, options)
+        if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+            return programs.find_torchscript(file, data, options)
+        if "archive_format" in names or any(name.startswith("models/") for name in names):
+            return programs.find_exported(file, archive, options)
+        if "serialized_exported_program.json" in archive.names:
+            raise UserError(f"{file} is a torch.export of an old format; export it again with torch 2.8 or newer.")
+        if "data.pkl" not in names:
+            raise UserError(f"{file} is an archive of no known format; known are {FORMATS}.")
+        return state_dicts.find(file, tensors_of(load(file, data), file), options)
+    if data[:1] == b"\x80":
+        return state_dicts.find(file, tensors_of(load(file, data), file), options)
+    if data[8:9] == b"{":
+        try:
+            return state_dicts.find(file, tensors_of(safetensors.torch.load(data), file), options)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is a damaged safetensors file; copy or save it again.") from error
+    if data[:1] == b"\x08" and (file.suffix == ".onnx" or b"onnx" in data or b"pytorch" in data[:64]):
+        return programs.find_onnx(file, data, options)
+    if not data:
+        raise UserError(f"{file} is empty; copy or save it again.")
+    raise UserError(f"{file} is of no known format; known are {FORMATS}.")
+
+
+def load(file: Path, data: bytes) -> Any:
+    """What torch.save has written, tensors and plain values alone.
+
+    Raises:
+        UserError: it is damaged or holds other Python objects, which would have to be run to be loaded.
+    """
+    if data[:4] == b"PK\x03\x04":
+        Archive(file, data)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "not an allowed" not in str(error):
+            raise UserError(f"{file} is damaged or no file of torch.save; copy or save it again.") from error
+        raise UserError(
+            f"{file} holds Python objects besides tensors, which are never unpickled here: in the program that made "
+            f"it, {SAFE}."
+        ) from error
+    except Exception as error:  # torch raises many kinds on damaged data
+        raise UserError(f"{file} is damaged or no file of torch.save; copy or save it again.") from error
+
+
+def tensors_of(value: Any, file: Path) -> dict[str, Tensor]:
+    """The state dict in what torch.save has written: the whole, or the only one in it.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    found = dict(_state_dicts(value, "", 3))
+    if not found:
+        raise UserError(f"{file} holds no state dict of tensors; {SAFE}.")
+    chosen = found.get("")
+    if chosen is None:
+        # Of several, one whose name says that it is the model's
+        models = [name for name in found if name.split(".")[-1] in MODEL_NAMES] or list(found)
+        if len(models) > 1:
+            raise UserError(f"{file} holds several state dicts ({', '.join(models)}); save the policy's alone.")
+        chosen = found[models[0]]
+    if len(chosen) > TENSORS:
+        raise UserError(f"{file} holds {len(chosen)} tensors, more than {TENSORS}; give a policy's weights alone.")
+    return {name: tensor.detach().float() if tensor.is_floating_point() else tensor for name, tensor in chosen.items()}
+
+
+MODEL_NAMES = ("state_dict", "model_state_dict", "model", "policy", "agent", "network", "actor_critic", "q_network")
+
+
+def _state_dicts(value: Any, name: str, depth: int) -> list[tuple[str, dict[str, Tensor]]]:
+    if not isinstance(value, dict) or not depth:
+        return []
+    tensors = {
+        key: item
+        for key, item in value.items()
+        if isinstance(key, str) and isinstance(item, Tensor) and item.layout == torch.strided and not item.is_quantized
+    }
+    if tensors:
+        return [(name, tensors)]
+    inner = [(f"{name}.{key}".lstrip("."), item) for key, item in value.items() if isinstance(key, str)]
+    return [pair for path, item in inner for pair in _state_dicts(item, path, depth - 1)]
+
+
+class Archive:
+    """A zip archive in memory.
+
+    Args:
+        file: its name in errors.
+        data: its content.
+
+    Raises:
+        UserError: it is damaged, or its entries come to more than FILE_BYTES.
+    """
+
+    def __init__(self, file: Path, data: bytes):
+        self.file = file
+        try:
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
+            entries = self._zip.infolist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            raise UserError(f"{file} is a damaged archive; copy or save it again.") from error
+        if len(entries) > ARCHIVE_ENTRIES or sum(entry.file_size for entry in entries) > FILE_BYTES:
+            raise UserError(
+                f"{file} unpacks to more than {FILE_BYTES >> 30} GiB or {ARCHIVE_ENTRIES} entries; it is not read."
+            )
+        self.names = [entry.filename for entry in entries]
+
+    def read(self, name: str, limit: int = FILE_BYTES) -> bytes:
+        """An entry.
+
+        Raises:
+            UserError: there is none, or it is damaged or larger than ``limit`` bytes.
+        """
+        try:
+            if self._zip.getinfo(name).file_size > limit:
+                raise UserError(f"{self.file}: its entry {name} is larger than {limit} bytes; it is not read.")
+            return self._zip.read(name)
+        except KeyError as error:
+            raise UserError(f"{self.file} lacks the entry {name}; copy or save it again.") from error
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, OSError) as error:
+            raise UserError(f"{self.file}: its entry {name} is damaged; copy or save it again.") from error
+        except Exception as error:  # zlib.error and its like
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.file}: its entry {name} is damaged; copy or save it again.") from error
+
+    def json(self, name: str) -> dict[str, Any]:
+        """An entry that is a JSON object.
+
+        Raises:
+            UserError: it is not.
+        """
+        try:
+            value = json.loads(self.read(name, JSON_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.file}: its entry {name} is not valid JSON; copy or save it again.") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{self.file}: its entry {name} is not a JSON object; copy or save it again.")
+        return value

@@ -1,0 +1,281 @@
+"""Policies of other libraries: after the import they decide as before, and their maps are those of the original."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from foreign_policies import FOREIGN, NatureAgent, Pictures, QNetwork, asked, first_of, stable_baselines3, trained
+
+from carla_digr import checkpoint
+from carla_digr.attacks import fgsm, pgd
+from carla_digr.errors import UserError
+from carla_digr.importing import import_policy
+from carla_digr.policy import ActorCritic
+from carla_digr.saliency import METHODS
+from carla_digr.saliency.perturbation import Perturbation
+
+# Of a map, relative to its largest value
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+
+@pytest.fixture(scope="module", params=FOREIGN)
+def pair(request, tmp_path_factory):
+    """A foreign file's original and what the import makes of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    foreign = FOREIGN[request.param](folder)
+    import_policy(foreign.file, folder / "imported", foreign.options)
+    policy, card = checkpoint.load(folder / "imported.safetensors")
+    if foreign.module is not None:
+        foreign.module.double()
+        policy.double()
+    return foreign, policy, card
+
+
+def dtype_of(foreign):
+    return torch.float32 if foreign.module is None else torch.float64
+
+
+def states(foreign, count=2):
+    """Blurred noise: pictures with edges of some size, so that a blur does not take all of them."""
+    shape = foreign.shape
+    noise = np.random.default_rng(4).random((count * shape[0], *shape[1:]), np.float32)
+    smooth = np.stack([cv2.GaussianBlur(plane, (0, 0), 2.0) for plane in noise])
+    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    return torch.from_numpy(np.rint(smooth * 255).astype(np.float32).reshape(count, *shape)).to(dtype_of(foreign)) / 255
+
+
+def close(ours, theirs):
+    scale = theirs.abs().amax(dim=(1, 2), keepdim=True)
+    assert (scale > 1e-12).all()
+    assert ((ours - theirs).abs() <= TOLERANCE[ours.dtype] * scale).all(), float(((ours - theirs).abs() / scale).max())
+
+
+def explained(foreign, outputs):
+    """The functions that a gradient method explains, (B, F), and what their squares count."""
+    if foreign.output == "gaussian":
+        deviation = outputs.chunk(2, dim=1)[1].exp()
+        return outputs, torch.cat([1 / deviation**2, torch.full_like(deviation, 2.0)], dim=1).detach()
+    f = outputs.softmax(dim=1).square().sum(dim=1, keepdim=True) / 2
+    return f, torch.ones_like(f).detach()
+
+
+def divergence(foreign, p, q):
+    if foreign.output == "gaussian":
+        (mp, lp), (mq, lq) = p.chunk(2, dim=1), q.chunk(2, dim=1)
+        normal = torch.distributions.Normal
+        return torch.distributions.kl_divergence(normal(mp, lp.exp()), normal(mq, lq.exp())).sum(dim=1)
+    categorical = torch.distributions.Categorical
+    return torch.distributions.kl_divergence(categorical(logits=p), categorical(logits=q))
+
+
+def blurred(x, sigma):
+    reach = int(4 * sigma + 0.5)
+    planes = x.flatten(0, -3).double().numpy()
+    size = (2 * reach + 1,) * 2
+    return torch.from_numpy(
+        np.stack([cv2.GaussianBlur(p, size, sigma, borderType=cv2.BORDER_REFLECT) for p in planes])
+    ).view(x.shape)
+
+
+def test_it_decides_as_the_original(pair):
+    foreign, policy, card = pair
+    assert policy.input_shape == foreign.shape and policy.output == foreign.output
+    x = (
+        torch.randint(0, 256, (5, *foreign.shape), generator=torch.Generator().manual_seed(1)).to(dtype_of(foreign))
+        / 255
+    )
+    with torch.no_grad():
+        ours, theirs = policy(x)[0], foreign.outputs(x)
+    if foreign.output == "logits":
+        ours, theirs = ours.log_softmax(dim=1), theirs.log_softmax(dim=1)
+    assert theirs.std(dim=0).max() > 1e-3  # it decides by what it sees
+    assert ours.shape == theirs.shape
+    assert torch.allclose(ours, theirs, rtol=2e-6, atol=2e-6), float((ours - theirs).abs().max())
+    assert card["action_names"] == [f"action {k}" for k in range(policy.actions)]
+    assert card["role"] == "imported" and card["task"] is None
+
+
+def test_vanilla_gradient_is_autograds(pair):
+    foreign, policy, _ = pair
+    x = states(foreign).requires_grad_(True)
+    functions, importance = explained(foreign, foreign.outputs(x))
+    total = sum(
+        importance[:, k, None, None, None]
+        * torch.autograd.grad(functions[:, k].sum(), x, retain_graph=True, materialize_grads=True)[0].square()
+        for k in range(functions.shape[1])
+        if functions[:, k].requires_grad
+    )
+    close(METHODS["vg"](policy, x.detach()), total.sqrt().amax(dim=1))
+
+
+def test_integrated_gradients_are_captums(pair):
+    foreign, policy, _ = pair
+    x = states(foreign)
+    with torch.no_grad():
+        importance = explained(foreign, foreign.outputs(x))[1]
+    total = torch.zeros_like(x)
+    means = importance.shape[1] // 2 if foreign.output == "gaussian" else 1  # deviations do not depend on the state
+    for k in range(means):
+        method = IntegratedGradients(
+            lambda s, k=k: explained(foreign, foreign.outputs(s))[0][:, k], multiply_by_inputs=False
+        )
+        total += importance[:, k, None, None, None] * method.attribute(x.clone(), n_steps=50).square()
+    close(METHODS["ig"](policy, x), total.sqrt().amax(dim=1))
+
+
+def test_perturbation_is_the_definition(pair):
+    """At the perturbed centres, where nothing is interpolated: eq. 3 in float64, blurred by OpenCV."""
+    foreign, policy, _ = pair
+    x = states(foreign, 1)
+    height, width = foreign.shape[1:]
+    stride = 21 if height == 84 else 3  # odd divisors: each centre is a pixel
+    maps = METHODS["gb"](policy, x, perturbation=Perturbation(5.0, 3.0, stride))
+    blur = blurred(x, 3.0)
+    y, z = np.mgrid[:height, :width]
+    centres = np.arange(stride // 2, height, stride)
+    best = int(maps[0][centres][:, centres].argmax())
+    for row, column in [(centres[best // len(centres)], centres[best % len(centres)]), (centres[1], centres[2])]:
+        bump = torch.from_numpy(np.exp(-((y - row) ** 2 + (z - column) ** 2) / 50.0))
+        perturbed = (x * (1 - bump) + blur * bump).to(x.dtype)
+        with torch.no_grad():
+            theirs = float(divergence(foreign, foreign.outputs(x).double(), foreign.outputs(perturbed).double()))
+        exact = x.dtype == torch.float64
+        assert float(maps[0, row, column]) == pytest.approx(
+            theirs, rel=1e-6 if exact else 1e-2, abs=0 if exact else 3e-7
+        )
+        assert theirs > 1e-9
+    assert maps.max() > 1e-6
+
+
+def test_the_linearised_map_is_the_definition(pair):
+    foreign, policy, _ = pair
+    x = states(foreign, 1)
+    delta = (blurred(x, 10.0) - x).to(x.dtype)
+    at = (x + 0.35 * delta).requires_grad_(True)
+    outputs = foreign.outputs(at)
+    rows = [
+        torch.autograd.grad(outputs[:, k].sum(), at, retain_graph=True)[0]
+        if outputs[:, k].requires_grad
+        else torch.zeros_like(at)
+        for k in range(outputs.shape[1])
+    ]
+    contrast = torch.stack([(row * delta).sum(dim=1) for row in rows], dim=1)
+    c = blurred(contrast, 1.5)
+    with torch.no_grad():
+        here = foreign.outputs(x).double()
+    if foreign.output == "gaussian":
+        means, log_deviation = c.chunk(2, dim=1)
+        deviation = here.chunk(2, dim=1)[1].exp()[:, :, None, None]
+        theirs = (means.square() / deviation**2 + 2 * log_deviation.square()).sum(dim=1) / 2
+    else:
+        pi = here.softmax(dim=1)[:, :, None, None]
+        theirs = ((pi * c.square()).sum(dim=1) - (pi * c).sum(dim=1).square()) / 2
+    ours = METHODS["linear"](policy, x).double()
+    assert ((ours - theirs).abs() <= (1e-4 if x.dtype == torch.float32 else 1e-9) * theirs.max()).all()
+
+
+def test_every_method_explains_it_or_says_in_a_sentence_what_to_do(pair):
+    foreign, policy, _ = pair
+    x = states(foreign, 1)
+    for name, method in METHODS.items():
+        try:
+            maps = method(policy, x, perturbation=Perturbation(5.0, 3.0, 28))
+        except UserError as error:
+            assert name in ("gbp", "smoothgrad", "gradcam", "sarfa"), (name, error)
+            assert str(error).endswith(".") and " use " in str(error), error
+        else:
+            assert maps.shape == (1, *foreign.shape[1:]) and torch.isfinite(maps).all() and (maps >= 0).all(), name
+
+
+def test_attacks_change_it(pair):
+    foreign, policy, _ = pair
+    if foreign.output == "gaussian":
+        with pytest.raises(UserError, match="continuous"):
+            fgsm(policy, states(foreign), 0.02, torch.Generator())
+        return
+    x = states(foreign)
+    with torch.no_grad():
+        before = foreign.outputs(x).log_softmax(dim=1)
+        action = before.argmax(dim=1, keepdim=True)
+        for attack in (fgsm, pgd):
+            attacked = attack(policy, x, 0.02, torch.Generator().manual_seed(0))
+            assert ((attacked - x).abs() <= 0.02 + 1e-6).all()
+            after = foreign.outputs(attacked).log_softmax(dim=1)
+            assert (after.gather(1, action) < before.gather(1, action)).all()
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c"])
+def test_the_nature_cnn_of_stable_baselines3_is_an_actor_critic(name, tmp_path):
+    foreign = FOREIGN[name](tmp_path)
+    import_policy(foreign.file, tmp_path / "p")
+    policy, card = checkpoint.load(tmp_path / "p.safetensors")
+    assert isinstance(policy, ActorCritic) and "network" not in card
+    x = torch.randint(0, 256, (16, *foreign.shape), generator=torch.Generator().manual_seed(7)) / 255
+    with torch.no_grad():
+        ours, theirs = policy(x)[0].log_softmax(dim=1), foreign.outputs(x)
+    assert (ours - theirs).abs().max() <= 1e-6
+
+
+def test_the_nature_cnn_of_cleanrl_is_an_actor_critic(tmp_path):
+    agent = trained(NatureAgent())
+    torch.save({"epoch": 3, "agent": agent.state_dict()}, tmp_path / "agent.pth")
+    lines = import_policy(tmp_path / "agent.pth", tmp_path / "p", asked(actions=("a", "b", "c", "d", "e", "f")))
+    policy, card = checkpoint.load(tmp_path / "p.safetensors")
+    assert isinstance(policy, ActorCritic) and card["action_names"] == ["a", "b", "c", "d", "e", "f"]
+    for option in ("--strides", "--activation", "--input", "--scale", "--stack", "--colour", "--output"):
+        assert option in " ".join(lines)
+    x = torch.randint(0, 256, (16, 4, 84, 84), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        (logits, value), (theirs, their_value) = policy(x / 255), agent(x)
+    difference = logits.log_softmax(dim=1).double() - theirs.log_softmax(dim=1).double()
+    assert difference.abs().max() <= 1e-5  # the softmax of a sharp policy in float32
+    assert torch.allclose(value, their_value[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_q_networks_keep_their_greedy_action(tmp_path):
+    network = trained(QNetwork())
+    torch.save(network.state_dict(), tmp_path / "q.pt")
+    import_policy(tmp_path / "q.pt", tmp_path / "p", asked(output="q_values"))
+    policy, card = checkpoint.load(tmp_path / "p.safetensors")
+    assert policy.output == card["output"] == "q_values"
+    x = torch.randint(0, 256, (16, 4, 84, 84), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        values, theirs = policy(x / 255)[0], network(x)
+    assert torch.equal(values.argmax(dim=1), theirs.argmax(dim=1))
+    assert torch.allclose(values, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_actor_of_sac_is_a_squashed_gaussian(tmp_path):
+    environment = Pictures((64, 64, 3), 2, True)
+    model, file = stable_baselines3("SAC", tmp_path, environment, buffer_size=4, policy_kwargs={"net_arch": [16, 8]})
+    import_policy(file, tmp_path / "p")
+    policy, _ = checkpoint.load(tmp_path / "p.safetensors")
+    assert policy.output == "squashed_gaussian" and policy.actions == 2
+    x = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        mean, log_std, _ = model.policy.actor.get_action_dist_params(x)
+        assert torch.allclose(policy(x / 255)[0], torch.cat([mean, log_std], dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_actor_of_td3_is_deterministic(tmp_path):
+    model, file = stable_baselines3("TD3", tmp_path, Pictures((64, 64, 3), 2, True), buffer_size=4)
+    import_policy(file, tmp_path / "p")
+    policy, _ = checkpoint.load(tmp_path / "p.safetensors")
+    assert policy.output == "deterministic" and policy.actions == 2
+    x = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        assert torch.allclose(policy(x / 255)[0], model.policy.actor(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_says_where_it_comes_from(tmp_path):
+    foreign = FOREIGN["batch_norm"](tmp_path)
+    import_policy(foreign.file, tmp_path / "sub" / "p", asked(task="pong"))
+    card = json.loads((tmp_path / "sub" / "p.json").read_text())
+    assert card["source"]["file"] == "batch_norm.cleanrl_model" and len(card["source"]["sha256"]) == 64
+    assert card["input_shape"] == [4, 84, 84] and card["network"]["kind"] == "layers" and card["task"] == "pong"
+    assert first_of is not None
