@@ -490,7 +490,7 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         help="a bag's directory, or its .mcap or .db3 file; a folder of pictures, an .npz file or a video",
     )
     parser.add_argument("--out", metavar="OUT", type=Path, required=True, help="the new recording, or directory")
-    methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
+    methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.loadable().items())
     parser.add_argument("--method", default="digr", choices=tuple(METHODS), help=f"{methods} (default: digr)")
     parser.add_argument(
         "--weights",

@@ -94,6 +94,7 @@ class Explainer:
         self._method = METHODS.find(method)
         self._method.check(policy)
         self._perturbation = Perturbation.from_settings(card.get("config", {}).get("saliency_dataset", {}))
+        self.card = card
         self.action_names: tuple[str, ...] = tuple(card["action_names"])
         self.policy_hash = checkpoint.policy_hash(card)
         channels, height, width = policy.input_shape

@@ -54,10 +54,10 @@ class Registry(Mapping[str, T], Generic[T]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._own, *sorted(self._points)])
+        return iter([*self._own, *sorted(self._points.keys() - self._own.keys())])
 
     def __len__(self) -> int:
-        return len(self._own) + len(self._points)
+        return len(self._own.keys() | self._points.keys())
 
     def __contains__(self, name: object) -> bool:
         return name in self._own or name in self._points
@@ -79,11 +79,20 @@ class Registry(Mapping[str, T], Generic[T]):
                     f"The package {package}, which offers the {self.what} {name}, cannot be loaded "
                     f"({type(error).__name__}: {error}); mend or uninstall it."
                 ) from error
-            del self._points[name]
         entry = self._own[name]
         if isinstance(entry, str):
             entry = self._own[name] = load(entry)
         return entry
+
+    def loadable(self) -> dict[str, T]:
+        """All entries; of those that cannot be loaded a warning says why."""
+        found = {}
+        for name in self:
+            try:
+                found[name] = self[name]
+            except UserError as error:
+                warnings.warn(str(error), stacklevel=2)
+        return found
 
     def find(self, name: str) -> T:
         """The entry.

@@ -23,7 +23,7 @@ from carla_digr.config import PolicyConfig
 from carla_digr.driving.control import ACTION_NAMES
 from carla_digr.live.composition import PACKAGE, Process
 from carla_digr.live.supervisor import command_line, workspace_environment
-from carla_digr.policy import ActorCritic
+from carla_digr.policy import ActorCritic, InputRecipe
 
 LIMIT = 120.0  # s until a test gives up waiting for an event; the first start compiles the simulator
 
@@ -68,6 +68,21 @@ def make_weights(directory: Path) -> Path:
         policy.policy_head.weight.mul_(100.0)
     path = directory / "student.safetensors"
     checkpoint.save(path, policy, {"task": "driving", "role": "student", "action_names": list(ACTION_NAMES)})
+    return path
+
+
+def make_foreign_weights(directory: Path, controls: bool = True) -> Path:
+    """A policy of somebody else: two actions of its own, on the last four grey pictures of 84x84 pixels."""
+    torch.manual_seed(5)
+    recipe = InputRecipe("grey", stack=4)
+    policy = ActorCritic(PolicyConfig(features=32), 4, 84, 84, 2, recipe=recipe)
+    with torch.no_grad():
+        policy.policy_head.weight.mul_(100.0)
+    card = {"task": None, "role": "imported", "action_names": ["go", "stop"]}
+    if controls:
+        card["controls"] = [{"target_speed": 15.0}, {"brake": 0.5, "steer": -0.1}]
+    path = directory / "foreign.safetensors"
+    checkpoint.save(path, policy, card)
     return path
 
 
@@ -159,6 +174,18 @@ class Observer:
     def until(self, condition: Callable[[], bool]) -> None:
         """Take messages until something is so."""
         until(condition, self.spin)
+
+    def set_parameter(self, node: str, name: str, value: object):
+        """Ask a node for another value of a parameter; its answer."""
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        client = self.node.create_client(SetParameters, f"/{node}/set_parameters")
+        self.until(client.service_is_ready)
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        answer = client.call_async(request)
+        self.until(answer.done)
+        return answer.result().results[0]
 
     def close(self) -> None:
         self.node.destroy_node()

@@ -7,11 +7,14 @@ meets the same car everywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from carla_digr.errors import UserError
 
 TICK = 0.05  # s of sim time
 IMAGE_SIZE = 128  # pixels, square
@@ -43,6 +46,10 @@ class VehicleCommand:
     throttle: float = 0.0
     brake: float = 0.0
     target_speed: float = math.nan
+
+
+UNKNOWN = VehicleCommand(math.nan, math.nan, math.nan)
+"""Of an action of which nobody says what it does to a car."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,38 @@ def command(action: int) -> VehicleCommand:
         return VehicleCommand(steer=0.0, brake=BRAKE)
     steer = (action - 1) * WHEEL_ANGLE / MAX_WHEEL_ANGLE
     return VehicleCommand(steer=steer, target_speed=CRUISE_SPEED)
+
+
+def commands_of(card: Mapping[str, Any]) -> tuple[VehicleCommand, ...] | None:
+    """What each of a policy's actions does to the car, None if its card does not say it.
+
+    Args:
+        card: of the checkpoint. Its ``controls`` are one mapping an action of steer, throttle, brake and target_speed;
+            without them the actions must be this task's own.
+
+    Raises:
+        UserError: the card's controls are not of this kind.
+    """
+    controls, names = card.get("controls"), card["action_names"]
+    if controls is None:
+        return tuple(command(k) for k in range(len(names))) if tuple(names) == ACTION_NAMES else None
+    if not isinstance(controls, list) or len(controls) != len(names):
+        raise UserError(f"The policy's controls must be a list of {len(names)} entries, one for each action.")
+    return tuple(_command_of(name, values) for name, values in zip(names, controls, strict=True))
+
+
+def _command_of(action: str, values: Any) -> VehicleCommand:
+    limits = {"steer": (-1.0, 1.0), "throttle": (0.0, 1.0), "brake": (0.0, 1.0), "target_speed": (0.0, 100.0)}
+    if not isinstance(values, dict) or not values.keys() <= limits.keys():
+        raise UserError(f"The control of the action {action} must have no other keys than {', '.join(limits)}.")
+    for key, value in values.items():
+        low, high = limits[key]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            raise UserError(
+                f"The control of the action {action}: {key} must lie in [{low:g}, {high:g}], not {value!r}."
+            )
+    return VehicleCommand(**{"steer": 0.0, **{key: float(value) for key, value in values.items()}})
 
 
 def signed_speed(vx: float, vy: float, yaw: float) -> float:

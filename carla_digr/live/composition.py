@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from carla_digr.driving.control import IMAGE_SIZE
 from carla_digr.errors import UserError, ending
 from carla_digr.saliency import METHODS
 
@@ -34,6 +35,13 @@ class Argument:
     choices: tuple[str, ...] = ()
 
 
+FAST_METHODS = tuple(name for name, method in METHODS.loadable().items() if method.speed == "frame")
+# How a policy is explained, in a drive as in a replay.
+EXPLANATION = (
+    Argument("target", "", "explain this action, by name or number, instead of the one that was decided on"),
+    Argument("wrong_size", "", "refuse or resize pictures of another size than the policy's (default: refuse)"),
+    Argument("module", "", "the policy's own code, package.module:factory, if its card asks for it"),
+)
 ARGUMENTS = (
     Argument(
         "simulator",
@@ -45,6 +53,8 @@ ARGUMENTS = (
     Argument("port", "2000", "the simulator's port; it also uses the next one"),
     Argument("seed", "1", "of the first episode (place and traffic); every further episode adds 1"),
     Argument("weights", str(WEIGHTS), "policy that drives and is explained"),
+    Argument("method", "digr", "how the maps are computed: a method that fits into a frame", FAST_METHODS),
+    *EXPLANATION,
     Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", ("true", "false")),
     Argument("viewer", "true", "serve the web page", ("true", "false")),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
@@ -65,6 +75,7 @@ REPLAY_ARGUMENTS = (
         ("recorded", *METHODS),
     ),
     Argument("weights", str(WEIGHTS), "policy that explains anew"),
+    *EXPLANATION,
     Argument("viewer", "true", "serve the web page", ("true", "false")),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
 )
@@ -147,7 +158,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
             respawns=BRIDGE_RESPAWNS,
             respawn_parameters={"start_seconds": max(START_SECONDS[simulator], RESPAWN_SECONDS)},
         ),
-        Process("explainer", parameters={"weights": values["weights"]}),
+        Process("explainer", parameters=_explainer(values, camera=IMAGE_SIZE)),
     ]
     return [*processes, *_viewer(values)]
 
@@ -166,8 +177,7 @@ def replay(values: Mapping[str, str]) -> list[Process]:
     processes = _viewer(values)
     anew = values["method"] != "recorded"
     if anew:
-        parameters = {"weights": values["weights"], "method": values["method"]}
-        processes.append(Process("explainer", parameters=parameters))
+        processes.append(Process("explainer", parameters=_explainer(values, camera=0)))
     player = Process(
         "player",
         parameters={
@@ -184,6 +194,11 @@ def replay(values: Mapping[str, str]) -> list[Process]:
         finite=True,
     )
     return [*processes, player]
+
+
+def _explainer(values: Mapping[str, str], camera: int) -> dict[str, bool | int | float | str | list[str]]:
+    given = {argument.name: values[argument.name] for argument in EXPLANATION if values[argument.name]}
+    return {"weights": values["weights"], "method": values["method"], **given, "camera": camera, "drives": camera > 0}
 
 
 def _viewer(values: Mapping[str, str]) -> list[Process]:

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
-from carla_digr.driving.control import ACTION_NAMES, command
+from carla_digr.driving.control import UNKNOWN, commands_of
 from carla_digr.errors import UserError
 from carla_digr.explainer import Decision, Explainer
 from carla_digr.files import sha256_of
@@ -48,6 +47,7 @@ from carla_digr.recordings.topics import (
 )
 from carla_digr.saliency.overlay import overlay
 
+GAP = 500_000_000  # ns between two frames from which on the later one begins anew for policies that see several
 OURS = {topic: TYPES[topic] for topic in (FACTS_TOPIC, DECISION, SALIENCY, OVERLAY)}  # topics that are made anew
 
 
@@ -98,13 +98,9 @@ def explain_bag(
     with open_bag(path) as bag:
         drive = drive_bag.read_drive(bag, camera)
         policy = weights or policy_that_drove(path, drive)
-        explainer = Explainer.from_checkpoint(policy, method=method, target=target, module=module)
-        if explainer.action_names != ACTION_NAMES:
-            raise UserError(
-                f"The policy {weights} decides between {', '.join(explainer.action_names)}; "
-                f"driving needs {', '.join(ACTION_NAMES)}: name another one with --weights."
-            )
-        return _Copy(bag, drive, explainer, camera, wrong_size).write(out)
+        resize = wrong_size == "resize"
+        explainer = Explainer.from_checkpoint(policy, None, method, target, resize, module)
+        return _Copy(bag, drive, explainer, camera).write(out)
 
 
 def policy_that_drove(path: Path, drive: Drive) -> Path:
@@ -172,8 +168,9 @@ class Earlier:
 class _Copy:
     """Writes the new recording."""
 
-    def __init__(self, bag: Bag, drive: Drive, explainer: Explainer, camera: str, wrong_size: str):
-        self._bag, self._explainer, self._camera, self._resize = bag, explainer, camera, wrong_size == "resize"
+    def __init__(self, bag: Bag, drive: Drive, explainer: Explainer, camera: str):
+        self._bag, self._explainer, self._camera = bag, explainer, camera
+        self._commands = commands_of(explainer.card)
         self._facts = {
             **drive.facts,
             "driven_by": drive.facts.get("driven_by", drive.facts.get("policy_hash", "")),
@@ -191,6 +188,7 @@ class _Copy:
         self._left_out: list[str] = []
         self._copied = {channel: self._copy_of(channel) for channel in bag.channels}
         self._resumed, self._refused, self._reason = 0, 0, ""
+        self._last: tuple[int, int] | None = None  # time and episode of the frame before
 
     def write(self, out: Path) -> Explained:
         """The new recording under its name. Raises UserError."""
@@ -238,20 +236,21 @@ class _Copy:
             self._write(new, DECISION, time, converted(self._store, OURS[DECISION], message))
 
     def _explain(self, new: BagWriter, time: int, message: Any, frame: Frame, maps: Maps | None) -> bool:
+        episode = frame.facts.episode if frame.facts is not None else 0
+        if self._last is None or episode != self._last[1] or not 0 < frame.time - self._last[0] <= GAP:
+            self._explainer.restart()
+        self._last = frame.time, episode
         try:
             rgb = to_rgb(message)
-            height, width, _ = self._explainer.image_shape
-            if self._resize and rgb.shape[:2] != (height, width):
-                rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
             decision = self._explainer.decide(rgb)
         except (ValueError, UserError) as error:
             self._refused, self._reason = self._refused + 1, str(error)
             return False
         if maps is None:
-            saliency = self._explainer.explain(decision).map
+            saliency, picture = self._explainer.explain(decision).map, self._explainer.fitted(rgb)
             maps = Maps(
                 self._serialized(SALIENCY, self._image(message.header, saliency, "32FC1")),
-                self._serialized(OVERLAY, self._image(message.header, overlay(rgb, saliency), "rgb8")),
+                self._serialized(OVERLAY, self._image(message.header, overlay(picture, saliency), "rgb8")),
             )
         else:
             self._resumed += 1
@@ -261,7 +260,7 @@ class _Copy:
         return True
 
     def _decision(self, header: Any, decision: Decision, frame: Frame) -> Any:
-        wanted = command(decision.action)
+        wanted = UNKNOWN if self._commands is None or decision.action < 0 else self._commands[decision.action]
         return blank(
             self._store,
             OURS[DECISION],
@@ -269,7 +268,7 @@ class _Copy:
             frame=frame.number,
             action_names=list(self._explainer.action_names),
             probabilities=decision.probabilities,
-            action=decision.action,
+            action=max(decision.action, 0),
             throttle=wanted.throttle,
             steer=wanted.steer if decision.finite else math.nan,
             brake=wanted.brake,

@@ -191,6 +191,53 @@ def test_a_wrong_size_is_resized_where_the_parameter_says_so(start, observe, wei
     assert observer.received[topics.SALIENCY.name][0].height == 128
 
 
+def test_a_foreign_policy_drives_by_what_its_card_says_of_its_actions(start, observe, tmp_path):
+    path = live_support.make_foreign_weights(tmp_path)
+    parameters = {"weights": str(path), "wrong_size": "resize", "method": "linear", "target": "stop", "camera": 128}
+    start(Process("explainer", parameters=parameters))
+    observer = observe(*ANSWERS)
+    camera = Camera(observer)
+    pictures = [camera.send(0)]
+    observer.until(lambda: len(observer.received[topics.OVERLAY.name]) == 1)
+    for number in range(1, 6):
+        pictures.append(camera.send(number))
+        observer.until(lambda wanted=number + 1: len(observer.received[topics.OVERLAY.name]) == wanted)
+    library = Explainer.from_checkpoint(path, method="linear", target="stop", resize=True)
+    for number, picture in enumerate(pictures):
+        decision, saliency, overlay = (observer.received[name][number] for name in ANSWERS)
+        expected = library.decide(picture)
+        np.testing.assert_array_equal(decision.probabilities, expected.probabilities)
+        np.testing.assert_array_equal(conversion.to_array(saliency), library.explain(expected).map)
+        assert (overlay.height, list(decision.action_names)) == (84, ["go", "stop"])
+        brakes = decision.action == 1
+        assert decision.brake == (0.5 if brakes else 0.0) and np.isnan(decision.target_speed) == brakes
+
+
+def test_the_target_can_be_changed_while_it_runs(explainer, observe, weights):
+    observer = observe(*ANSWERS)
+    camera = Camera(observer)
+    camera.send(1)
+    observer.until(lambda: bool(observer.received[topics.OVERLAY.name]))
+    assert observer.set_parameter("explainer", "target", "brake").successful
+    refused = observer.set_parameter("explainer", "target", "fly")
+    assert not refused.successful and "choose one of left, keep, right, brake" in refused.reason
+    picture = camera.send(2)
+    observer.until(lambda: len(observer.received[topics.OVERLAY.name]) == 2)
+    library = Explainer.from_checkpoint(weights, target="brake")
+    expected = library.explain(library.decide(picture)).map
+    np.testing.assert_array_equal(conversion.to_array(observer.received[topics.SALIENCY.name][1]), expected)
+
+
+def test_a_policy_of_another_size_and_with_unknown_actions_is_refused_at_once(start, tmp_path):
+    path = live_support.make_foreign_weights(tmp_path, controls=False)
+    explainer = start(Process("explainer", parameters={"weights": str(path), "camera": 128}))
+    assert explainer.wait() == 2
+    lines = [line for line in explainer.output.splitlines() if line.startswith("carla-digr: ")]
+    assert len(lines) == 1 and "Traceback" not in explainer.output
+    assert "takes pictures of 84x84 pixels while the camera's have 128x128" in lines[0]
+    assert "decides between go, stop while driving needs left, keep, right, brake" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [

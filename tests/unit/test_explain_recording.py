@@ -11,20 +11,25 @@ import subprocess
 import sys
 
 import drive_bags
+import live_support
 import numpy as np
 import pytest
 import torch
 
+from carla_digr import checkpoint
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.cli import main as command
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
 from carla_digr.files import exclusive, sha256_of
 from carla_digr.images import to_array, to_rgb
+from carla_digr.policy import to_input
 from carla_digr.recordings import topics
 from carla_digr.recordings.bag import open_bag
 from carla_digr.recordings.drive import Decoder, read_drive
 from carla_digr.recordings.explain import explain_bag
+from carla_digr.saliency import METHODS
+from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.overlay import overlay
 
 STUDENT = WEIGHTS_DIRECTORY / "driving_student.safetensors"
@@ -109,6 +114,54 @@ def test_the_rest_of_the_drive_is_kept(bag, tmp_path, weights):
     }
     with open_bag(out) as opened:
         assert [f.number for f in read_drive(opened).frames] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("target", [None, "stop"])
+def test_a_foreign_policy_explains_what_it_would_have_done(bag, tmp_path, target):
+    foreign = live_support.make_foreign_weights(tmp_path)
+    explain_bag(bag, tmp_path / "out", "vg", foreign, wrong_size="resize", target=target)
+    policy, _ = checkpoint.load(foreign)
+    frames = np.stack([drive_bags.picture(number) for number in range(1, 6)])
+    states = to_input(torch.from_numpy(policy.recipe.states(frames, policy.input_shape, resize=True)))
+    raw = METHODS["vg"](policy, states, None if target is None else 1)
+    probabilities = policy(states)[0].softmax(dim=1).detach().numpy()
+    decisions = [m for m in decoded(tmp_path / "out", topics.DECISION) if not m.fallback]
+    maps, pictures = (decoded(tmp_path / "out", topic) for topic in (topics.SALIENCY, topics.OVERLAY))
+    assert len(decisions) == 5
+    for k, (message, shown, mixed) in enumerate(zip(decisions, maps, pictures, strict=True)):
+        np.testing.assert_allclose(message.probabilities, probabilities[k], atol=1e-6)
+        np.testing.assert_allclose(to_array(shown), normalise(raw)[0][k].numpy(), atol=1e-5)
+        assert to_rgb(mixed).shape == (84, 84, 3)
+        expected = (0.0, 15.0) if message.action == 0 else (0.5, math.nan)
+        np.testing.assert_allclose((message.brake, message.target_speed), expected)
+    facts = json.loads(messages(tmp_path / "out")[topics.FACTS_TOPIC][0][1][8:-1])
+    assert facts.get("target") == target
+
+
+def test_frames_of_another_episode_are_not_stacked(tmp_path):
+    drive = drive_bags.DriveRecorder(tmp_path / "drive", policy_hash=STUDENT_HASH)
+    for number in (1, 2, 3, 60, 61):  # 2.85 s are missing
+        drive.frame(number)
+    drive.close()
+    foreign = live_support.make_foreign_weights(tmp_path)
+    explain_bag(drive.recorder.path, tmp_path / "out", "vg", foreign, wrong_size="resize")
+    policy, _ = checkpoint.load(foreign)
+    frames = np.stack([drive_bags.picture(number) for number in (60, 61)])
+    states = to_input(torch.from_numpy(policy.recipe.states(frames, policy.input_shape, resize=True)))
+    expected = policy(states)[0].softmax(dim=1).detach().numpy()
+    found = [m.probabilities for m in decoded(tmp_path / "out", topics.DECISION)]
+    np.testing.assert_allclose(found[3:], expected, atol=1e-6)
+
+
+def test_a_policy_whose_actions_mean_nothing_to_a_car_still_explains(bag, tmp_path):
+    foreign = live_support.make_foreign_weights(tmp_path, controls=False)
+    explain_bag(bag, tmp_path / "out", "vg", foreign, wrong_size="resize")
+    assert all(math.isnan(m.steer) for m in decoded(tmp_path / "out", topics.DECISION) if not m.fallback)
+
+
+def test_an_action_that_the_policy_does_not_have_is_refused(bag, tmp_path):
+    with pytest.raises(UserError, match="no action 'fly' to explain; choose one of left, keep, right, brake"):
+        explain_bag(bag, tmp_path / "out", target="fly")
 
 
 def test_an_explained_recording_can_be_explained_again(bag, tmp_path, weights):

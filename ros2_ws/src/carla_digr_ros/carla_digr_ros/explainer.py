@@ -20,9 +20,9 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from carla_digr.attacks import LIVE_ATTACKS
-from carla_digr.driving.control import ACTION_NAMES, TICK, command
+from carla_digr.driving.control import ACTION_NAMES, TICK, UNKNOWN, VehicleCommand, commands_of
 from carla_digr.errors import UserError
-from carla_digr.explainer import Decision, Explainer, Saliency
+from carla_digr.explainer import Decision, Explainer, Saliency, action_index
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import METHODS
@@ -33,6 +33,7 @@ from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import check, declare
 from carla_digr_ros.running import ManagedNode, run
 
+GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
 
@@ -57,8 +58,13 @@ class ExplainerNode(ManagedNode):
         self._setting(
             "attack_epsilon", 0.02, "the attack's largest change of a channel, 1 being its range", bounds=(0.0, 0.2)
         )
+        self._setting("target", "", "action that is explained, by name or number; empty: the one that was decided on")
         self._method = declare(self, "method", "digr", "how the maps are computed", choices=tuple(METHODS))
+        self._module = declare(self, "module", "", "the policy's own code, package.module:factory; empty: it has none")
+        self._drives = declare(self, "drives", True, "whether the decisions drive a car, whose actions must be known")
+        self._camera = declare(self, "camera", 0, "side of the camera's pictures, pixels; 0: not known", (0, 4096))
         check(self, "weights", self._refuse_weights)
+        check(self, "target", self._refuse_target)
 
         self._decisions = self.advertise(topics.DECISION)
         self._saliencies = self.advertise(topics.SALIENCY)
@@ -66,12 +72,15 @@ class ExplainerNode(ManagedNode):
         self._observations = self.advertise(topics.OBSERVATION)
         self.create_service(SetPolicy, "~/set_policy", self._on_set_policy)
         self._loader = ThreadPoolExecutor(1)  # a policy is loaded while the present one drives on
+        self._commands: tuple[VehicleCommand, ...] | None = None  # of the actions
         self._loaded: tuple[str, Explainer] | None = None  # of the service, until the parameter has its value
 
         self._numbers: dict[tuple[int, int], int] = {}  # stamp -> frame number, in order of arrival
         self._stamps = Stamps()
         self._decided, self._explained = Recent(), Recent()
         self._refused = self._failed = self._flat = self._disordered = 0
+        self._episode = 0
+        self._last_stamp = -math.inf  # s
         self._problem = ""  # of the last frame
         self._last_picture = -math.inf
         self._saliency_ms = math.nan
@@ -80,6 +89,10 @@ class ExplainerNode(ManagedNode):
     def _setting(self, name: str, default: Any, description: str, choices=(), bounds=None) -> None:
         def change(value: Any) -> None:
             self._settings[name] = value
+            if self.configured and name == "target":
+                self._explainer.target = value or None
+            if self.configured and name == "wrong_size":
+                self._explainer.resize = value == "resize"
 
         self._settings[name] = declare(self, name, default, description, bounds, choices, change)
 
@@ -87,7 +100,7 @@ class ExplainerNode(ManagedNode):
 
     def configure(self) -> None:
         """Load the policy."""
-        self._take(_load(self._settings["weights"], self._method))
+        self._take(self._load(self._settings["weights"]))
 
     def activate(self) -> None:
         """Watch the camera."""
@@ -97,14 +110,46 @@ class ExplainerNode(ManagedNode):
 
     # --- the policy ---
 
+    def _load(self, weights: str) -> Explainer:
+        """Raises UserError: the policy cannot be had, or not with this camera or this car."""
+        explainer = Explainer.from_checkpoint(
+            weights,
+            "driving" if self._drives else None,
+            self._method,
+            resize=self._settings["wrong_size"] == "resize",
+            module=self._module or None,
+        )
+        height, width, _ = explainer.image_shape
+        problems = []
+        if self._camera and not explainer.resize and (height, width) != (self._camera, self._camera):
+            problems.append(
+                f"takes pictures of {width}x{height} pixels while the camera's have {self._camera}x{self._camera} "
+                f"(wrong_size resize scales them)"
+            )
+        if self._drives and (not explainer.discrete or commands_of(explainer.card) is None):
+            problems.append(
+                f"decides between {', '.join(explainer.action_names)} while driving needs {', '.join(ACTION_NAMES)}, "
+                f"or a card whose controls say what each of its actions does to the car"
+                if explainer.discrete
+                else "is continuous, which can be explained but does not drive"
+            )
+        if problems:
+            raise UserError(f"The policy {weights} {', and '.join(problems)}.")
+        return explainer
+
     def _take(self, explainer: Explainer) -> None:
         self._explainer = explainer
+        self._commands = commands_of(explainer.card)
+        try:
+            explainer.target = self._settings["target"] or None
+        except UserError as error:  # a target of the policy before
+            self.get_logger().warning(f"{error} The decision is explained instead")
         names = ", ".join(explainer.action_names)
         self.get_logger().info(f"Policy {explainer.policy_hash} from {Path(self._settings['weights']).name}: {names}")
 
     async def _on_set_policy(self, request: SetPolicy.Request, response: SetPolicy.Response) -> SetPolicy.Response:
-        done = Future(executor=self.executor)
-        loading = self._loader.submit(_load, request.weights, self._method)
+        done: Future = Future(executor=self.executor)
+        loading = self._loader.submit(self._load, request.weights)
         loading.add_done_callback(done.set_result)
         await done
         try:
@@ -126,29 +171,44 @@ class ExplainerNode(ManagedNode):
         if self._loaded is None or self._loaded[0] != weights:
             return "Call the service ~/set_policy: it loads and checks a policy before it takes over."
         size, present = self._loaded[1].image_shape, self._explainer.image_shape
-        if size != present and self._settings["wrong_size"] == "refuse":
+        if size[:2] != present[:2] and self._settings["wrong_size"] == "refuse":
             return f"It needs pictures of {size[1]}x{size[0]}, the present one {present[1]}x{present[0]} pixels."
+        return ""
+
+    def _refuse_target(self, target: str) -> str:
+        try:
+            if target and self.configured:
+                action_index(target, self._explainer.action_names)
+        except UserError as error:
+            return str(error)
         return ""
 
     # --- one frame ---
 
     def _on_frame(self, message: DriveFrame) -> None:
+        if message.episode != self._episode:  # known before its first picture comes
+            self._episode = message.episode
+            self._explainer.restart()
         self._numbers[_key(message.header)] = message.frame
         while len(self._numbers) > KNOWN_FRAMES:
             del self._numbers[next(iter(self._numbers))]
 
     def _on_image(self, message: Image) -> None:
         start = self._last_picture = time.monotonic()
-        order = self._stamps.check(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9)
+        stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+        order = self._stamps.check(stamp)
         if order in (Order.REPEATED, Order.LATE):
             self._disordered += 1
             self._report(f"Left out a picture on {self._topic()}: {order.value}")
             return
         if order is Order.JUMP:
             self.get_logger().warning(f"On {self._topic()} the clock jumped back; going on from there")
+        if order is Order.JUMP or stamp - self._last_stamp > GAP:
+            self._explainer.restart()
+        self._last_stamp = stamp
         attack, epsilon = self._settings["attack"], self._settings["attack_epsilon"]
         try:
-            rgb = self._picture(message)
+            rgb = self._explainer.fitted(to_rgb(message))
             if attack != "none":
                 rgb = self._explainer.attacked(rgb, attack, epsilon)
             decision = self._explainer.decide(rgb)
@@ -184,21 +244,14 @@ class ExplainerNode(ManagedNode):
     def _topic(self) -> str:
         return self.resolve_topic_name(topics.IMAGE.name)
 
-    def _picture(self, message: Image) -> NDArray[np.uint8]:
-        rgb = to_rgb(message)
-        height, width, _ = self._explainer.image_shape
-        if self._settings["wrong_size"] == "resize" and rgb.shape[:2] != (height, width):
-            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-        return rgb
-
     def _decision_message(self, header: Header, decision: Decision) -> DrivingDecision:
-        wanted = command(decision.action)
+        wanted = UNKNOWN if self._commands is None else self._commands[decision.action]
         return DrivingDecision(
             header=header,
             frame=self._numbers.pop(_key(header), 0),
             action_names=self._explainer.action_names,
             probabilities=decision.probabilities,
-            action=decision.action,
+            action=max(decision.action, 0),
             throttle=wanted.throttle,
             steer=wanted.steer if decision.finite else math.nan,
             brake=wanted.brake,
@@ -226,6 +279,8 @@ class ExplainerNode(ManagedNode):
     def _status(self):
         values = {
             "policy hash": self._explainer.policy_hash if self.configured else "",
+            "method": self._method,
+            "target": self._settings["target"],
             "attack": self._settings["attack"],
             "decisions (Hz)": self._decided.rate(),
             "decision p50 (ms)": self._decided.latency(50),
@@ -243,17 +298,6 @@ class ExplainerNode(ManagedNode):
         if time.monotonic() - self._last_picture > WARN_PERIODS * TICK:
             return WARN, f"No pictures on {self._topic()}", values
         return OK, f"{self._decided.rate():.1f} frames/s", values
-
-
-def _load(weights: str, method: str) -> Explainer:
-    """Raises UserError: the policy cannot be had, or it decides about something else."""
-    explainer = Explainer.from_checkpoint(weights, method=method)
-    if explainer.action_names != ACTION_NAMES:
-        raise UserError(
-            f"The policy {weights} decides between {', '.join(explainer.action_names)}; "
-            f"driving needs {', '.join(ACTION_NAMES)}: train it again."
-        )
-    return explainer
 
 
 def _key(header: Header) -> tuple[int, int]:
