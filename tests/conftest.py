@@ -13,8 +13,7 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 
-SLOW_FOLDERS = {"ros", "faults", "browser", "wire"}
-SLOW_FIXTURES = {"tiny_run", "copied_run"}
+SLOW_FOLDERS = {"ros", "faults", "browser", "wire", "package"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,10 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what starts drives, servers, browsers or environments, or needs a training."""
+    """Mark as slow what starts drives, servers and browsers or makes virtual environments."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in SLOW_FOLDERS or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
 
 

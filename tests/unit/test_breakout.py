@@ -5,6 +5,7 @@ from __future__ import annotations
 import ale_py
 import gymnasium
 import numpy as np
+import pytest
 
 from carla_digr import checkpoint
 from carla_digr.config import BreakoutConfig
@@ -184,6 +185,7 @@ def test_observations_are_of_the_declared_form():
     assert env.importance().shape == (2, 84, 84) and set(np.unique(env.importance())) == {0, 1}
 
 
+@pytest.mark.slow
 def test_the_weights_that_ship_belong_together_and_play():
     task, cards = Breakout(CONFIG), {}
     for role in ("teacher", "student"):

@@ -39,6 +39,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_the_stages_end_in_a_report_with_scores_maps_and_play(tmp_path, capsys):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))

@@ -138,6 +138,7 @@ def test_annotation_may_have_a_margin_and_be_confined_to_the_perturbation_maps(t
     assert torch.equal(both.largest > 0, both.maps.flatten(1).any(dim=1))  # states where nothing is left are not used
 
 
+@pytest.mark.slow
 def test_a_killed_distillation_resumes_to_the_same_student_bit_for_bit(copied_run, tiny_yaml, tiny_run):
     out = copied_run("teacher.safetensors", "teacher.json", "dataset")
     process = start("distill", tiny_yaml, out)

@@ -45,6 +45,7 @@ def evaluation(tmp_path_factory):
     return directory, json.loads((directory / "results.json").read_text()), (directory / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_method_is_held_against_the_truth(evaluation):
     _, results, report = evaluation
     for name, row in results["truth"].items():
@@ -59,6 +60,7 @@ def test_every_method_is_held_against_the_truth(evaluation):
     assert results["truth"]["Gaussian-Blur Perturbation"]["overlap"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_curves_start_and_end_where_no_and_all_pixels_are_removed(evaluation):
     _, results, _ = evaluation
     for by_order in results["decision"].values():
@@ -74,6 +76,7 @@ def test_the_curves_start_and_end_where_no_and_all_pixels_are_removed(evaluation
     assert area(list(REMOVED)) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_the_long_drive_adds_up(evaluation):
     _, results, report = evaluation
     drive = results["drive"]
@@ -82,6 +85,7 @@ def test_the_long_drive_adds_up(evaluation):
     assert f"{drive['collisions']:.0f} collisions" in report
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_and_shows_something(evaluation):
     directory, results, report = evaluation
     for name in FIGURES:

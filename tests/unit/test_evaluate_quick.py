@@ -7,11 +7,13 @@ import shutil
 
 import cv2
 import numpy as np
+import pytest
 
 from carla_digr.cli import main
 from carla_digr.evaluation.red_fetch_green import TABLE_1
 
 
+@pytest.mark.slow
 def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):
     out = copied_run("teacher.safetensors", "teacher.json", "student.safetensors", "student.json", "distill")
     for suffix in ("safetensors", "json"):

@@ -167,6 +167,7 @@ def test_what_another_method_left_is_not_taken(folder, tmp_path, monkeypatch):
     assert len(calls) == 6 + 12
 
 
+@pytest.mark.slow
 def test_killed_it_resumes(folder, tmp_path):
     """Killed while a slow method is at work."""
     whole, out = tmp_path / "whole", tmp_path / "maps"

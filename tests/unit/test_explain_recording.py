@@ -204,6 +204,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_command_has_made_is_used_by_the_next_one(tmp_path, weights, capsys):
     bag = drive_bags.record(tmp_path / "drive", 20)
     out, whole, hidden = tmp_path / "out", tmp_path / "whole", tmp_path / ".out.tmp"

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from test_teacher import start, wait_for
 
 from carla_digr.cli import main
@@ -33,6 +34,7 @@ def test_a_bar_is_drawn_for_people(copied_run, tiny_yaml, capfd):
     assert "distill: 100%" in drawn and "share=" in drawn and not told.startswith("{")
 
 
+@pytest.mark.slow
 def test_a_stage_that_resumes_counts_on(tmp_path, tiny_yaml, tiny_config):
     process = start("train-teacher", tiny_yaml, tmp_path)
     try:

@@ -107,6 +107,7 @@ def chunks_before(whole: bytes, length: int) -> int:
     return count
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_byte_costs_its_chunk_at_most(data, content, tmp_path):

@@ -56,6 +56,7 @@ def test_a_killed_job_resumes_without_loss_or_duplicates_and_restores_a_truncate
     assert files(out) == files(tiny_run)
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_dataset(copied_run, tiny_run, tiny_config):
     out = copied_run("teacher.safetensors", "teacher.json")
     settings = replace(tiny_config.saliency_dataset, workers=2)

@@ -21,6 +21,7 @@ from carla_digr.training.rollout import load_policy
 from carla_digr.training.state import only_job_in
 
 
+@pytest.mark.slow
 def test_the_four_stages_leave_a_report(tmp_path, tiny_yaml, tiny_run, capsys):
     stages = ("train-teacher", "make-dataset", "distill", "evaluate")
     for stage in stages:
@@ -87,6 +88,7 @@ def test_an_output_path_that_is_a_file_is_refused(tmp_path, tiny_yaml, capsys):
     assert path.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_status_130_and_one_sentence(tmp_path, tiny_yaml):
     process = start("train-teacher", tiny_yaml, tmp_path, stderr=subprocess.PIPE)
     try:

@@ -46,6 +46,7 @@ def test_the_exported_network_is_the_one_inside_stable_baselines3(tiny_config):
     assert np.array_equal(greedy, logits.argmax(dim=1).numpy())
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(tmp_path, tiny_yaml, tiny_run):
     process = start("train-teacher", tiny_yaml, tmp_path)
     try:

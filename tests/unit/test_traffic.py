@@ -360,6 +360,7 @@ def test_a_row_that_blocks_every_lane_falls_apart():
 # The reference driver.
 
 
+@pytest.mark.slow
 def test_the_planner_drives_19_of_20_episodes_of_50_s_clean_and_overtakes(long):
     clean, overtaken, episodes = 0, 0, 200 if long else 20
     for seed in range(episodes):
