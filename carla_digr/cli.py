@@ -240,7 +240,7 @@ def _add_stage(commands: argparse._SubParsersAction, name: str, run) -> argparse
     parser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. A job that was stopped resumes."
     )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="a task's YAML file")
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a task's YAML file, or the name of one that ships")
     parser.add_argument("--out", type=Path, help="where results and saved states go (default: runs/<task>)")
     parser.add_argument("--seed", type=int, help="replaces the configuration's seed")
     parser.add_argument(
@@ -257,7 +257,7 @@ def _stage(args: argparse.Namespace):
     """The configuration and the output directory of a stage, checked before anything slow is imported."""
     from dataclasses import replace
 
-    from carla_digr.config import load_config
+    from carla_digr.tasks import load_config
 
     config = load_config(args.config)
     if args.seed is not None:

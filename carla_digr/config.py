@@ -1,6 +1,7 @@
 """Configuration of the offline stages: frozen dataclasses read from one YAML file a task.
 
-Keys and types are strict. An error names the file, the key and the nearest valid key.
+Keys and types are strict. An error names the file, the key and the nearest valid key. The settings of a task stand with
+the task; ``carla_digr.tasks.load_config`` reads a whole file.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ import yaml
 from carla_digr.errors import UserError
 
 
-def setting(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field whose number, or every number in it, must lie in [minimum, maximum]."""
-    metadata = {"minimum": minimum, "maximum": maximum}
+def setting(
+    default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None, empty: bool = False
+) -> Any:
+    """A dataclass field whose number, or every number in it, must lie in [minimum, maximum].
+
+    ``empty`` allows a list without entries.
+    """
+    metadata = {"minimum": minimum, "maximum": maximum, "empty": empty}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -32,38 +38,6 @@ class PolicyConfig:
     )  # channels, kernel, stride
     features: int = setting(256, minimum=1)  # width of the shared linear layer
     activation: Literal["relu", "softplus"] = "relu"  # softplus has beta 10
-
-
-@dataclass(frozen=True)
-class RedFetchGreenConfig:
-    """The Red-Fetch-Green room; it has no settings besides the length of an episode."""
-
-    max_steps: int = setting(256, minimum=1)  # MiniGrid's default for 8x8 rooms: 4 * 8 * 8
-
-
-@dataclass(frozen=True)
-class DrivingConfig:
-    """The highway drive; see carla_digr.tasks.driving.reward for what the reward's terms are."""
-
-    vehicles: int = setting(64, minimum=0, maximum=160)  # on the ring's own carriageway: 7 within 150 m
-    episode_seconds: float = setting(50.0, minimum=1)
-    decision_ticks: int = setting(1, minimum=1, maximum=4)  # ticks of 0.05 s a decision lasts in evaluation and live
-    training_decision_ticks: int = setting(2, minimum=1, maximum=4)  # the same for the teacher's training
-    progress_reward: float = setting(0.01, minimum=0)  # per 0.1 s at 22 m/s
-    closing_penalty: float = setting(0.03, minimum=0)  # times how far inside 4 s to a collision
-    alongside_penalty: float = setting(0.03, minimum=0)  # times the lateral overlap with a vehicle alongside
-    edge_penalty: float = setting(0.03, minimum=0)  # times the nearness to the edge of the lanes
-    edge_horizon: float = setting(0.0, minimum=0)  # s ahead that the nearness to the edge is foreseen from the drift
-    offset_penalty: float = setting(0.008, minimum=0)  # per square metre off the lane's centre
-
-
-@dataclass(frozen=True)
-class BreakoutConfig:
-    """The Atari game Breakout; see carla_digr.tasks.breakout."""
-
-    repeat_action_probability: float = setting(0.0, minimum=0, maximum=1)  # sticky actions (Machado et al. 2018: 0.25)
-    idle_frames_max: int = setting(30, minimum=1)  # a game starts with 1 to this many frames without action
-    max_frames: int = setting(108_000, minimum=100)  # of one game at 60 a second: half an hour
 
 
 @dataclass(frozen=True)
@@ -144,7 +118,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What `evaluate` measures."""
+    """What `evaluate` measures; a task that measures more has a class of its own, derived from this one."""
 
     episodes: int = setting(1000, minimum=1)
     environments: int = setting(16, minimum=1)
@@ -155,16 +129,13 @@ class EvaluationConfig:
     # Success under attack, where the task's report has it
     attack_episodes: int = setting(50, minimum=1)
     attack_epsilons: tuple[float, ...] = setting((0.01, 0.02, 0.04, 0.08), minimum=0, maximum=1)
-    # Driving
-    attack_seconds: float = setting(20.0, minimum=1)  # length of an attacked episode
-    drive_seconds: float = setting(600.0, minimum=1)  # the long drive, and in it the stretch that is shown
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything one task's stages need.
 
-    ``environment`` is the task's own dataclass from ENVIRONMENTS.
+    ``environment`` is the task's own dataclass, its class attribute ``Settings``.
     """
 
     task: str
@@ -181,42 +152,29 @@ class Config:
         return _plain(asdict(self))
 
 
-ENVIRONMENTS: dict[str, type] = {
-    "red_fetch_green": RedFetchGreenConfig,
-    "driving": DrivingConfig,
-    "breakout": BreakoutConfig,
-}
-
-
 CONFIGS_DIRECTORY = Path(__file__).parent / "configs"
 
 
-def shipped_config(name: str | Path) -> Path:
-    """The file of a configuration that ships, by its bare name such as "driving"; any other name is a path already."""
+def shipped_configs() -> dict[str, Path]:
+    """The configurations of tasks that ship, by name."""
+    found = {path.stem: path for path in sorted(CONFIGS_DIRECTORY.glob("*.yaml"))}
+    return {name: path for name, path in found.items() if "\ntask:" in f"\n{path.read_text(encoding='utf-8')}"}
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of this path if there is one, else the configuration of this bare name that ships, such as "driving"."""
     shipped = CONFIGS_DIRECTORY / f"{name}.yaml"
-    return (
-        shipped
-        if shipped.parent == CONFIGS_DIRECTORY and shipped.is_file() and not Path(name).is_file()
-        else Path(name)
-    )
-
-
-def load_config(path: str | Path) -> Config:
-    """Read and check a task's YAML file, or the configuration of that name that ships.
-
-    Raises:
-        UserError: the file is missing or not YAML, or a key or value in it is wrong.
-    """
-    return parse_config(read_yaml(path), str(path))
+    found = shipped.parent == CONFIGS_DIRECTORY and shipped.is_file() and not Path(name).is_file()
+    return shipped if found else Path(name)
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The plain values of a YAML file, or of one that ships by its name, for parse_config or parse_section.
+    """The plain values of a YAML file, or of one that ships by its name.
 
     Raises:
         UserError: the file is missing or not YAML.
     """
-    path = shipped_config(path)
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -228,26 +186,6 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-
-
-def parse_config(values: Any, source: str) -> Config:
-    """Check plain values, as YAML or a checkpoint's card gives them, and build a Config.
-
-    Args:
-        values: nested dicts, lists and scalars.
-        source: what to call the origin of the values in an error.
-
-    Raises:
-        UserError: a key or value is wrong.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{source}: the configuration must be a mapping of sections, not {_name(values)}.")
-    task = values.get("task")
-    if not isinstance(task, str) or task not in ENVIRONMENTS:
-        raise UserError(f"{source}: key 'task' must be one of {_listed(ENVIRONMENTS)}, not {task!r}.")
-    environment = parse_section(ENVIRONMENTS[task], values.get("environment") or {}, source, "environment")
-    rest = {key: value for key, value in values.items() if key != "environment"}
-    return parse_section(Config, rest | {"environment": environment}, source, "")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -277,7 +215,7 @@ def parse_section(cls: type, values: Any, source: str, prefix: str) -> Any:
         UserError: a key or value is wrong.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{source}: key '{prefix}' must be a mapping, not {_name(values)}.")
+        raise UserError(f"{source}: key '{prefix}' must be a mapping, not {shown(values)}.")
     known = {item.name: item for item in fields(cls)}
     for key in values:
         if key not in known:
@@ -299,6 +237,8 @@ def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
     if kind is Any:
         return value
     if isinstance(kind, type) and is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
         return parse_section(kind, value if value is not None else {}, source, key)
     if origin in (Union, types.UnionType):
         if value is None:
@@ -306,13 +246,13 @@ def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
         return _convert(next(a for a in arguments if a is not type(None)), value, limits, source, key)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{source}: key '{key}' must be one of {_listed(arguments)}, not {value!r}.")
+            raise UserError(f"{source}: key '{key}' must be one of {listed(arguments)}, not {value!r}.")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{source}: key '{key}' must be a list, not {_name(value)}.")
+            raise UserError(f"{source}: key '{key}' must be a list, not {shown(value)}.")
         if arguments[-1] is Ellipsis:
-            if not value:
+            if not value and not limits.get("empty"):
                 raise UserError(f"{source}: key '{key}' must not be an empty list.")
             arguments = (arguments[0],) * len(value)
         if len(value) != len(arguments):
@@ -320,10 +260,14 @@ def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
         return tuple(
             _convert(a, v, limits, source, f"{key}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True))
         )
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: key '{key}' must be a mapping, not {shown(value)}.")
+        return value
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-        raise UserError(f"{source}: key '{key}' must be {wanted}, not {_name(value)}.")
+        raise UserError(f"{source}: key '{key}' must be {wanted}, not {shown(value)}.")
     if kind in (int, float):
         minimum, maximum = limits.get("minimum"), limits.get("maximum")
         low = "-inf" if minimum is None else minimum
@@ -337,7 +281,8 @@ def _join(prefix: str, key: Any) -> str:
     return f"{prefix}.{key}" if prefix else str(key)
 
 
-def _listed(names: Any) -> str:
+def listed(names: Any) -> str:
+    """Names for an error."""
     return ", ".join(str(name) for name in names)
 
 
@@ -345,10 +290,11 @@ def _nearest(name: Any, valid: Any) -> str:
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.4)
     if close:
         return f" (did you mean '{close[0]}'?)"
-    return f" (valid: {_listed(valid)})" if valid else " (none is known here)"
+    return f" (valid: {listed(valid)})" if valid else " (none is known here)"
 
 
-def _name(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A wrong value for an error."""
     return "nothing" if value is None else f"{value!r}"
 
 

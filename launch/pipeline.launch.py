@@ -6,15 +6,15 @@ launch resumes.
 
 from carla_digr_ros.launching import composed
 
-from carla_digr.config import ENVIRONMENTS
+from carla_digr.config import shipped_configs
 from carla_digr.errors import UserError
 from carla_digr.live.composition import Argument, Process, whole_number
 from carla_digr.training import STAGES
 
 NAMES = [stage.name.replace("-", "_") for stage in STAGES]
 ARGUMENTS = (
-    Argument("task", "red_fetch_green", "the task whose installed configuration is used", tuple(ENVIRONMENTS)),
-    Argument("config", "", "a YAML file to use instead of the task's installed configuration"),
+    Argument("task", "red_fetch_green", "the configuration that ships which is used", tuple(shipped_configs())),
+    Argument("config", "", "a YAML file to use instead of one that ships"),
     Argument("out", "", "directory of results and saved states (empty: runs/<task>)"),
     Argument("seed", "", "replaces the configuration's seed (empty: does not)"),
     Argument("stages", ",".join(NAMES), "the stages to run, in this order"),

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.config import setting
-from carla_digr.driving.control import TICK, command
+from carla_digr.driving.control import command
 from carla_digr.driving.drive_process import DriveProcess
+from carla_digr.driving.episode import RunningEpisode
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 
@@ -44,15 +45,17 @@ def drive_episodes(
 ) -> list[dict[str, Any]]:
     """Drive all episodes; which simulator drives which one depends on who is free.
 
-    Parameters:
+    An episode during which its simulator hangs or dies, or the client library aborts, is driven again once the
+    simulator is back, or by another one if it does not come back within ``patience``.
+
+    Args:
         finished: called with each episode as it ends
 
-    Returns one dict an episode, in the order of their seeds: seed, simulator (address), clean, collision (what was
-    hit, or None), off_road, seconds, distance (m), mean_speed (m/s).
+    Returns:
+        One dict an episode, in the order of their seeds: seed, simulator (address), and ``RunningEpisode.figures``.
 
-    An episode during which its simulator hangs or dies, or the client library aborts, is driven again once the
-    simulator is back, or by another one if it does not come back within ``patience``. Raises UserError when a simulator
-    cannot be connected at the start, and when none is left.
+    Raises:
+        UserError: a simulator cannot be connected at the start, or none is left.
     """
     addresses = [_address(text) for text in config.simulators]
     drives: list[DriveProcess] = []
@@ -119,24 +122,13 @@ class _Work:
     def _episode(self, drive: DriveProcess, number: int) -> dict[str, Any]:
         seed = self.config.seed + number
         frame = drive.reset(seed)
-        ticks, distance = 0, 0.0
-        while ticks * TICK < self.config.episode_seconds - 1e-9 and not self.stop.is_set():
+        episode = RunningEpisode(self.config.episode_seconds)
+        while not episode.over and not self.stop.is_set():
             with self._lock:
                 action = self.decide(frame.image)
             frame = drive.step(command(action))
-            ticks += 1
-            distance += frame.speed * TICK
-            if frame.collision or frame.off_road:
-                break
-        return {
-            "seed": seed,
-            "clean": not (frame.collision or frame.off_road),
-            "collision": frame.collision,
-            "off_road": frame.off_road,
-            "seconds": ticks * TICK,
-            "distance": distance,
-            "mean_speed": distance / max(ticks * TICK, TICK),
-        }
+            episode.count(frame.speed, frame.collision, frame.off_road)
+        return {"seed": seed, **episode.figures()}
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -39,8 +39,8 @@ class Scenario:
     """A :class:`carla_digr.driving.control.Drive` over CARLA's protocol.
 
     The same seed and commands give the same frames as
-    :class:`carla_digr.tasks.driving.InProcessDrive` when the server is the embedded simulator. One ego and one camera
-    serve all episodes. Made by :meth:`connect`.
+    :class:`carla_digr.tasks.driving.drive.InProcessDrive` when the server is the embedded simulator. One ego and one
+    camera serve all episodes. Made by :meth:`connect`.
     """
 
     fov = CAMERA["fov"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from carla_digr.evaluation.evaluate import Evaluation, markdown_table
+from carla_digr.config import Config
+from carla_digr.evaluation.report import Evaluation, fresh_states, markdown_table, number
 from carla_digr.evaluation.saliency_methods import SLOW, Method
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
@@ -25,7 +27,7 @@ from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.overlay import overlay
 from carla_digr.tasks.breakout import BALL, CLASSES, FRAME_SKIP, PADDLE, SCREEN, BreakoutVecEnv, importance_of
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import collect_states, sampled
+from carla_digr.training.rollout import sampled
 
 PAPER_SCORE = 320  # of the teacher
 MARGINS = (0, 2, 4)  # pixels around ball and paddle that count too: none, half of the first stride, and all of it
@@ -33,6 +35,12 @@ UNIFORM = "every pixel alike"
 PLAY_STEPS = 150  # of the GIF: 10 s
 
 Truth = tuple[NDArray[np.uint8], NDArray[np.int8]]  # states (N, 2, 84, 84), classes (N, 84, 84)
+
+
+def quick(config: Config) -> Config:
+    """A good game takes half a minute to compute."""
+    environment = replace(config.environment, max_frames=min(config.environment.max_frames, 3000))
+    return replace(config, environment=environment, evaluation=replace(config.evaluation, episodes=8))
 
 
 def measure(evaluation: Evaluation) -> dict[str, Any]:
@@ -78,10 +86,7 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     columns += [f"share {d}" for d in distances] + [f"pointing {d}" for d in distances] + ["AUC"]
     lines += markdown_table(
         columns,
-        [
-            [name, *("-" if value is None else f"{value:.3f}" for value in _numbers(row))]
-            for name, row in results["truth"].items()
-        ],
+        [[name, *map(number, _numbers(row))] for name, row in results["truth"].items()],
     )
     return [*lines, ""]
 
@@ -130,14 +135,7 @@ def _uniform(states: torch.Tensor) -> torch.Tensor:
 
 def _held_out_states(evaluation: Evaluation) -> Truth:
     """States of the teacher's games, and what their pixels show."""
-    config = evaluation.config
-    env = evaluation.task.make_vec_env(config.saliency_dataset.environments, evaluation.seed)
-    try:
-        act = sampled(evaluation.teacher, np.random.default_rng((evaluation.seed, 1)))
-        interval = config.saliency_dataset.state_interval
-        states, classes = collect_states(env, act, config.evaluation.saliency_states, interval, "classes")
-    finally:
-        env.close()
+    states, classes = fresh_states(evaluation, evaluation.config.evaluation.saliency_states, "classes")
     assert classes is not None
     return states, classes
 

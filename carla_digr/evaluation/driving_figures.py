@@ -16,10 +16,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import ACTION_NAMES, TICK
-from carla_digr.evaluation.driving import GAUSSIAN_BLUR, OTHER, RANDOM, REMOVED
-from carla_digr.evaluation.evaluate import Evaluation
 from carla_digr.evaluation.figures import png
-from carla_digr.evaluation.saliency_methods import Method
+from carla_digr.evaluation.report import Evaluation
+from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR, Method
 from carla_digr.policy import to_input
 from carla_digr.saliency.gradient import normalise, vanilla_gradient
 from carla_digr.saliency.overlay import overlay
@@ -39,7 +38,6 @@ CLASS_COLOURS = {
     "vegetation": "#a9d18e",
     "building": "#c39bd3",
 }
-METHOD_COLOURS = {"DIGR": "#d55e00", GAUSSIAN_BLUR: "#009e73", "Vanilla Gradient": "#555555"}
 SHOWN = ("DIGR", GAUSSIAN_BLUR, "Vanilla Gradient", "Guided Backpropagation")  # of the grid beside the truth
 SEARCHED_SECONDS = 40.0  # in which the sequence is looked for
 SEQUENCE_STEP = 0.3  # s between its frames
@@ -47,7 +45,7 @@ ANIMATION_SECONDS = 8.0
 
 
 def mass_by_class(truth: dict[str, dict[str, Any]]) -> bytes:
-    """A bar a method: where its mass lies, relevant classes first; ``truth`` of driving_report."""
+    """A bar a method: where its mass lies, relevant classes first; see ``driving.measure``."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(truth))
@@ -90,52 +88,6 @@ def most_traffic(classes: NDArray[np.int8], count: int) -> NDArray[np.int64]:
     return np.array([part[pixels[part].argmax()] for part in parts])
 
 
-def decision_curves(decision: dict[str, dict[str, dict[str, list[float]]]]) -> bytes:
-    """Deletion and insertion curves of teacher and student; ``decision`` of driving_report."""
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    palette = ["#cc79a7", "#56b4e9", "#e69f00", "#0072b2", "#f0e442"]
-    for row, (whose, by_order) in zip(panels, decision.items(), strict=True):
-        others = iter(palette)
-        for order, curves in by_order.items():
-            baseline = order in (OTHER, RANDOM)
-            colour = "black" if baseline else METHOD_COLOURS.get(order) or next(others)
-            style = {OTHER: "--", RANDOM: ":"}.get(order, "-")
-            for axes, kind in zip(row, ("deletion", "insertion"), strict=True):
-                axes.plot(REMOVED, curves[kind], style, color=colour, marker=".", markersize=4, label=order)
-                axes.set_title(f"{kind}, the {whose}'s decision", fontsize=10)
-                axes.set_xscale("symlog", linthresh=0.01)
-                axes.set_xticks(REMOVED, [f"{share:g}" for share in REMOVED], fontsize=8)
-                axes.minorticks_off()
-                axes.grid(alpha=0.3)
-        row[1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        row[0].set_ylabel("probability of the preferred action")
-    for axes in panels[1]:
-        axes.set_xlabel("share of the pixels, the most salient first")
-    return png(figure)
-
-
-def randomised_curves(randomised: dict[str, dict[str, Any]]) -> bytes:
-    """How alike the maps stay while layers are drawn anew; ``randomised`` of driving_report."""
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for name, row in randomised.items():
-        mean = [1.0, *(math.nan if m is None else m for m in row["mean"])]
-        deviation = np.array([0.0, *(s or 0 for s in row["standard_deviation"])])
-        colour = METHOD_COLOURS.get(name, "#0072b2")
-        axes.plot(mean, marker="o", color=colour, label=name)
-        axes.fill_between(range(len(mean)), mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
-        if row["other_frame"] is not None:
-            axes.axhline(row["other_frame"], color=colour, linestyle=":", linewidth=1)
-    layers = next(iter(randomised.values()))["layers"]
-    axes.set_xticks(range(len(layers) + 1), ["trained", *(f"+ {layer}" for layer in layers)], fontsize=8)
-    axes.axhline(0, color="black", linewidth=0.5)
-    axes.set(ylabel="rank correlation with the original map", xlabel="layers drawn anew, from the last to the first")
-    axes.set_title("Layers drawn anew (dotted: maps of different frames with each other)", fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
-    return png(figure)
-
-
 @dataclass(frozen=True)
 class RecordedDrive:
     """Consecutive frames of one episode: pictures uint8 (T, 3, H, W), probabilities float (T, A)."""
@@ -159,11 +111,14 @@ def record_drive(evaluation: Evaluation, seconds: float, seed: int) -> RecordedD
     return RecordedDrive(drive, logits.double().softmax(dim=1).numpy())
 
 
-def pictures_of_a_drive(evaluation: Evaluation, delay: dict[str, float]) -> dict[str, bytes]:
-    """Figure 6 and the animation, of the liveliest stretch of a drive: where the student steers and brakes most."""
-    drive = record_drive(
-        evaluation, min(SEARCHED_SECONDS, evaluation.config.evaluation.drive_seconds), evaluation.seed + 3
-    )
+def pictures_of_a_drive(evaluation: Evaluation, seconds: float, delay: dict[str, float]) -> dict[str, bytes]:
+    """Figure 6 and the animation, of the liveliest stretch of a drive: where the student steers and brakes most.
+
+    Args:
+        seconds: in which it is looked for, at most SEARCHED_SECONDS.
+        delay: see ``sequence``.
+    """
+    drive = record_drive(evaluation, min(SEARCHED_SECONDS, seconds), evaluation.seed + 3)
     maps = normalise(_in_batches(partial(vanilla_gradient, evaluation.student), drive.pictures))[0].numpy()
     steers = 1 - drive.probabilities[:, ACTION_NAMES.index("keep")]
     span = min(round(ANIMATION_SECONDS / TICK), len(steers))

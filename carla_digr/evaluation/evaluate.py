@@ -10,107 +10,54 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from carla_digr import checkpoint
-from carla_digr.config import BreakoutConfig, Config, EvaluationConfig
+from carla_digr.config import Config
 from carla_digr.evaluation import figures
-from carla_digr.evaluation.robustness import spread
+from carla_digr.evaluation.report import Evaluation, TaskReport, markdown_table, spread
 from carla_digr.evaluation.saliency_methods import SLOW, Method, milliseconds_per_map, saliency_methods
 from carla_digr.files import atomic_write
 from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
-from carla_digr.tasks import Task, make_task
+from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import Act, collect_states, greedy, load_policy, run_episodes, sampled
+from carla_digr.training.rollout import Act, greedy, load_policy, run_episodes, sampled, states_of
 
-QUICK = EvaluationConfig(
-    episodes=16,
-    saliency_states=8,
-    examples=3,
-    table_states=200,
-    slow_states=8,
-    attack_episodes=4,
-    attack_epsilons=(0.04,),
-)
-# What takes longer on a task than on Red-Fetch-Green.
-QUICKER: dict[str, dict[str, Any]] = {
-    "driving": {
-        "episodes": 1,
-        "saliency_states": 4,
-        "table_states": 24,
-        "slow_states": 4,
-        "attack_episodes": 2,
-        "attack_epsilons": (0.02,),
-        "attack_seconds": 1.0,
-        "drive_seconds": 20.0,
-    },
-    "breakout": {"episodes": 8},
+QUICK: dict[str, Any] = {
+    "episodes": 16,
+    "saliency_states": 8,
+    "examples": 3,
+    "table_states": 200,
+    "slow_states": 8,
+    "attack_episodes": 4,
+    "attack_epsilons": (0.04,),
 }
+"""What `--quick` measures; the rest of the section has its defaults. A task's report may change it."""
+
+REPORTS = {
+    "red_fetch_green": "carla_digr.evaluation.red_fetch_green",
+    "breakout": "carla_digr.evaluation.breakout",
+    "driving": "carla_digr.evaluation.driving",
+}
+"""Modules of the reports of our tasks; a task of another package names its own in its attribute ``report``."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What a task's report module works with.
-
-    Attributes:
-        student_path: where the student's weights lie; policies to compare it with lie beside it.
-        directory: where results go, and what is kept for the next run.
-        methods: the eight saliency methods by name.
-        seed: of episodes and states that no stage has seen, nor the parts that every task has; so are the next ten.
-        part: (name, measurement) -> its result, kept from an earlier run or measured; JSON-ready.
-    """
-
-    config: Config
-    task: Task
-    teacher: Policy
-    student: Policy
-    student_path: Path
-    directory: Path
-    methods: dict[str, Method]
-    seed: int
-    part: Callable[[str, Callable[[], Any]], Any]
-
-
-class TaskReport(Protocol):
-    """A task's own part of the evaluation: a module with these functions."""
-
-    def measure(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Results, JSON-ready, that are added to those of every task."""
-
-    def draw(self, evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
-        """Pictures by file name, such as figure_attacks.png; ``results`` are every task's and ``measure``'s."""
-
-    def report(self, evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
-        """Lines of Markdown; the pictures are added to them."""
-
-
-def task_report(task: str) -> TaskReport | None:
-    """The report module of a task, None where it has none."""
-    if task == "red_fetch_green":
-        from carla_digr.evaluation import red_fetch_green as red_fetch_green_report
-
-        return red_fetch_green_report
-    if task == "breakout":
-        from carla_digr.evaluation import breakout as breakout_report
-
-        return breakout_report
-    if task == "driving":
-        from carla_digr.evaluation import driving as driving_report
-
-        return driving_report
-    return None
+def task_report(task: Task) -> TaskReport:
+    """The report module of a task."""
+    own = REPORTS.get(task.name) or getattr(task, "report", None)
+    return cast(TaskReport, import_module(own or "carla_digr.evaluation.any_task"))
 
 
 def evaluate(
@@ -129,11 +76,10 @@ def evaluate(
         UserError: weights are missing, damaged or of another task.
     """
     if quick:
-        config = replace(config, evaluation=replace(QUICK, **QUICKER.get(config.task, {})))
-        if isinstance(config.environment, BreakoutConfig):  # a good game takes half a minute to compute
-            frames = min(config.environment.max_frames, 3000)
-            config = replace(config, environment=replace(config.environment, max_frames=frames))
+        config = replace(config, evaluation=type(config.evaluation)(**QUICK))
+        config = getattr(task_report(make_task(config)), "quick", lambda c: c)(config)
     task = make_task(config)
+    own = task_report(task)
     teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task)
     student_path = student_path or _default_weights(config, out, "student")
     student, student_card = load_policy(student_path, task)
@@ -147,7 +93,16 @@ def evaluate(
         name: parts.get(f"performance of {name}", partial(_performance, config, task, act, name))
         for name, act in _contestants(config, task, teacher, student).items()
     }
-    states, importance = _fresh_states(config, task, teacher)
+    seed, dataset = _evaluation_seed(config), config.saliency_dataset
+    states, importance = states_of(
+        task,
+        teacher,
+        min(dataset.environments, config.evaluation.saliency_states),
+        config.evaluation.saliency_states,
+        dataset.state_interval,
+        seed + 1,
+        (seed, 2),
+    )
     reference = cache(partial(_reference_maps, config, teacher, states))  # made only if a part is missing
     results: dict[str, Any] = {
         "task": config.task,
@@ -163,16 +118,12 @@ def evaluate(
             for name, method in methods.items()
         },
     }
-    own = task_report(config.task)
-    if own is not None:
-        results |= own.measure(evaluation)
+    results |= own.measure(evaluation)
     pictures = {"figure_time.png": figures.time_per_map(results["saliency"], task.observation_shape[1:])}
     rows = np.linspace(0, len(states) - 1, min(config.evaluation.examples, len(states))).astype(int)
     pictures["figure_maps.png"] = figures.map_grid(states[rows], maps_of(methods, states[rows]))
-    report = _report(results)
-    if own is not None:
-        pictures |= own.draw(evaluation, results)
-        report += own.report(evaluation, results)
+    pictures |= own.draw(evaluation, results)
+    report = [*_report(results), *own.report(evaluation, results)]
     for name in pictures:
         report += [f"![{Path(name).stem.replace('_', ' ')}]({name})", ""]
     for name, picture in pictures.items():
@@ -202,7 +153,7 @@ def _evaluation_seed(config: Config) -> int:
     return config.seed + 3_000_003  # no stage before has seen these episodes
 
 
-def _contestants(config: Config, task: Task, teacher: Policy, student: Policy) -> dict[str, Callable[[VecEnv], Act]]:
+def _contestants(config: Config, task: Task, teacher: Policy, student: Policy) -> dict[str, Callable[[Batch], Act]]:
     """Every policy to measure, made for the environments that it is to act in; each draws from its own generator."""
 
     def rng(k: int) -> np.random.Generator:
@@ -210,7 +161,7 @@ def _contestants(config: Config, task: Task, teacher: Policy, student: Policy) -
 
     actions = len(task.action_names)
     random = rng(0)
-    contestants: dict[str, Callable[[VecEnv], Act]] = {
+    contestants: dict[str, Callable[[Batch], Act]] = {
         "teacher, sampled": lambda env: sampled(teacher, rng(1)),
         "student, sampled": lambda env: sampled(student, rng(1)),
         "teacher, greedy": lambda env: greedy(teacher),
@@ -227,7 +178,7 @@ def _contestants(config: Config, task: Task, teacher: Policy, student: Policy) -
 
 
 def _performance(
-    config: Config, task: Task, contestant: Callable[[VecEnv], Act], name: str
+    config: Config, task: Task, contestant: Callable[[Batch], Act], name: str
 ) -> dict[str, dict[str, float]]:
     """Mean, standard deviation and standard error of each of the task's metrics."""
     settings = config.evaluation
@@ -236,17 +187,8 @@ def _performance(
         episodes = run_episodes(env, contestant(env), settings.episodes, name)
     finally:
         env.close()
-    return {metric: spread([episode[metric] for episode in episodes]) for metric in episodes[0]}
-
-
-def _fresh_states(config: Config, task: Task, teacher: Policy) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
-    """States of the teacher's episodes and, where the task knows it, their importance."""
-    env = task.make_vec_env(config.saliency_dataset.environments, _evaluation_seed(config) + 1)
-    try:
-        act = sampled(teacher, np.random.default_rng((_evaluation_seed(config), 2)))
-        return collect_states(env, act, config.evaluation.saliency_states, config.saliency_dataset.state_interval)
-    finally:
-        env.close()
+    known = [metric for metric in episodes[0] if all(metric in episode for episode in episodes)]
+    return {metric: spread([episode[metric] for episode in episodes]) for metric in known}
 
 
 def _reference_maps(config: Config, teacher: Policy, states: NDArray[np.uint8]) -> Tensor:
@@ -335,11 +277,6 @@ def _report(results: dict[str, Any]) -> list[str]:
         ],
     )
     return [*lines, ""]
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def _identity(card: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from carla_digr.evaluation.robustness import NOISE, Curves
+from carla_digr.evaluation.decision import OTHER, RANDOM, REMOVED
+from carla_digr.evaluation.report import Curves
+from carla_digr.evaluation.robustness import NOISE
+from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
 from carla_digr.saliency.overlay import rgb_of
 
 COLOURS = {
@@ -19,8 +23,9 @@ COLOURS = {
     "distillation + L1, no maps": "#e69f00",
     "DIGR": "#d55e00",
 }
+METHOD_COLOURS = {"DIGR": COLOURS["DIGR"], GAUSSIAN_BLUR: "#009e73", "Vanilla Gradient": COLOURS["teacher"]}
 # Figure 1(b) and the text beside it
-PAPER_MILLISECONDS = {"Vanilla Gradient": 2.1, "Gaussian-Blur Perturbation": 970.0}
+PAPER_MILLISECONDS = {"Vanilla Gradient": 2.1, GAUSSIAN_BLUR: 970.0}
 
 
 def time_per_map(rows: dict[str, dict[str, Any]], size: tuple[int, ...]) -> bytes:
@@ -58,13 +63,14 @@ def time_per_map(rows: dict[str, dict[str, Any]], size: tuple[int, ...]) -> byte
     return png(figure)
 
 
-def success_against_epsilon(curves: Curves, band: str, success: str = "success") -> bytes:
+def success_against_epsilon(curves: Curves, band: str, success: str = "success", share: bool = True) -> bytes:
     """Figure 8: a panel an attack, uniform noise dotted in each where it was measured.
 
     Args:
-        curves: of ``robustness_curves``; the band is their standard deviation, cut at 0 and 1.
+        curves: of ``robustness_curves``; the band is their standard deviation.
         band: what the points are the mean of, and over what the deviation is.
         success: what the metric is called.
+        share: it lies in [0, 1], as the paper's does.
     """
     attacks = [name for name in next(iter(curves.values())) if name != NOISE]
     figure = Figure(figsize=(3.3 * len(attacks), 4.2), layout="constrained")
@@ -81,17 +87,18 @@ def success_against_epsilon(curves: Curves, band: str, success: str = "success")
                     axes.plot(x, mean, ":", color=COLOURS[policy], linewidth=1)
                     continue
                 axes.plot(x, mean, marker="o", markersize=4, color=COLOURS[policy], label=policy)
-                low, high = (mean - deviation).clip(0, 1), (mean + deviation).clip(0, 1)
+                low, high = mean - deviation, mean + deviation
+                if share:
+                    low, high = low.clip(0, 1), high.clip(0, 1)
                 axes.fill_between(x, low, high, color=COLOURS[policy], alpha=0.13, linewidth=0)
-        axes.set(title=attack, xlabel="ε (pictures in [0, 1])", ylim=(-0.03, 1.03))
+        axes.set(title=attack, xlabel="ε (pictures in [0, 1])")
+        if share:
+            axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(success)
-    figure.suptitle(
-        f"{success.capitalize()} under attack; {band}\n"
-        "Paper (Figure 8): DIGR far above distillation only, which is slightly above the teacher",
-        fontsize=10,
-    )
+    paper = "\nPaper (Figure 8): DIGR far above distillation only, which is slightly above the teacher" if share else ""
+    figure.suptitle(f"{success.capitalize()} under attack; {band}{paper}", fontsize=10)
     handles, _ = panels[0].get_legend_handles_labels()
     noise = Line2D([], [], color="black", linestyle=":", linewidth=1, label=f"{NOISE} of that size")
     figure.legend(handles=[*handles, noise], loc="outside lower center", ncols=5, fontsize=9, frameon=False)
@@ -114,6 +121,52 @@ def student_during_training(curve: dict[str, NDArray[np.float64]], teacher: floa
     axes.set_title("The student's performance during training (paper: it reaches the teacher's)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    return png(figure)
+
+
+def decision_curves(decision: dict[str, dict[str, dict[str, list[float]]]]) -> bytes:
+    """Deletion and insertion curves of teacher and student; see ``decision.measure_decision``."""
+    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    palette = ["#cc79a7", "#56b4e9", "#e69f00", "#0072b2", "#f0e442"]
+    for row, (whose, by_order) in zip(panels, decision.items(), strict=True):
+        others = iter(palette)
+        for order, curves in by_order.items():
+            baseline = order in (OTHER, RANDOM)
+            colour = "black" if baseline else METHOD_COLOURS.get(order) or next(others)
+            style = {OTHER: "--", RANDOM: ":"}.get(order, "-")
+            for axes, kind in zip(row, ("deletion", "insertion"), strict=True):
+                axes.plot(REMOVED, curves[kind], style, color=colour, marker=".", markersize=4, label=order)
+                axes.set_title(f"{kind}, the {whose}'s decision", fontsize=10)
+                axes.set_xscale("symlog", linthresh=0.01)
+                axes.set_xticks(REMOVED, [f"{share:g}" for share in REMOVED], fontsize=8)
+                axes.minorticks_off()
+                axes.grid(alpha=0.3)
+        row[1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        row[0].set_ylabel("probability of the preferred action")
+    for axes in panels[1]:
+        axes.set_xlabel("share of the pixels, the most salient first")
+    return png(figure)
+
+
+def randomised_curves(randomised: dict[str, dict[str, Any]]) -> bytes:
+    """How alike the maps stay while layers are drawn anew; see ``decision.measure_randomised``."""
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for name, row in randomised.items():
+        mean = [1.0, *(math.nan if m is None else m for m in row["mean"])]
+        deviation = np.array([0.0, *(s or 0 for s in row["standard_deviation"])])
+        colour = METHOD_COLOURS.get(name, "#0072b2")
+        axes.plot(mean, marker="o", color=colour, label=name)
+        axes.fill_between(range(len(mean)), mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
+        if row["other_frame"] is not None:
+            axes.axhline(row["other_frame"], color=colour, linestyle=":", linewidth=1)
+    layers = next(iter(randomised.values()))["layers"]
+    axes.set_xticks(range(len(layers) + 1), ["trained", *(f"+ {layer}" for layer in layers)], fontsize=8)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(ylabel="rank correlation with the original map", xlabel="layers drawn anew, from the last to the first")
+    axes.set_title("Layers drawn anew (dotted: maps of different frames with each other)", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
     return png(figure)
 
 

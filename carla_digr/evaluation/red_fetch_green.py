@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from carla_digr.evaluation import figures
-from carla_digr.evaluation.evaluate import Evaluation, markdown_table
+from carla_digr.evaluation.report import Evaluation, attack_table, markdown_table
 from carla_digr.evaluation.robustness import compared_policies, robustness_curves
 from carla_digr.evaluation.rooms import evaluation_rooms
 from carla_digr.evaluation.saliency_methods import SLOW, Method
@@ -81,16 +81,12 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     """Lines of Markdown for Table 1 and the attacks."""
     rows = []
     for name, row in results["table_1"].items():
-        important, unimportant, auc = TABLE_1[name]
-        rows.append(
-            [
-                name,
-                f"{row['important']:.2f} ({important:.2f})",
-                f"{row['unimportant']:.2f} ({unimportant:.2f})",
-                f"{row['auc']:.4f} ({auc:.3f})",
-                f"{row['states']:,}",
-            ]
-        )
+        ours = [f"{row['important']:.2f}", f"{row['unimportant']:.2f}", f"{row['auc']:.4f}"]
+        if name in TABLE_1:
+            important, unimportant, auc = TABLE_1[name]
+            paper = [f"{important:.2f}", f"{unimportant:.2f}", f"{auc:.3f}"]
+            ours = [f"{own} ({theirs})" for own, theirs in zip(ours, paper, strict=True)]
+        rows.append([name, *ours, f"{row['states']:,}"])
     columns = ["method", "important, of 128", "unimportant, of 2,048", "AUC", "states"]
     lines = ["## Table 1, ours (paper)", "", *markdown_table(columns, rows), ""]
     lines += [
@@ -101,13 +97,7 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
         "mean ± one standard deviation over the episodes",
         "",
     ]
-    epsilons = list(results["robustness"]["teacher"]["FGSM"])
-    rows = [
-        [policy, attack, *(f"{point['mean']:.2f} ± {point['standard_deviation']:.2f}" for point in points.values())]
-        for policy, by_attack in results["robustness"].items()
-        for attack, points in by_attack.items()
-    ]
-    lines += markdown_table(["policy", "attack", *(f"ε {epsilon}" for epsilon in epsilons)], rows)
+    lines += attack_table(results["robustness"])
     return [*lines, "", "Paper (Figure 8): DIGR far above distillation only, which is slightly above the teacher.", ""]
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from carla_digr.attacks import ATTACKS, Attack, noise
+from carla_digr.evaluation.report import Curves, Part, spread
 from carla_digr.policy import Policy, to_input
 from carla_digr.tasks import Task
 from carla_digr.training.progress import Progress
@@ -21,9 +20,6 @@ from carla_digr.training.rollout import draw_actions, load_policy
 
 NOISE = "uniform noise"
 CHUNK = 128  # states attacked together
-
-# policy -> attack -> epsilon as text -> what ``spread`` gives
-Curves = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 # Policies to compare, taken where they lie beside the student's weights: STUDENT_distillation.safetensors and so on.
 BESIDE = {"distillation only": "distillation", "distillation + L1, no maps": "l1"}
@@ -49,7 +45,7 @@ def robustness_curves(
     episodes: int,
     epsilons: Sequence[float],
     seed: int,
-    part: Callable[[str, Callable[[], Any]], Any],
+    part: Part,
     metric: str = "success",
     attacks: Sequence[str] = (*ATTACKS, NOISE),
 ) -> Curves:
@@ -59,7 +55,7 @@ def robustness_curves(
         episodes: for each policy, attack and epsilon.
         epsilons: sizes of the attacks, pictures in [0, 1]; 0 is added.
         seed: of episodes, attacks and actions.
-        part: (name, measurement) -> its result, kept from an earlier run or measured.
+        part: keeps what was measured.
         metric: which of the task's metrics is the success, or "return".
         attacks: names from ATTACKS, and NOISE.
     """
@@ -133,13 +129,3 @@ def attacked_episodes(
         for env in envs:
             env.close()
     return dict(zip(epsilons, finished, strict=True))
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """mean, standard_deviation over the values (n - 1 in the denominator), and standard_error of the mean."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {
-        "mean": float(np.mean(values)),
-        "standard_deviation": deviation,
-        "standard_error": deviation / math.sqrt(len(values)),
-    }

@@ -15,6 +15,8 @@ from carla_digr.saliency.perturbation import Perturbation
 
 Method = Callable[[Tensor], Tensor]  # states float (B, C, H, W) in [0, 1] -> raw maps float (B, H, W)
 
+GAUSSIAN_BLUR = "Gaussian-Blur Perturbation"
+
 # Names of Table 1, in its order, and of ``saliency.METHODS``.
 NAMES = {
     "Vanilla Gradient": "vg",
@@ -22,12 +24,12 @@ NAMES = {
     "Grad-CAM": "gradcam",
     "SmoothGrad": "smoothgrad",
     "Integrated Gradients": "ig",
-    "Gaussian-Blur Perturbation": "gb",
+    GAUSSIAN_BLUR: "gb",
     "SARFA": "sarfa",
     "DIGR": "digr",
 }
 # Those that take twenty passes through the network or more for one map.
-SLOW = ("SmoothGrad", "Integrated Gradients", "Gaussian-Blur Perturbation", "SARFA")
+SLOW = ("SmoothGrad", "Integrated Gradients", GAUSSIAN_BLUR, "SARFA")
 
 
 def saliency_methods(teacher: Policy, student: Policy, perturbation: Perturbation) -> dict[str, Method]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from carla_digr.errors import UserError
 from carla_digr.evaluation import figures
-from carla_digr.evaluation.evaluate import markdown_table
-from carla_digr.evaluation.robustness import spread
+from carla_digr.evaluation.report import markdown_table, spread
 from carla_digr.files import atomic_write
 
 MEASURED = ("performance", "saliency", "table_1", "robustness")  # keys of results.json

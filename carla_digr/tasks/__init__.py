@@ -1,19 +1,31 @@
-"""The tasks: what the offline stages train and explain on."""
+"""The tasks: what the offline stages train and explain on; the table of them, and the configurations that name one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from carla_digr.config import Config
+from carla_digr.config import Config, EvaluationConfig, listed, parse_section, read_yaml, shown
+from carla_digr.errors import UserError
+from carla_digr.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
-    from stable_baselines3.common.vec_env import VecEnv
 
 
 class Task(Protocol):
-    """One control task with picture observations and discrete actions."""
+    """One control task with picture observations and discrete actions.
+
+    A class of it is made with one argument, its settings. It may have a class attribute ``Evaluation``, a dataclass
+    derived from ``config.EvaluationConfig``, where its evaluation has settings of its own, and ``report``, the name of
+    a module of its evaluation (see ``evaluation.report.TaskReport``).
+    """
+
+    @property
+    def Settings(self) -> type:
+        """Frozen dataclass of the configuration's section ``environment``."""
 
     @property
     def name(self) -> str:
@@ -38,38 +50,106 @@ class Task(Protocol):
     def idle_action(self) -> int | None:
         """The action that does nothing, if there is one: a baseline of evaluation."""
 
-    def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> VecEnv:
+    def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> Batch:
         """Environments that step together and reset themselves.
 
         ``evaluation`` False allows the task what only helps PPO, such as longer decisions.
 
         Observations are uint8 (N, C, H, W). Episode e of environment i is a function of (seed, i, e) and the actions.
-        At an episode's end its info has "metrics", a dict of floats that evaluation averages, and "is_success".
+        At an episode's end its info has "metrics", a dict of floats that evaluation averages, and where the task knows
+        it, "is_success".
 
-        For training that resumes exactly, the VecEnv has ``get_state() -> dict[str, numpy array]`` and
-        ``set_state(state)``; without them a resumed training starts new episodes.
+        For training that resumes exactly, the batch has ``get_state() -> dict[str, numpy array]``,
+        ``set_state(state)`` and ``observe()``; without them a resumed training starts new episodes.
         """
 
 
+class Batch(Protocol):
+    """What ``Task.make_vec_env`` returns: ``environment.BatchedEnvironment``, or a VecEnv of stable-baselines3."""
+
+    num_envs: int
+    observation_space: Any
+    action_space: Any
+
+    def reset(self) -> Any:
+        """See BatchedEnvironment."""
+
+    def step(self, actions: np.ndarray) -> Any:
+        """See BatchedEnvironment."""
+
+    def close(self) -> None:
+        """See BatchedEnvironment."""
+
+
 class KnowsImportance(Protocol):
-    """A VecEnv whose task knows which pixels matter: its maps can be scored."""
+    """A batch whose task knows which pixels matter: its maps can be scored."""
 
     def importance(self) -> np.ndarray:
         """int8 (N, H, W) of the present observations: 1 important, 0 unimportant, -1 not counted."""
 
 
+TASKS: Registry[Any] = Registry(
+    "task",
+    "carla_digr.tasks",
+    {
+        "red_fetch_green": "carla_digr.tasks.red_fetch_green:RedFetchGreen",
+        "driving": "carla_digr.tasks.driving:Driving",
+        "breakout": "carla_digr.tasks.breakout:Breakout",
+    },
+)
+"""Classes of tasks by name."""
+
+
 def make_task(config: Config) -> Task:
     """The task that a configuration names."""
-    if config.task == "red_fetch_green":
-        from carla_digr.tasks.red_fetch_green import RedFetchGreen
+    return TASKS[config.task](config.environment)
 
-        return RedFetchGreen(config.environment)
-    if config.task == "driving":
-        from carla_digr.tasks.driving import Driving
 
-        return Driving(config.environment)
-    if config.task == "breakout":
-        from carla_digr.tasks.breakout import Breakout
+def load_config(path: str | Path) -> Config:
+    """Read and check a task's YAML file, or the configuration of that name that ships.
 
-        return Breakout(config.environment)
-    raise ValueError(f"no task {config.task!r}")
+    Raises:
+        UserError: the file is missing or not YAML, or a key or value in it is wrong.
+    """
+    return parse_config(read_yaml(path), str(path))
+
+
+def parse_config(values: Any, source: str) -> Config:
+    """Check plain values, as YAML or a checkpoint's card gives them, and build a Config.
+
+    Args:
+        values: nested dicts, lists and scalars.
+        source: what to call the origin of the values in an error.
+
+    Raises:
+        UserError: a key or value is wrong.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: the configuration must be a mapping of sections, not {shown(values)}.")
+    task = values.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        raise UserError(f"{source}: key 'task' must be one of {listed(TASKS)}, not {task!r}.")
+    kind = TASKS[task]
+    environment = parse_section(kind.Settings, values.get("environment") or {}, source, "environment")
+    section = getattr(kind, "Evaluation", EvaluationConfig)
+    measured = values.get("evaluation")
+    if isinstance(measured, dict):
+        of_driving = _ONCE_COMMON - {field.name for field in fields(section)}
+        measured = {key: value for key, value in measured.items() if key not in of_driving}
+    evaluation = parse_section(section, {} if measured is None else measured, source, "evaluation")
+    return parse_section(Config, {**values, "environment": environment, "evaluation": evaluation}, source, "")
+
+
+_ONCE_COMMON = {"attack_seconds", "drive_seconds"}  # in cards of every task; read, and of no effect but on driving
+
+
+def register_environments() -> None:
+    """Make our tasks known to ``gymnasium.make`` as ``carla_digr/RedFetchGreen-v0`` and ``carla_digr/Driving-v0``."""
+    from gymnasium.envs.registration import register, registry
+
+    for name, entry in (
+        ("carla_digr/RedFetchGreen-v0", "carla_digr.tasks.red_fetch_green:RedFetchGreenEnv"),
+        ("carla_digr/Driving-v0", "carla_digr.tasks.driving.environment:DrivingEnv"),
+    ):
+        if name not in registry:
+            register(name, entry)

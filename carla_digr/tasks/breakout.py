@@ -22,17 +22,17 @@ The emulators are driven one by one: ale-py's own AtariVectorEnv (0.12.1) starts
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from ale_py import Action, ALEInterface, ALEState, LoggerMode, roms
-from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
 
-from carla_digr.config import BreakoutConfig
+from carla_digr.config import setting
+from carla_digr.tasks.environment import BatchedEnvironment, Steps
 
 ACTION_NAMES = ("noop", "fire", "right", "left")
 _ACTIONS = (Action.NOOP, Action.FIRE, Action.RIGHT, Action.LEFT)
@@ -49,9 +49,19 @@ _FLOOR = 196  # screen row below which nothing is drawn
 WALL_POINTS = 432  # of one whole wall: 36 bricks each of 1, 4 and 7 points
 
 
+@dataclass(frozen=True)
+class BreakoutConfig:
+    """The Atari game Breakout; see this module."""
+
+    repeat_action_probability: float = setting(0.0, minimum=0, maximum=1)  # sticky actions (Machado et al. 2018: 0.25)
+    idle_frames_max: int = setting(30, minimum=1)  # a game starts with 1 to this many frames without action
+    max_frames: int = setting(108_000, minimum=100)  # of one game at 60 a second: half an hour
+
+
 class Breakout:
     """The task, as the offline stages see it."""
 
+    Settings = BreakoutConfig
     name = "breakout"
     observation_shape = OBSERVATION_SHAPE
     action_names = ACTION_NAMES
@@ -66,7 +76,7 @@ class Breakout:
         return BreakoutVecEnv(environments, seed, self.config, evaluation)
 
 
-class BreakoutVecEnv(VecEnv):
+class BreakoutVecEnv(BatchedEnvironment):
     """N games.
 
     Args:
@@ -80,8 +90,7 @@ class BreakoutVecEnv(VecEnv):
     """
 
     def __init__(self, environments: int, seed: int, config: BreakoutConfig, evaluation: bool = True):
-        self.render_mode = None
-        super().__init__(environments, spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8), spaces.Discrete(len(_ACTIONS)))
+        super().__init__(environments, OBSERVATION_SHAPE, len(_ACTIONS))
         self.games = [_Game(seed, i, config) for i in range(environments)]
         self.evaluation = evaluation
 
@@ -91,16 +100,12 @@ class BreakoutVecEnv(VecEnv):
             game.start()
         return self.observe()
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Take the actions of the next ``step_wait``."""
-        self._actions = np.asarray(actions)
-
-    def step_wait(self) -> tuple[NDArray[np.uint8], np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """One action everywhere, as stable-baselines3 defines it; finished episodes restart."""
+    def step(self, actions: Any) -> Steps:
+        """One action everywhere; finished episodes restart."""
         rewards = np.zeros(self.num_envs, np.float32)
         dones = np.zeros(self.num_envs, bool)
         infos: list[dict[str, Any]] = [{} for _ in self.games]
-        for i, (game, action) in enumerate(zip(self.games, self._actions, strict=True)):
+        for i, (game, action) in enumerate(zip(self.games, actions, strict=True)):
             points, life_lost = game.act(_ACTIONS[action])
             rewards[i] = points if self.evaluation else np.sign(points)
             over, truncated = game.ale.game_over(with_truncation=False), game.frames >= game.config.max_frames
@@ -153,25 +158,6 @@ class BreakoutVecEnv(VecEnv):
             self.games[i].pictures = state["pictures"][i].copy()
             self.games[i].objects = state["objects"][i].copy()
             self.games[i].counters = tuple(state["counters"][i].tolist())
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The attribute of the batch, once per environment."""
-        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set the attribute of the batch."""
-        setattr(self, attr_name, value)
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call the method of the batch once per environment."""
-        return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """No environment is wrapped."""
-        return [False] * len(list(self._get_indices(indices)))
 
 
 class _Game:

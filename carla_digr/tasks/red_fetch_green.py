@@ -17,15 +17,15 @@ Truncation: max_steps.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
 
-from carla_digr.config import RedFetchGreenConfig
+from carla_digr.config import setting
+from carla_digr.tasks.environment import BatchedEnvironment, Steps
 
 SIZE = 8  # cells
 TILE = 8  # pixels
@@ -38,9 +38,17 @@ _STEP = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # x, y for MiniGrid's dire
 _FLOOR, _WALL, _BALL, _AGENT = 0, 1, 2, 5
 
 
+@dataclass(frozen=True)
+class RedFetchGreenConfig:
+    """The Red-Fetch-Green room; it has no settings besides the length of an episode."""
+
+    max_steps: int = setting(256, minimum=1)  # MiniGrid's default for 8x8 rooms: 4 * 8 * 8
+
+
 class RedFetchGreen:
     """The task, as the offline stages see it."""
 
+    Settings = RedFetchGreenConfig
     name = "red_fetch_green"
     observation_shape = OBSERVATION_SHAPE
     action_names = ACTION_NAMES
@@ -55,7 +63,7 @@ class RedFetchGreen:
         return RedFetchGreenVecEnv(environments, seed, self.config.max_steps)
 
 
-class RedFetchGreenVecEnv(VecEnv):
+class RedFetchGreenVecEnv(BatchedEnvironment):
     """N rooms in numpy arrays.
 
     Args:
@@ -65,9 +73,7 @@ class RedFetchGreenVecEnv(VecEnv):
     """
 
     def __init__(self, environments: int, seed: int = 0, max_steps: int = 256):
-        observation_space = spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
-        self.render_mode = None
-        super().__init__(environments, observation_space, spaces.Discrete(len(ACTION_NAMES)))
+        super().__init__(environments, OBSERVATION_SHAPE, len(ACTION_NAMES))
         self.base_seed = seed
         self.max_steps = max_steps
         self.episode = np.full(environments, -1, np.int64)
@@ -93,13 +99,9 @@ class RedFetchGreenVecEnv(VecEnv):
         self.direction[i] = rng.integers(4)
         self.steps[i] = 0
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Take the actions of the next ``step_wait``."""
-        self._actions = np.asarray(actions)
-
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """One step everywhere, as stable-baselines3 defines it; finished episodes restart."""
-        actions = self._actions
+    def step(self, actions: Any) -> Steps:
+        """One step everywhere; finished episodes restart."""
+        actions = np.asarray(actions)
         self.direction = (self.direction + (actions == RIGHT) - (actions == LEFT)) % 4
         self.steps += 1
         ahead = self.agent + _STEP[self.direction]
@@ -164,28 +166,6 @@ class RedFetchGreenVecEnv(VecEnv):
         for name, value in state.items():
             getattr(self, name)[:] = value
 
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The attribute of the batch, once per environment."""
-        return [getattr(self, attr_name)] * len(self._get_indices_list(indices))
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set the attribute of the batch."""
-        setattr(self, attr_name, value)
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call the method of the batch once per environment."""
-        return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices_list(indices)]
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """No environment is wrapped."""
-        return [False] * len(self._get_indices_list(indices))
-
-    def _get_indices_list(self, indices: Any) -> list[int]:
-        return list(self._get_indices(indices))
-
 
 class RedFetchGreenEnv(gymnasium.Env):
     """One room as an ordinary gymnasium environment, registered as ``carla_digr/RedFetchGreen-v0``."""
@@ -209,8 +189,8 @@ class RedFetchGreenEnv(gymnasium.Env):
     def step(self, action: int):
         """One step; see the module's table."""
         observations, rewards, dones, infos = self._batch.step(np.array([action]))
-        info: dict[str, Any] = infos[0]
-        observation = info.pop("terminal_observation", np.asarray(observations)[0])
+        info = infos[0]
+        observation = info.pop("terminal_observation", observations[0])
         truncated = info.pop("TimeLimit.truncated", False)
         return observation, float(rewards[0]), bool(dones[0]) and not truncated, truncated, info
 
@@ -249,6 +229,3 @@ def _tile_rows() -> np.ndarray:
     pictures += [Grid.render_tile(None, agent_dir=direction, tile_size=TILE) for direction in range(4)]
     tiles = np.stack(pictures).astype(np.uint8).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(tiles).view(np.uint64).reshape(len(tiles), -1)
-
-
-gymnasium.register("carla_digr/RedFetchGreen-v0", f"{__name__}:RedFetchGreenEnv")

@@ -34,7 +34,7 @@ from carla_digr.saliency.metrics import widened
 from carla_digr.tasks import make_task
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy, policy_logits, sample_actions
+from carla_digr.training.rollout import load_policy, policy_logits, restore_batch, sample_actions
 from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
 from carla_digr.training.state import (
     check_same_job,
@@ -205,7 +205,8 @@ class _Distillation:
             observations, _, dones, infos = self.env.step(sample_actions(logits, self.rng))
             self.observations = np.asarray(observations)
             for i in np.flatnonzero(dones):
-                self.recent_returns = [*self.recent_returns[-99:], float(infos[i]["is_success"])]
+                if "is_success" in infos[i]:
+                    self.recent_returns = [*self.recent_returns[-99:], float(infos[i]["is_success"])]
 
     def _validate(self, losses: dict[str, float] | None = None) -> None:
         """Measure the averaged student on the held-out maps; keep it if it is the best so far.
@@ -261,8 +262,7 @@ class _Distillation:
         self.observations = np.asarray(self.env.reset())
         env_state = {name: value.numpy() for name, value in _without_prefix(tensors, "env.").items()}
         if env_state:
-            self.env.set_state(env_state)  # type: ignore[attr-defined]
-            self.observations = tensors["observations"].numpy()
+            self.observations, _ = restore_batch(self.env, env_state, tensors["observations"].numpy())
 
     def _sections(self) -> dict[str, Any]:
         values = self.config.to_dict()

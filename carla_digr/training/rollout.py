@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
 
 from carla_digr import checkpoint
 from carla_digr.errors import UserError
 from carla_digr.policy import Policy, to_input
-from carla_digr.tasks import Task
+from carla_digr.tasks import Batch, Task
 from carla_digr.training.progress import Progress
 
 Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
@@ -71,7 +70,7 @@ def policy_logits(policy: Policy, observations: NDArray[np.uint8]) -> torch.Tens
         return policy(to_input(torch.from_numpy(observations)))[0]
 
 
-def run_episodes(env: VecEnv, act: Act, episodes: int, label: str = "") -> list[dict[str, float]]:
+def run_episodes(env: Batch, act: Act, episodes: int, label: str = "") -> list[dict[str, float]]:
     """Run fresh environments for ``episodes`` whole episodes.
 
     The episodes are the first ones of each environment, so that every policy meets the same, and none is favoured for
@@ -87,7 +86,7 @@ def run_episodes(env: VecEnv, act: Act, episodes: int, label: str = "") -> list[
     observations = np.asarray(env.reset())
     with Progress(total=episodes, unit="episode", desc=label) as progress:
         while quota.any():
-            observations, rewards, dones, infos = env.step(act(observations))  # type: ignore[assignment]
+            observations, rewards, dones, infos = env.step(act(observations))
             returns += rewards
             for i in np.flatnonzero(dones):
                 if quota[i]:
@@ -99,7 +98,7 @@ def run_episodes(env: VecEnv, act: Act, episodes: int, label: str = "") -> list[
 
 
 def collect_states(
-    env: VecEnv, act: Act, count: int, interval: int, label: str = "importance"
+    env: Batch, act: Act, count: int, interval: int, label: str = "importance"
 ) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
     """States of running episodes, every ``interval`` steps of each environment.
 
@@ -124,3 +123,46 @@ def collect_states(
                     labels.append(importance())
                 progress.update(min(env.num_envs, count - progress.n))
     return np.concatenate(states)[:count], np.concatenate(labels)[:count] if labels else None
+
+
+def states_of(
+    task: Task,
+    policy: Policy,
+    environments: int,
+    count: int,
+    interval: int,
+    seed: int,
+    draws: tuple[int, int] | None = None,
+    label: str = "importance",
+) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
+    """``collect_states`` of fresh episodes of a policy that samples its actions.
+
+    Args:
+        seed: of the episodes.
+        draws: seed of the actions, by default (seed, 1).
+    """
+    env = task.make_vec_env(environments, seed)
+    try:
+        act = sampled(policy, np.random.default_rng(draws or (seed, 1)))
+        return collect_states(env, act, count, interval, label)
+    finally:
+        env.close()
+
+
+def restore_batch(
+    batch: Any, state: dict[str, NDArray[Any]], observations: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Put a saved state back into a batch that has ``set_state``.
+
+    Args:
+        observations: that were saved with it, uint8 (N, C, H, W).
+
+    Returns:
+        The observations from which it goes on, and in which environments (N,) they are those of a new episode, because
+        the saved one could not be continued.
+    """
+    batch.set_state(state)
+    if not hasattr(batch, "observe"):
+        return observations, np.zeros(len(observations), bool)
+    present = batch.observe()
+    return present, (present != observations).reshape(len(present), -1).any(axis=1)

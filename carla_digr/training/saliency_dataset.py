@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import make_task
 from carla_digr.training import prepare_process
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import collect_states, load_policy, sampled
+from carla_digr.training.rollout import load_policy, states_of
 from carla_digr.training.state import check_same_job, only_job_in
 
 STATES = "states.safetensors"
@@ -122,12 +121,10 @@ def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, po
     if _intact(directory, manifest["states"]):
         return
     settings = config.saliency_dataset
-    env = make_task(config).make_vec_env(settings.environments, _states_seed(config))
-    try:
-        act = sampled(policy, np.random.default_rng((_states_seed(config), 1)))
-        states, importance = collect_states(env, act, settings.maps, settings.state_interval)
-    finally:
-        env.close()
+    seed = config.seed + 1_000_003  # the stages see different episodes
+    states, importance = states_of(
+        make_task(config), policy, settings.environments, settings.maps, settings.state_interval, seed
+    )
     tensors = {"states": torch.from_numpy(states)}
     if importance is not None:
         tensors["importance"] = torch.from_numpy(importance)
@@ -138,11 +135,6 @@ def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, po
         manifest["shards"] = {}  # other states, as another machine's arithmetic may give: other maps
     manifest["states"] = entry
     _write_manifest(directory, manifest)
-
-
-def _states_seed(config: Config) -> int:
-    """Seeds of the stages differ, so that no stage sees another's episodes."""
-    return config.seed + 1_000_003
 
 
 def _computed(

@@ -30,9 +30,9 @@ from carla_digr.config import Config, PolicyConfig
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, to_input
-from carla_digr.tasks import Task, make_task
+from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy
+from carla_digr.training.rollout import load_policy, restore_batch
 from carla_digr.training.state import (
     check_same_job,
     load_state,
@@ -43,13 +43,14 @@ from carla_digr.training.state import (
     unpack_optimiser,
     unpack_random,
 )
+from carla_digr.training.vec_env import as_vec_env
 
 
 def train_teacher(config: Config, out: Path) -> None:
     """Train, or go on training, until ``teacher.total_steps``.
 
     Writes ``teacher.safetensors`` and ``.json`` (also at each checkpoint), ``teacher/state.safetensors`` (from which a
-    killed run resumes, on a CPU bit for bit if the task's VecEnv can save its state), ``teacher/curve.csv`` and
+    killed run resumes, on a CPU bit for bit if the task's batch can save its state), ``teacher/curve.csv`` and
     ``teacher/tensorboard``.
 
     Raises:
@@ -68,17 +69,18 @@ def train_teacher(config: Config, out: Path) -> None:
         saved = load_state(state_path) if state_path.exists() else None
         if saved:
             check_same_job(state_path, saved[1]["config"], _sections(config))
-        env = VecMonitor(task.make_vec_env(settings.environments, config.seed, evaluation=False))
+        batch = task.make_vec_env(settings.environments, config.seed, evaluation=False)
+        env = VecMonitor(as_vec_env(batch))
         try:
             algorithm = make_ppo(config, env)
             if saved:
-                _restore(algorithm, env, *saved)
+                _restore(algorithm, env, batch, *saved)
             elif settings.start is not None:
                 _begin_from(Path(settings.start), task, config, algorithm)
             steps = algorithm.num_timesteps
             logger = Logger(str(out), [_CurveWriter(out / "teacher", steps)])
             algorithm.set_logger(logger)
-            job = _Job(config, task, env, out, state_path)
+            job = _Job(config, task, env, batch, out, state_path)
             job.scores.extend(saved[1].get("scores", []) if saved else [])
             with contextlib.closing(logger), job.progress:
                 remaining = settings.total_steps - steps
@@ -158,9 +160,10 @@ def make_ppo(config: Config, env: VecEnv) -> PPO:
 class _Job(BaseCallback):
     """What happens around PPO's loop: progress, the entropy schedule, saved states."""
 
-    def __init__(self, config: Config, task: Task, env: VecMonitor, out: Path, state_path: Path):
+    def __init__(self, config: Config, task: Task, env: VecMonitor, batch: Batch, out: Path, state_path: Path):
         super().__init__()
-        self.config, self.task, self.env, self.out, self.state_path = config, task, env, out, state_path
+        self.config, self.task, self.env, self.batch = config, task, env, batch
+        self.out, self.state_path = out, state_path
         self.progress = Progress(
             total=config.teacher.total_steps,
             unit="step",
@@ -216,7 +219,7 @@ class _Job(BaseCallback):
             **{f"policy.{name}": tensor for name, tensor in algorithm.policy.state_dict().items()},
             **optimiser,
             **random,
-            **{f"env.{name}": torch.from_numpy(value) for name, value in _env_state(self.env).items()},
+            **{f"env.{name}": torch.from_numpy(value) for name, value in _env_state(self.env, self.batch).items()},
             "last_observation": torch.from_numpy(np.array(algorithm._last_obs)),
             "last_starts": torch.from_numpy(np.array(algorithm._last_episode_starts)),
         }
@@ -254,7 +257,7 @@ def _begin_from(path: Path, task: Task, config: Config, algorithm: PPO) -> None:
     algorithm.policy.network.load_state_dict(policy.state_dict())  # type: ignore[union-attr]
 
 
-def _restore(algorithm: PPO, env: VecMonitor, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+def _restore(algorithm: PPO, env: VecMonitor, batch: Batch, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     prefix = "policy."
     weights = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
     algorithm.policy.load_state_dict(weights)
@@ -267,17 +270,19 @@ def _restore(algorithm: PPO, env: VecMonitor, tensors: dict[str, Tensor], values
     env_state = {name[len(prefix) :]: t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
     if env_state:
         env.reset()
-        _set_env_state(env, env_state)
-        algorithm._last_obs = tensors["last_observation"].numpy()
-        algorithm._last_episode_starts = tensors["last_starts"].numpy()
+        env.episode_returns = env_state.pop("monitor_returns")
+        env.episode_lengths = env_state.pop("monitor_lengths")
+        algorithm._last_obs, anew = restore_batch(batch, env_state, tensors["last_observation"].numpy())
+        algorithm._last_episode_starts = tensors["last_starts"].numpy() | anew
+        env.episode_returns[anew], env.episode_lengths[anew] = 0, 0
     else:
         algorithm._last_obs = env.reset()  # type: ignore[assignment]
         algorithm._last_episode_starts = np.ones(env.num_envs, bool)
     unpack_random(tensors, values["random_numpy"])
 
 
-def _env_state(env: VecMonitor) -> dict[str, np.ndarray]:
-    get_state = getattr(env.venv, "get_state", None)
+def _env_state(env: VecMonitor, batch: Batch) -> dict[str, np.ndarray]:
+    get_state = getattr(batch, "get_state", None)
     if get_state is None:
         return {}
     return {
@@ -285,12 +290,6 @@ def _env_state(env: VecMonitor) -> dict[str, np.ndarray]:
         "monitor_returns": env.episode_returns.copy(),
         "monitor_lengths": env.episode_lengths.copy(),
     }
-
-
-def _set_env_state(env: VecMonitor, state: dict[str, np.ndarray]) -> None:
-    env.episode_returns = state.pop("monitor_returns")
-    env.episode_lengths = state.pop("monitor_lengths")
-    env.venv.set_state(state)  # type: ignore[attr-defined]
 
 
 def _sections(config: Config) -> dict[str, Any]:
@@ -341,7 +340,7 @@ class _CurveWriter(KVWriter):
             lines = [[name for name, _ in self.COLUMNS], *kept]
             raw.write("".join(",".join(line) + "\n" for line in lines).encode())
         self._csv = path.open("a", newline="")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps if steps else None)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps + 1 if steps else None)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict, step: int = 0) -> None:
         """Append one row."""

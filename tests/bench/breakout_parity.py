@@ -25,10 +25,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
 
-from carla_digr.config import Config, load_config
+from carla_digr.config import Config
 from carla_digr.evaluation.figures import png
 from carla_digr.files import atomic_write
-from carla_digr.tasks import make_task
+from carla_digr.tasks import load_config, make_task
 from carla_digr.tasks.breakout import STACK
 from carla_digr.training import prepare_process
 from carla_digr.training.progress import Progress

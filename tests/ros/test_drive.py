@@ -18,7 +18,7 @@ from carla_digr.driving.control import command  # noqa: E402
 from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import Process  # noqa: E402
 from carla_digr.live.watchdog import FULL_BRAKE  # noqa: E402
-from carla_digr.tasks.driving import InProcessDrive  # noqa: E402
+from carla_digr.tasks.driving.drive import InProcessDrive  # noqa: E402
 
 # Lockstep at 20 Hz. A publisher keeps ten frames for a subscriber: flat out these are 50 ms, and an observer that the
 # machine holds up for longer misses some.

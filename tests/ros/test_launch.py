@@ -27,12 +27,13 @@ import yaml
 
 live_support.workspace()
 
-from carla_digr.config import ENVIRONMENTS, load_config  # noqa: E402
+from carla_digr.config import shipped_configs  # noqa: E402
 from carla_digr.errors import UserError  # noqa: E402
 from carla_digr.live import composition  # noqa: E402
 from carla_digr.live.supervisor import command_line  # noqa: E402
 from carla_digr.recordings.bag import open_bag  # noqa: E402
 from carla_digr.recordings.drive import read_drive  # noqa: E402
+from carla_digr.tasks import load_config  # noqa: E402
 from carla_digr.training import STAGES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -247,9 +248,9 @@ def test_a_stage_is_a_pipeline_of_one(launched, name):
 
 
 def test_every_task_has_an_installed_configuration_of_its_name(launched):
-    assert launched("pipeline").arguments["task"]["choices"] == list(ENVIRONMENTS)
-    for task in ENVIRONMENTS:
-        assert load_config(live_support.installed(f"configs/{task}.yaml")).task == task
+    assert launched("pipeline").arguments["task"]["choices"] == list(shipped_configs())
+    for name in shipped_configs():
+        assert load_config(live_support.installed(f"configs/{name}.yaml")) == load_config(name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from carla_digr.config import parse_config
+from carla_digr.tasks import parse_config
 
 TINY = {
     "task": "red_fetch_green",

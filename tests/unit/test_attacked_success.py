@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from carla_digr.attacks import ATTACKS, fgsm, noise
-from carla_digr.config import PolicyConfig, RedFetchGreenConfig
-from carla_digr.evaluation.robustness import attacked_episodes, robustness_curves, spread
+from carla_digr.config import PolicyConfig
+from carla_digr.evaluation.report import spread
+from carla_digr.evaluation.robustness import attacked_episodes, robustness_curves
 from carla_digr.policy import ActorCritic, to_input
-from carla_digr.tasks.red_fetch_green import RedFetchGreen
+from carla_digr.tasks.red_fetch_green import RedFetchGreen, RedFetchGreenConfig
 from carla_digr.training.rollout import run_episodes, sampled
 
 

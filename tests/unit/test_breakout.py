@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from carla_digr import checkpoint
-from carla_digr.config import BreakoutConfig
-from carla_digr.tasks.breakout import FIRE, LEFT, NOOP, OBSERVATION_SHAPE, RIGHT, Breakout, BreakoutVecEnv
+from carla_digr.tasks.breakout import (
+    FIRE,
+    LEFT,
+    NOOP,
+    OBSERVATION_SHAPE,
+    RIGHT,
+    Breakout,
+    BreakoutConfig,
+    BreakoutVecEnv,
+)
 from carla_digr.training.rollout import load_policy, run_episodes, sampled
 
 CONFIG = BreakoutConfig()

@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 
 from carla_digr.cli import main
-from carla_digr.config import load_config, parse_config
 from carla_digr.evaluation.breakout import UNIFORM, truth_row
 from carla_digr.evaluation.saliency_methods import NAMES
+from carla_digr.tasks import load_config, parse_config
 from carla_digr.tasks.breakout import BALL, PADDLE
 from carla_digr.training.teacher import train_teacher
 

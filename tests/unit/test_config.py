@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from carla_digr.config import ENVIRONMENTS, load_config, parse_config
+from carla_digr.config import find_config, shipped_configs
 from carla_digr.errors import UserError
+from carla_digr.tasks import load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *ENVIRONMENTS,
-        "red_fetch_green_stride4",
-        "red_fetch_green_paper",
-        "driving_paper",
-        "driving_longer",
-        "driving_annotation",
-    ],
-)
+@pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_configurations_load_and_survive_a_card(name):
     config = load_config(ROOT / "configs" / f"{name}.yaml")
-    assert name.startswith(config.task)
-    assert parse_config(config.to_dict(), "card") == config
+    assert name.startswith(config.task) or config.task == "gymnasium"
+    assert parse_config(json.loads(json.dumps(config.to_dict())), "card") == config
+
+
+def test_every_task_of_ours_has_a_configuration_of_its_name_that_is_found_without_a_path(tmp_path, monkeypatch):
+    assert {"red_fetch_green", "driving", "breakout", "driving_paper"} <= set(shipped_configs())
+    assert not {"live", "rollout"} & set(shipped_configs())  # of other jobs
+    monkeypatch.chdir(tmp_path)
+    assert load_config("driving") == load_config(ROOT / "configs" / "driving.yaml")
+    (tmp_path / "driving").mkdir()  # a run's directory, say
+    assert find_config("driving").samefile(ROOT / "configs" / "driving.yaml")
+    with pytest.raises(UserError, match=r"drivin: No such file or directory \(did you mean 'driving'"):
+        load_config("drivin")
+    (tmp_path / "mine").write_text("task: breakout")
+    assert load_config("mine").task == "breakout"
+
+
+def test_cards_of_every_task_have_keys_that_are_of_driving_now():
+    old = {"task": "red_fetch_green", "evaluation": {"episodes": 3, "attack_seconds": 20.0, "drive_seconds": 600.0}}
+    config = parse_config(old, "card")
+    assert config.evaluation.episodes == 3 and "attack_seconds" not in config.to_dict()["evaluation"]
+    kept = parse_config({**old, "task": "driving"}, "card").evaluation
+    assert (kept.attack_seconds, kept.drive_seconds) == (20.0, 600.0)
+    with pytest.raises(UserError, match=r"evaluation\.attack_second' .*'attack_seconds'"):
+        parse_config({"task": "driving", "evaluation": {"attack_second": 1}}, "card")
+
+
+def test_a_configuration_is_checked_without_torch_or_a_training_library():
+    code = "import sys\nfrom carla_digr.config import shipped_configs\nfrom carla_digr.tasks import load_config\n"
+    code += "for name in shipped_configs(): load_config(name)\n"
+    code += "heavy = {'torch', 'stable_baselines3', 'numba', 'minigrid'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

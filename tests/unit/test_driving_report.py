@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from carla_digr.cli import main
-from carla_digr.evaluation.driving import MARGINS, RANDOM, REMOVED, _mean, area
+from carla_digr.evaluation.decision import RANDOM, REMOVED, area
+from carla_digr.evaluation.driving import MARGINS
+from carla_digr.evaluation.report import known_mean
 from carla_digr.evaluation.saliency_methods import SLOW
 from carla_digr.tasks.driving.classes import CLASSES
 
@@ -99,6 +101,6 @@ def test_every_figure_is_there_and_shows_something(evaluation):
 
 
 def test_missing_values_are_left_out_of_means():
-    assert _mean([1.0, math.nan, 3.0]) == 2
-    assert _mean([math.nan]) is None
-    assert _mean([[1.0, math.nan], [3.0, math.nan]]) == [2, None]
+    assert known_mean([1.0, math.nan, 3.0]) == 2
+    assert known_mean([math.nan]) is None
+    assert known_mean([[1.0, math.nan], [3.0, math.nan]]) == [2, None]

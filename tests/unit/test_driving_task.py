@@ -12,7 +12,6 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carla_digr.config import DrivingConfig
 from carla_digr.driving.control import (
     BRAKE,
     CRUISE_SPEED,
@@ -26,8 +25,13 @@ from carla_digr.driving.control import (
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, lane_center
 from carla_digr.simulator.vehicle import MAX_STEER, step_bicycle
 from carla_digr.simulator.world import World
-from carla_digr.tasks.driving import DrivingEnv, DrivingVecEnv, InProcessDrive, episode_seed
+from carla_digr.tasks import register_environments
+from carla_digr.tasks.driving import DrivingConfig
+from carla_digr.tasks.driving.batch import DrivingVecEnv
+from carla_digr.tasks.driving.drive import InProcessDrive
+from carla_digr.tasks.driving.environment import DrivingEnv
 from carla_digr.tasks.driving.reward import hazards, reward
+from carla_digr.tasks.environment import episode_seed
 
 CONFIG = DrivingConfig()
 ROAD = Road.ring()
@@ -210,6 +214,5 @@ def test_a_foreseen_edge_costs_alike_on_both_sides_and_only_on_the_way_to_it(to_
 
 
 def test_the_environment_keeps_gymnasiums_contract():
-    import carla_digr.tasks.driving  # noqa: F401  (registers it)
-
+    register_environments()
     check_env(gymnasium.make("carla_digr/Driving-v0").unwrapped, skip_render_check=True)

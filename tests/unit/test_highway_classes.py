@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from carla_digr.config import DrivingConfig
 from carla_digr.driving.control import command
 from carla_digr.simulator import shading
 from carla_digr.simulator.traffic import ONCOMING
-from carla_digr.tasks.driving import DrivingVecEnv, InProcessDrive
+from carla_digr.tasks.driving import DrivingConfig
+from carla_digr.tasks.driving.batch import DrivingVecEnv
 from carla_digr.tasks.driving.classes import CLASSES, EGO, RELEVANT, SAMPLES, importance_of
+from carla_digr.tasks.driving.drive import InProcessDrive
 
 IDS = {  # the renderer's ids of each class but the vehicles
     "lane line": {shading.ID_LINE},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -14,8 +16,7 @@ from minigrid.core.world_object import Ball
 from minigrid.minigrid_env import MiniGridEnv
 
 from carla_digr import checkpoint
-from carla_digr.config import load_config
-from carla_digr.tasks import make_task
+from carla_digr.tasks import load_config, make_task, register_environments
 from carla_digr.tasks.red_fetch_green import BALLS, PICKUP, SIZE, TILE, RedFetchGreenVecEnv
 from carla_digr.training.rollout import load_policy, run_episodes, sampled
 
@@ -126,8 +127,7 @@ def test_a_restored_state_continues_equally():
 
 
 def test_the_gymnasium_environment_keeps_the_interface():
-    import carla_digr.tasks.red_fetch_green  # noqa: F401  (registers it)
-
+    register_environments()
     env = gymnasium.make("carla_digr/RedFetchGreen-v0", render_mode="rgb_array")
     check_env(env.unwrapped)
     observation, _ = env.reset(seed=4)
@@ -137,6 +137,18 @@ def test_the_gymnasium_environment_keeps_the_interface():
     while not (terminated or truncated):
         _, reward, terminated, truncated, _ = env.step(PICKUP)
     assert truncated or reward >= 0
+
+
+@pytest.mark.parametrize("name", ["RedFetchGreen-v0", "Driving-v0"])
+def test_our_environments_are_made_without_a_training_library(name):
+    code = "import sys\n"
+    code += "class Wall:\n    def find_spec(self, name, path=None, target=None):\n"
+    code += "        if name.split('.')[0] in ('stable_baselines3', 'torch', 'captum'): raise ImportError(name)\n"
+    code += "sys.meta_path.insert(0, Wall())\nimport gymnasium, carla_digr.tasks\n"
+    code += "carla_digr.tasks.register_environments()\ncarla_digr.tasks.register_environments()\n"  # once is enough
+    code += f"env = gymnasium.make('carla_digr/{name}')\nenv.reset(seed=1)\n"
+    code += "assert env.observation_space.contains(env.step(0)[0])\n"
+    subprocess.run([sys.executable, "-W", "error::UserWarning:gymnasium", "-c", code], check=True)
 
 
 def test_the_weights_that_ship_belong_together_and_fetch_the_target():

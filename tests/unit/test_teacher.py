@@ -12,11 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from carla_digr import checkpoint
 from carla_digr.errors import UserError
 from carla_digr.policy import to_input
 from carla_digr.tasks import make_task
+from carla_digr.tasks.red_fetch_green import RedFetchGreen, RedFetchGreenEnv
 from carla_digr.training.teacher import SB3Policy, train_teacher
 
 
@@ -63,6 +65,30 @@ def test_a_killed_training_resumes_to_the_same_weights_bit_for_bit(tmp_path, tin
     assert curves[0] == curves[1]
     leftovers = [path.name for path in tmp_path.rglob("*.tmp")]
     assert len(leftovers) <= 1  # of a write that the kill hit
+
+
+def test_tensorboard_shows_the_rows_of_the_curve_across_a_resume(copied_run, tiny_config):
+    """Also the checkpoint's own, with which the resumed part begins, and no row of a killed part twice."""
+    out = copied_run("teacher")
+    settings = replace(tiny_config.teacher, total_steps=tiny_config.teacher.total_steps + 512)
+    train_teacher(replace(tiny_config, teacher=settings), out)
+    rows = (out / "teacher" / "curve.csv").read_text().splitlines()[1:]
+    events = EventAccumulator(str(out / "teacher" / "tensorboard"), {"scalars": 0}).Reload().Scalars("teacher/entropy")
+    assert [event.step for event in events] == [int(row.split(",")[0]) for row in rows]
+
+
+def test_a_task_may_return_a_vec_env_of_stable_baselines3(tmp_path, tiny_config, monkeypatch):
+    """Without a saved state of its own: a resumed training begins new episodes."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    def make_vec_env(self, environments, seed, evaluation=True):
+        return DummyVecEnv([RedFetchGreenEnv] * environments)
+
+    monkeypatch.setattr(RedFetchGreen, "make_vec_env", make_vec_env)
+    settings = replace(tiny_config.teacher, total_steps=256)
+    train_teacher(replace(tiny_config, teacher=settings), tmp_path)
+    train_teacher(replace(tiny_config, teacher=replace(settings, total_steps=512)), tmp_path)
+    assert checkpoint.load(tmp_path / "teacher.safetensors")[1]["steps"] == 512
 
 
 def test_a_training_begins_from_the_weights_that_it_is_given(tmp_path, tiny_run, tiny_config):

@@ -17,7 +17,7 @@ from carla_digr.cli import main
 from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
 from carla_digr.driving.session import Session
 from carla_digr.errors import UserError
-from carla_digr.tasks.driving import DrivingEnv
+from carla_digr.tasks.driving.environment import DrivingEnv
 
 KEEP = 1
 

@@ -9,8 +9,9 @@ import pytest
 from carla_digr.driving.control import CAMERA, IMAGE_SIZE, command
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SensorStream
-from carla_digr.tasks.driving import DrivingEnv, InProcessDrive
 from carla_digr.tasks.driving.classes import SAMPLES, class_picture
+from carla_digr.tasks.driving.drive import InProcessDrive
+from carla_digr.tasks.driving.environment import DrivingEnv
 
 DECISION_TICKS = 5  # a held wheel angle makes the drives leave their lane, meet traffic and crash
 

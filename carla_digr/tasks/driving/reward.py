@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from numba import njit
 
-from carla_digr.config import DrivingConfig
 from carla_digr.driving.control import CRUISE_SPEED
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE
 from carla_digr.simulator.traffic import ONCOMING
+from carla_digr.tasks.driving.settings import DrivingConfig
 
 CLOSING_HORIZON = 4.0  # s to a collision below which the reward sinks
 

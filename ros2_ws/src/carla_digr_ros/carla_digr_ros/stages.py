@@ -20,16 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ament_index_python.packages import get_package_share_directory
 from carla_digr_msgs.action import RunStage
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
 
-from carla_digr.config import ENVIRONMENTS, load_config
+from carla_digr.config import find_config, shipped_configs
 from carla_digr.errors import UserError, ending
 from carla_digr.live.child import Child
-from carla_digr.live.composition import PACKAGE
+from carla_digr.tasks import load_config
 from carla_digr.training import STAGES, Stage
 from carla_digr_ros.running import ManagedNode, run
 
@@ -176,9 +175,9 @@ def command_line(stage: Stage, goal: RunStage.Goal) -> tuple[Path, list[str]]:
         UserError: the configuration is missing or wrong.
     """
     if not goal.config:
-        raise UserError(f"The goal has no config: give it a YAML file or a task ({', '.join(ENVIRONMENTS)}).")
-    installed = Path(get_package_share_directory(PACKAGE)) / "configs" / f"{goal.config}.yaml"
-    path = installed if goal.config.isidentifier() and installed.is_file() else Path(goal.config)
+        names = ", ".join(shipped_configs())
+        raise UserError(f"The goal has no config: give it a YAML file or the name of one that ships ({names}).")
+    path = find_config(goal.config)
     config = load_config(path)
     out = (Path(goal.out) if goal.out else Path("runs") / config.task).absolute()
     command = [sys.executable, "-m", "carla_digr.cli", stage.name, "--progress=json", f"--out={out}"]

@@ -1,0 +1,188 @@
+"""The batch of highways that the stages train and measure on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_digr.driving.control import ACTION_NAMES, IMAGE_SIZE, TICK, DriveFrame, command
+from carla_digr.driving.episode import RunningEpisode
+from carla_digr.simulator.road import Road
+from carla_digr.simulator.traffic import ONCOMING, VEHICLE
+from carla_digr.tasks.driving.classes import importance_of
+from carla_digr.tasks.driving.drive import InProcessDrive
+from carla_digr.tasks.driving.settings import DrivingConfig
+from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
+
+_METRICS = ("clean", "collision", "off_road", "seconds", "driven", "distance", "overtakes", "mean_speed")
+
+
+class Episode:
+    """One highway with its ego: actions in, pictures, rewards and the episode's figures out."""
+
+    def __init__(self, config: DrivingConfig, road: Road, decision_ticks: int):
+        self.config = config
+        self.decision_ticks = decision_ticks
+        self.drive = InProcessDrive(config.vehicles, road)
+
+    def reset(self, seed: int) -> DriveFrame:
+        """Start the episode of this seed."""
+        frame = self.drive.reset(seed)
+        self.running = RunningEpisode(self.config.episode_seconds)
+        self.overtaken = 0
+        self.ahead = self._relative() > 0.0
+        return frame
+
+    def step(self, action: int) -> tuple[DriveFrame, float, bool, bool]:
+        """One decision: frame, reward, terminated, truncated."""
+        wanted = command(action)
+        for _ in range(self.decision_ticks):
+            self.drive.advance(wanted)
+            speed = float(self.drive.world.vehicle(self.drive.ego)["speed"])
+            self.running.count(speed, *self.drive.incident())
+            if self.running.terminated:
+                break
+        frame = self.drive.frame()
+        relative = self._relative()
+        self.overtaken += int((self.ahead & (relative < 0.0) & (relative > -100.0)).sum())
+        self.ahead = relative > 0.0
+        if self.running.terminated:
+            return frame, -1.0, True, False
+        return frame, self.drive.reward(self.config, self.decision_ticks * TICK), False, self.running.truncated
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the episode so far; collision is whether something was hit."""
+        figures = self.running.figures()
+        figures |= {"collision": figures["collision"] is not None, "overtakes": self.overtaken}
+        return {name: float(figures[name]) for name in _METRICS}
+
+    def _relative(self) -> NDArray[np.float64]:
+        """Distance along the road from the ego to every vehicle, in [-ring / 2, ring / 2); 0 for the oncoming."""
+        world = self.drive.world
+        ring = world.road.length
+        relative = (world.vehicles["s"] - world.vehicle(self.drive.ego)["s"] + 0.5 * ring) % ring - 0.5 * ring
+        return np.where(world.vehicles["driver"] == ONCOMING, 0.0, relative)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything the following steps depend on."""
+        world = self.drive.world.get_state()
+        return {
+            "vehicles": world["vehicles"].view(np.uint8).reshape(len(world["vehicles"]), -1).copy(),
+            "ahead": self.ahead.copy(),
+            "counters": np.array(
+                [world["frame"], world["last_id"], self.drive.ego, self.running.ticks, self.overtaken]
+            ),
+            "sums": np.array([world["elapsed"], self.running.distance]),
+        }
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from ``get_state``."""
+        frame, last_id, ego, ticks, self.overtaken = (int(value) for value in state["counters"])
+        elapsed, distance = (float(value) for value in state["sums"])
+        self.running = RunningEpisode(self.config.episode_seconds)
+        self.running.ticks, self.running.distance = ticks, distance
+        vehicles = np.ascontiguousarray(state["vehicles"]).view(VEHICLE)[:, 0]
+        self.drive.restore({"vehicles": vehicles, "frame": frame, "last_id": last_id, "elapsed": elapsed}, ego)
+        self.ahead = state["ahead"].astype(bool)
+
+
+class DrivingVecEnv(BatchedEnvironment):
+    """N highways in one process, stepped by as many threads as it has cores; see Task.make_vec_env.
+
+    The simulator's compiled code runs without Python's lock, and no highway knows of another: the number of threads
+    changes nothing but the time.
+
+    Args:
+        environments: N.
+        seed: episode e of environment i follows from (seed, i, e).
+        config: of the task.
+        evaluation: decisions last ``decision_ticks`` instead of ``training_decision_ticks``.
+    """
+
+    def __init__(self, environments: int, seed: int, config: DrivingConfig, evaluation: bool):
+        super().__init__(environments, (3, IMAGE_SIZE, IMAGE_SIZE), len(ACTION_NAMES))
+        self.base_seed = seed
+        road = Road.ring()
+        ticks = config.decision_ticks if evaluation else config.training_decision_ticks
+        self.episodes = [Episode(config, road, ticks) for _ in range(environments)]
+        self.started = np.zeros(environments, np.int64)
+        self.observations = np.zeros((environments, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        threads = min(environments, usable_cores())
+        self._shares = [range(k, environments, threads) for k in range(threads)]
+        self._threads = ThreadPoolExecutor(threads, "highway")
+
+    def reset(self) -> NDArray[np.uint8]:
+        """Start a new episode everywhere; uint8 (N, 3, 128, 128)."""
+        for i in range(self.num_envs):
+            self._start_episode(i)
+        return self.observe()
+
+    def _start_episode(self, i: int) -> None:
+        seed = episode_seed(self.base_seed, i, int(self.started[i]))
+        self.started[i] += 1
+        self.observations[i] = self.episodes[i].reset(seed).image.transpose(2, 0, 1)
+
+    def step(self, actions: Any) -> Steps:
+        """One decision everywhere; finished episodes restart."""
+        rewards = np.zeros(self.num_envs, np.float32)
+        dones = np.zeros(self.num_envs, bool)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+
+        def advance(share: Iterable[int]) -> None:
+            for i in share:
+                episode = self.episodes[i]
+                frame, rewards[i], terminated, truncated = episode.step(int(actions[i]))
+                self.observations[i] = frame.image.transpose(2, 0, 1)
+                if terminated or truncated:
+                    dones[i] = True
+                    infos[i] = {
+                        "terminal_observation": self.observations[i].copy(),
+                        "TimeLimit.truncated": truncated,
+                        "is_success": not terminated,
+                        "metrics": episode.metrics(),
+                    }
+                    self._start_episode(i)
+
+        list(self._threads.map(advance, self._shares))  # raises here what a thread raised
+        return self.observe(), rewards, dones, infos
+
+    def observe(self) -> NDArray[np.uint8]:
+        """The present observations, uint8 (N, 3, 128, 128)."""
+        return self.observations.copy()
+
+    def classes(self) -> NDArray[np.int8]:
+        """What each pixel of the present observations shows, int8 (N, 128, 128); see driving.classes."""
+        return np.stack([episode.drive.classes() for episode in self.episodes])
+
+    def importance(self) -> NDArray[np.int8]:
+        """Which pixels matter, int8 (N, 128, 128); see tasks.KnowsImportance."""
+        return importance_of(self.classes())
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything the following steps depend on besides the constructor's arguments."""
+        state = {"started": self.started.copy()}
+        for i, episode in enumerate(self.episodes):
+            state.update({f"{i}.{key}": value for key, value in episode.get_state().items()})
+        return state
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from ``get_state``."""
+        self.started[:] = state["started"]
+        for i, episode in enumerate(self.episodes):
+            prefix = f"{i}."
+            episode.set_state({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            self.observations[i] = episode.drive.frame().image.transpose(2, 0, 1)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

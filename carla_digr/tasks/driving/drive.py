@@ -1,0 +1,131 @@
+"""The embedded highway stepped in this process."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_digr.driving.control import (
+    CAMERA,
+    CRUISE_SPEED,
+    EGO_BLUEPRINT,
+    IMAGE_SIZE,
+    TICK,
+    DriveFrame,
+    VehicleCommand,
+    pedals,
+    signed_speed,
+    start_index,
+)
+from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, project_to
+from carla_digr.simulator.vehicle import KINDS
+from carla_digr.simulator.world import Camera, World
+from carla_digr.tasks.driving.classes import SAMPLES, class_picture
+from carla_digr.tasks.driving.reward import hazards, reward
+from carla_digr.tasks.driving.settings import DrivingConfig
+
+EGO_KIND = [kind.blueprint for kind in KINDS].index(EGO_BLUEPRINT)
+
+
+class InProcessDrive:
+    """The embedded highway stepped in this process: what training drives on.
+
+    Implements :class:`carla_digr.driving.control.Drive`; the same seed and commands give the same frames as a
+    :class:`carla_digr.driving.scenario.Scenario` on the simulator process.
+    """
+
+    def __init__(self, vehicles: int = 64, road: Road | None = None):
+        self.vehicles = vehicles
+        self.road = road or Road.ring()
+        self.world = World(self.road)
+        self.ego = 0
+
+    def reset(self, seed: int) -> DriveFrame:
+        """Start an episode; see :meth:`Drive.reset`."""
+        self.world = World(self.road)
+        points = self.road.spawn_points
+        x, y, yaw = points[start_index(seed, len(points))]
+        self._mount(self.world.spawn_vehicle(EGO_KIND, x, y, yaw))
+        self.world.set_target_velocity(self.ego, CRUISE_SPEED * math.cos(yaw), CRUISE_SPEED * math.sin(yaw))
+        self.world.spawn_traffic(seed, self.vehicles, self.ego)
+        self.world.step(TICK)
+        return self.frame()
+
+    def _mount(self, ego: int) -> None:
+        """Make a vehicle the ego, with the task's camera on it."""
+        self.ego = ego
+        self.camera = Camera(
+            parent=ego,
+            x=CAMERA["x"],
+            y=CAMERA["y"],
+            z=CAMERA["z"],
+            pitch=math.radians(CAMERA["pitch"]),
+            yaw=math.radians(CAMERA["yaw"]),
+            roll=math.radians(CAMERA["roll"]),
+            width=IMAGE_SIZE,
+            height=IMAGE_SIZE,
+            fov=CAMERA["fov"],
+        )
+
+    def advance(self, wanted: VehicleCommand) -> None:
+        """Apply a command and advance one tick without a picture."""
+        throttle, brake = pedals(wanted, self.speed())
+        self.world.set_control(self.ego, throttle, wanted.steer, brake)
+        self.world.step(TICK)
+
+    def speed(self) -> float:
+        """The ego's speed in m/s, as it can be seen over CARLA's protocol too."""
+        ego = self.world.vehicle(self.ego)
+        return signed_speed(ego["vx"], ego["vy"], ego["yaw"])
+
+    def step(self, wanted: VehicleCommand) -> DriveFrame:
+        """Apply a command, advance 0.05 s and return the frame."""
+        self.advance(wanted)
+        return self.frame()
+
+    def incident(self) -> tuple[str | None, bool]:
+        """What the ego hit in the last tick, and whether its centre is off the driving lanes."""
+        hits = [contact.other_name for contact in self.world.collisions if contact.id == self.ego]
+        return (hits[0] if hits else None), not MEDIAN_HALF_WIDTH < self.world.vehicle(self.ego)["d"] < ROAD_EDGE
+
+    def frame(self) -> DriveFrame:
+        """The present frame with its picture."""
+        ego = self.world.vehicle(self.ego)
+        collision, off_road = self.incident()
+        return DriveFrame(
+            frame=self.world.frame,
+            stamp=self.world.elapsed,
+            image=self.world.render(self.camera)[:, :, 2::-1],
+            x=float(np.float32(ego["x"])),
+            y=float(np.float32(ego["y"])),
+            yaw=float(np.float32(ego["yaw"])),
+            speed=self.speed(),
+            collision=collision,
+            off_road=off_road,
+        )
+
+    def classes(self) -> NDArray[np.int8]:
+        """What each pixel of the present picture shows, int8 (H, W); see driving.classes."""
+        size = IMAGE_SIZE * SAMPLES
+        return class_picture(self.world.instances(replace(self.camera, width=size, height=size)), self.ego)
+
+    def reward(self, config: DrivingConfig, seconds: float) -> float:
+        """Reward of the last ``seconds`` if nothing ended in them."""
+        ego = self.world.vehicle(self.ego)
+        closing, alongside = hazards(self.world.vehicles, self.world.index(self.ego), self.road.length)
+        heading = project_to(self.road.pieces, ego["x"], ego["y"])[2]
+        drift = float(ego["speed"] * math.sin(ego["yaw"] - heading))
+        return reward(config, seconds, ego["speed"], ego["d"], drift, closing, alongside)
+
+    def restore(self, state: dict[str, Any], ego: int) -> None:
+        """Continue from ``World.get_state`` with the ego of this id."""
+        self.world = World(self.road)
+        self.world.set_state(state)
+        self._mount(ego)
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,88 @@
+"""One highway as an ordinary gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from carla_digr.driving.control import ACTION_NAMES, CRUISE_SPEED, IMAGE_SIZE, TICK, Drive, command
+from carla_digr.driving.episode import RunningEpisode
+from carla_digr.tasks.driving.drive import InProcessDrive
+from carla_digr.tasks.driving.settings import DrivingConfig
+
+
+class DrivingEnv(gymnasium.Env):
+    """One highway as an ordinary gymnasium environment; registered as ``carla_digr/Driving-v0``.
+
+    Args:
+        config: of the task; the default one if None.
+        drive: where to drive. None: in this process, with the shaped reward. A
+            :class:`carla_digr.driving.scenario.Scenario` drives over CARLA's protocol; the pictures are the same, the
+            reward is progress and the terminal -1, for the traffic's state is not part of a picture.
+        decision_ticks: ticks a decision lasts, by default the configuration's.
+
+    Observations are uint8 (128, 128, 3) RGB, actions Discrete(4); see carla_digr.tasks.driving for both, for the
+    reward and for when an episode ends.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / TICK)}  # noqa: RUF012  (gymnasium's interface)
+
+    def __init__(
+        self,
+        config: DrivingConfig | None = None,
+        drive: Drive | None = None,
+        decision_ticks: int | None = None,
+        render_mode: str | None = None,
+    ):
+        self.config = config or DrivingConfig()
+        self.render_mode = render_mode
+        self.decision_ticks = decision_ticks or self.config.decision_ticks
+        self.drive = drive or InProcessDrive(self.config.vehicles)
+        self.observation_space = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        self.action_space = spaces.Discrete(len(ACTION_NAMES))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """A new episode; the same seed gives the same episode."""
+        super().reset(seed=seed)
+        self.running = RunningEpisode(self.config.episode_seconds)
+        self.last = self.drive.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
+        return np.ascontiguousarray(self.last.image), self._info()
+
+    def step(self, action: int):
+        """One decision."""
+        for _ in range(self.decision_ticks):
+            self.last = self.drive.step(command(int(action)))
+            self.running.count(self.last.speed, self.last.collision, self.last.off_road)
+            if self.running.terminated:
+                break
+        terminated, truncated = self.running.terminated, self.running.truncated
+        return np.ascontiguousarray(self.last.image), self._reward(terminated), terminated, truncated, self._info()
+
+    def _reward(self, terminated: bool) -> float:
+        if terminated:
+            return -1.0
+        seconds = self.decision_ticks * TICK
+        if isinstance(self.drive, InProcessDrive):
+            return self.drive.reward(self.config, seconds)
+        return self.config.progress_reward * self.last.speed / CRUISE_SPEED * seconds / 0.1
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "frame": self.last.frame,
+            "stamp": self.last.stamp,
+            "speed": self.last.speed,
+            "collision": self.last.collision,
+            "off_road": self.last.off_road,
+        }
+
+    def render(self) -> NDArray[np.uint8]:
+        """The picture, uint8 (128, 128, 3) RGB."""
+        return np.ascontiguousarray(self.last.image)
+
+    def close(self) -> None:
+        """Release the drive."""
+        self.drive.close()
