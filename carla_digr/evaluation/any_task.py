@@ -62,11 +62,13 @@ def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
     """The figures of ``measure``'s results."""
     episodes = evaluation.config.evaluation.attack_episodes
     band = f"{episodes} episodes a point; band: one standard deviation over the episodes"
-    return {
+    drawn = {
         "figure_attacks.png": figures.success_against_epsilon(results["robustness"], band, "return", share=False),
         "figure_decision.png": figures.decision_curves(results["decision"]),
-        "figure_randomised.png": figures.randomised_curves(results["randomised"]),
     }
+    if results["randomised"]:
+        drawn["figure_randomised.png"] = figures.randomised_curves(results["randomised"])
+    return drawn
 
 
 def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:

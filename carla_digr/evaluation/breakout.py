@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from PIL import Image
 
 from carla_digr.config import Config
 from carla_digr.evaluation.report import Evaluation, fresh_states, markdown_table, number
-from carla_digr.evaluation.saliency_methods import SLOW, Method
+from carla_digr.evaluation.saliency_methods import MapOf
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
@@ -52,8 +53,10 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     settings = evaluation.config.evaluation
     truth = functools.cache(lambda: _held_out_states(evaluation))
     rows = {}
-    for name, method in {**evaluation.methods, UNIFORM: _uniform}.items():
-        count = min(settings.saliency_states, settings.slow_states if name in SLOW else settings.saliency_states)
+    methods: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {**evaluation.methods, UNIFORM: _uniform}
+    for name, method in methods.items():
+        slow = isinstance(method, MapOf) and method.slow
+        count = min(settings.saliency_states, settings.slow_states if slow else settings.saliency_states)
         rows[name] = evaluation.part(f"ball and paddle, {name}", partial(_row, name, method, truth, count))
     return {"truth": rows}
 
@@ -122,7 +125,7 @@ def truth_row(maps: NDArray[np.float32], classes: NDArray[np.int8]) -> dict[str,
     }
 
 
-def _row(name: str, method: Method, truth: Any, count: int) -> dict[str, Any]:
+def _row(name: str, method: Callable[[torch.Tensor], torch.Tensor], truth: Any, count: int) -> dict[str, Any]:
     states, classes = truth()
     batches = Progress(to_input(torch.from_numpy(states[:count])).split(32), desc=f"truth, {name}", unit="batch")
     maps = torch.cat([normalise(method(batch))[0] for batch in batches]).numpy()

@@ -7,6 +7,7 @@ drawn anew.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,27 +17,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carla_digr.evaluation.report import Evaluation, known_mean, markdown_table, number
-from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR, SLOW, Method, saliency_methods
+from carla_digr.evaluation.saliency_methods import DIGR, GAUSSIAN_BLUR, SARFA, MapOf
 from carla_digr.policy import Policy, to_input
-from carla_digr.saliency import metrics
+from carla_digr.saliency import METHODS, metrics
 from carla_digr.saliency.faithfulness import exchanged_logits, randomised
 from carla_digr.saliency.gradient import normalise
-from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
+from carla_digr.saliency.perturbation import gaussian_blur
 from carla_digr.training.progress import Progress
 
 REMOVED = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the pixels
 REMOVED_BLUR = 10.0  # pixels, standard deviation of what removed pixels show: no car is left of it
 RANDOM, OTHER = "random pixels", "the map of another frame"  # orders of removal that know nothing of the frame
-RANDOMISED = ("Vanilla Gradient", "Guided Backpropagation", GAUSSIAN_BLUR, "DIGR")
+RANDOMISED = (METHODS["vg"].title, METHODS["gbp"].title, GAUSSIAN_BLUR, DIGR)
 RANDOMISED_FRAMES, RANDOMISED_DRAWS = 16, 3  # of slow methods one draw
 
 States = Callable[[], NDArray[np.uint8]]  # (N, C, H, W), collected when they are first asked for
 Maps = Callable[[str], NDArray[np.float32]]  # by method's name, normalised (N, H, W); of slow methods fewer
 
 
-def maps_of(name: str, method: Method, states: NDArray[np.uint8], slow_states: int) -> NDArray[np.float32]:
+def maps_of(name: str, method: MapOf, states: NDArray[np.uint8], slow_states: int) -> NDArray[np.float32]:
     """Normalised maps, float (N, H, W), of states uint8 (N, C, H, W); of a slow method of the first ``slow_states``."""
-    scored = torch.from_numpy(states[:slow_states] if name in SLOW else states)
+    scored = torch.from_numpy(states[:slow_states] if method.slow else states)
     batches = Progress(scored.split(16), desc=f"maps, {name}", unit="batch")
     return torch.cat([normalise(method(to_input(batch)))[0] for batch in batches]).numpy()
 
@@ -45,14 +46,12 @@ def measure_decision(evaluation: Evaluation, states: States, maps: Maps) -> dict
     """Deletion and insertion: whose decision -> order of the pixels -> ``decision_row``."""
     count = evaluation.config.evaluation.slow_states
     result: dict[str, Any] = {}
-    for whose, policy, names in (
-        ("teacher", evaluation.teacher, [name for name in evaluation.methods if name != "DIGR"]),
-        ("student", evaluation.student, ["DIGR"]),
-    ):
+    for whose, policy, own in (("teacher", evaluation.teacher, SARFA), ("student", evaluation.student, DIGR)):
+        names = [name for name, method in evaluation.methods.items() if method.policy is policy]
         result[whose] = {
             order: evaluation.part(
                 f"decision of the {whose}, {order}",
-                partial(decision_row, policy, states, maps, names[-1], order, count, evaluation.seed),
+                partial(decision_row, policy, states, maps, own, order, count, evaluation.seed),
             )
             for order in (*names, OTHER, RANDOM)
         }
@@ -64,6 +63,7 @@ def measure_randomised(evaluation: Evaluation, states: States) -> dict[str, Any]
     return {
         name: evaluation.part(f"randomised, {name}", partial(randomised_row, evaluation, states, name))
         for name in RANDOMISED
+        if name in evaluation.methods and evaluation.methods[name].policy.offers == "layers"
     }
 
 
@@ -118,14 +118,13 @@ def randomised_row(evaluation: Evaluation, states: States, name: str) -> dict[st
     count = min(RANDOMISED_FRAMES, evaluation.config.evaluation.slow_states, len(every))
     frames = to_input(torch.from_numpy(every[:: len(every) // count][:count]))
     dataset = evaluation.config.saliency_dataset
-    perturbation = Perturbation.from_settings(dataset)
-    explained = evaluation.student if name == "DIGR" else evaluation.teacher
-    original = normalise(evaluation.methods[name](frames))[0].numpy()
+    method = evaluation.methods[name]
+    original = normalise(method(frames))[0].numpy()
     alike: dict[str, list[NDArray[np.float64]]] = {}
     shared: dict[str, list[NDArray[np.float64]]] = {}
-    for seed in Progress(range(1 if name in SLOW else RANDOMISED_DRAWS), desc=f"randomised, {name}", unit="draw"):
-        for layer, broken in randomised(explained, evaluation.seed + seed):
-            maps = normalise(saliency_methods(broken, broken, perturbation)[name](frames))[0].numpy()
+    for seed in Progress(range(1 if method.slow else RANDOMISED_DRAWS), desc=f"randomised, {name}", unit="draw"):
+        for layer, broken in randomised(method.policy, evaluation.seed + seed):
+            maps = normalise(replace(method, policy=broken)(frames))[0].numpy()
             alike.setdefault(layer, []).append(metrics.rank_correlation(maps, original))
             shared.setdefault(layer, []).append(metrics.overlap(maps, original, dataset.threshold))
     values = [np.concatenate(v) for v in alike.values()]
@@ -158,6 +157,8 @@ def report_decision(results: dict[str, Any]) -> list[str]:
 
 def report_randomised(results: dict[str, Any]) -> list[str]:
     """Lines of Markdown for ``measure_randomised``."""
+    if not results:
+        return ["The policies show no layers that could be drawn anew.", ""]
     lines = [
         "What is left of a map when the network's layers are drawn anew, from the last to the first (Adebayo et al. "
         "2018): rank correlation with the original map, and overlap above the threshold. In the last column the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from carla_digr.driving.control import ACTION_NAMES, TICK
 from carla_digr.evaluation.figures import png
 from carla_digr.evaluation.report import Evaluation
-from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR, Method
+from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
 from carla_digr.policy import to_input
 from carla_digr.saliency.gradient import normalise, vanilla_gradient
 from carla_digr.saliency.overlay import overlay
@@ -173,7 +174,7 @@ def sequence(
 
 
 def _as_they_arrive(
-    method: Method, drive: RecordedDrive, shown: list[int], seconds: float
+    method: Callable[[torch.Tensor], torch.Tensor], drive: RecordedDrive, shown: list[int], seconds: float
 ) -> list[tuple[NDArray[np.uint8], str]]:
     """The newest finished map over each shown frame, and how old it is.
 

@@ -1,7 +1,7 @@
 """Stage 4: how well teacher and student act, and how good their saliency is.
 
 Of every task: the task's metrics over the same fresh episodes for every policy, beside a random one and, where the task
-has an action that does nothing, one that always takes it; the eight saliency methods on fresh states of the teacher's
+has an action that does nothing, one that always takes it; the saliency methods on fresh states of the teacher's
 episodes, against the teacher's perturbation maps, and against the truth where the task knows which pixels matter. What
 a task measures besides is in its own report module (``task_report``).
 """
@@ -25,7 +25,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config
 from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import Evaluation, TaskReport, markdown_table, spread
-from carla_digr.evaluation.saliency_methods import SLOW, Method, milliseconds_per_map, saliency_methods
+from carla_digr.evaluation.saliency_methods import MapOf, milliseconds_per_map, saliency_methods
 from carla_digr.files import atomic_write
 from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import metrics
@@ -123,7 +123,8 @@ def evaluate(
     rows = np.linspace(0, len(states) - 1, min(config.evaluation.examples, len(states))).astype(int)
     pictures["figure_maps.png"] = figures.map_grid(states[rows], maps_of(methods, states[rows]))
     pictures |= own.draw(evaluation, results)
-    report = [*_report(results), *own.report(evaluation, results)]
+    slow = [name for name, method in methods.items() if method.slow]
+    report = [*_report(results, slow), *own.report(evaluation, results)]
     for name in pictures:
         report += [f"![{Path(name).stem.replace('_', ' ')}]({name})", ""]
     for name, picture in pictures.items():
@@ -137,7 +138,7 @@ def evaluate(
     print(f"{directory}: results.json, report.md, {', '.join(pictures)}")
 
 
-def maps_of(methods: dict[str, Method], pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+def maps_of(methods: dict[str, MapOf], pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
     """Normalised maps, float (N, H, W) in [0, 1], by method, of states uint8 (N, C, H, W)."""
     inputs = to_input(torch.from_numpy(pictures))
     return {name: normalise(method(inputs))[0].numpy() for name, method in methods.items()}
@@ -204,7 +205,7 @@ def _reference_maps(config: Config, teacher: Policy, states: NDArray[np.uint8]) 
 def _saliency(
     config: Config,
     name: str,
-    method: Method,
+    method: MapOf,
     states: NDArray[np.uint8],
     importance: NDArray[np.int8] | None,
     reference: Callable[[], Tensor],
@@ -215,7 +216,7 @@ def _saliency(
     pixels above it. important, unimportant, auc: Table 1, None without truth. flat: share of maps without a gradient.
     milliseconds, milliseconds_deviation: time of one map. None where no state has both a map and a reference.
     """
-    states = states[: config.evaluation.slow_states] if name in SLOW else states
+    states = states[: config.evaluation.slow_states] if method.slow else states
     inputs = to_input(torch.from_numpy(states))
     batches = Progress(inputs.split(32), desc=name, unit="batch")
     normalised, flags = normalise(torch.cat([method(batch) for batch in batches]))
@@ -238,7 +239,7 @@ def _saliency(
     }
 
 
-def _report(results: dict[str, Any]) -> list[str]:
+def _report(results: dict[str, Any], slow: list[str]) -> list[str]:
     names = {name: f"{card['weights_sha256'][:12]}, {card['steps']} steps" for name, card in
              (("teacher", results["teacher"]), ("student", results["student"]))}  # fmt: skip
     settings = results["config"]["evaluation"]
@@ -265,7 +266,7 @@ def _report(results: dict[str, Any]) -> list[str]:
         "DIGR is eq. 2 on the student, the others explain the teacher. share: of a map's mass outside the teacher's "
         "perturbation map (lower is better). agreement: AUC against that map (higher is better). important, "
         "unimportant, auc: against the truth, where the task knows it. flat: maps without a gradient. Slow methods "
-        f"({', '.join(SLOW)}) are scored on {min(settings['slow_states'], settings['saliency_states'])} states.",
+        f"({', '.join(slow)}) are scored on {min(settings['slow_states'], settings['saliency_states'])} states.",
         "",
     ]
     columns = ("share", "agreement", "important", "unimportant", "auc", "flat", "milliseconds")

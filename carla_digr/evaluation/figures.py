@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from typing import Any
 
@@ -128,9 +129,9 @@ def decision_curves(decision: dict[str, dict[str, dict[str, list[float]]]]) -> b
     """Deletion and insertion curves of teacher and student; see ``decision.measure_decision``."""
     figure = Figure(figsize=(12, 6.6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    palette = ["#cc79a7", "#56b4e9", "#e69f00", "#0072b2", "#f0e442"]
+    palette = ["#cc79a7", "#56b4e9", "#e69f00", "#0072b2", "#f0e442", "#8c564b"]
     for row, (whose, by_order) in zip(panels, decision.items(), strict=True):
-        others = iter(palette)
+        others = itertools.cycle(palette)
         for order, curves in by_order.items():
             baseline = order in (OTHER, RANDOM)
             colour = "black" if baseline else METHOD_COLOURS.get(order) or next(others)

@@ -13,7 +13,7 @@ from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import Evaluation, attack_table, markdown_table
 from carla_digr.evaluation.robustness import compared_policies, robustness_curves
 from carla_digr.evaluation.rooms import evaluation_rooms
-from carla_digr.evaluation.saliency_methods import SLOW, Method
+from carla_digr.evaluation.saliency_methods import MapOf
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
@@ -46,7 +46,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     cells = evaluation_rooms(evaluation.directory, settings.table_states, evaluation.seed)
     table = {}
     for name, method in evaluation.methods.items():
-        scored = cells[: settings.slow_states] if name in SLOW else cells
+        scored = cells[: settings.slow_states] if method.slow else cells
         table[name] = evaluation.part(f"Table 1, {name}", partial(table_row, name, method, scored))
     policies = compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path)
     robustness = robustness_curves(
@@ -101,7 +101,7 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     return [*lines, "", "Paper (Figure 8): DIGR far above distillation only, which is slightly above the teacher.", ""]
 
 
-def table_row(name: str, method: Method, cells: NDArray[np.uint8]) -> dict[str, Any]:
+def table_row(name: str, method: MapOf, cells: NDArray[np.uint8]) -> dict[str, Any]:
     """One row of Table 1, means over rooms of tile numbers (N, 8, 8): important, unimportant, auc; states is N."""
     maps = []
     for chunk in Progress(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.config import Config
-from carla_digr.evaluation.saliency_methods import Method
+from carla_digr.evaluation.saliency_methods import MapOf
 from carla_digr.policy import Policy
 from carla_digr.tasks import Task
 from carla_digr.training.rollout import states_of
@@ -42,7 +42,7 @@ class Evaluation:
     student: Policy
     student_path: Path
     directory: Path
-    methods: dict[str, Method]
+    methods: dict[str, MapOf]
     seed: int
     part: Part
 

@@ -1,46 +1,50 @@
-"""The paper's eight saliency methods as its tables compare them, and how long a map takes by each."""
+"""The saliency methods as the tables compare them, and how long a map takes by each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from carla_digr.policy import Policy
 from carla_digr.saliency import METHODS
+from carla_digr.saliency.methods import Method
 from carla_digr.saliency.perturbation import Perturbation
 
-Method = Callable[[Tensor], Tensor]  # states float (B, C, H, W) in [0, 1] -> raw maps float (B, H, W)
-
-GAUSSIAN_BLUR = "Gaussian-Blur Perturbation"
-
-# Names of Table 1, in its order, and of ``saliency.METHODS``.
-NAMES = {
-    "Vanilla Gradient": "vg",
-    "Guided Backpropagation": "gbp",
-    "Grad-CAM": "gradcam",
-    "SmoothGrad": "smoothgrad",
-    "Integrated Gradients": "ig",
-    GAUSSIAN_BLUR: "gb",
-    "SARFA": "sarfa",
-    "DIGR": "digr",
-}
-# Those that take twenty passes through the network or more for one map.
-SLOW = ("SmoothGrad", "Integrated Gradients", GAUSSIAN_BLUR, "SARFA")
+GAUSSIAN_BLUR, SARFA, DIGR = (METHODS[key].title for key in ("gb", "sarfa", "digr"))
 
 
-def saliency_methods(teacher: Policy, student: Policy, perturbation: Perturbation) -> dict[str, Method]:
-    """The methods by their names in Table 1: seven on the teacher, and eq. 2 on the student as DIGR."""
-    return {
-        name: partial(METHODS[key], student if name == "DIGR" else teacher, perturbation=perturbation)
-        for name, key in NAMES.items()
-    }
+@dataclass(frozen=True)
+class MapOf:
+    """A method's map of one policy: states float (B, C, H, W) in [0, 1] -> raw maps float (B, H, W).
+
+    Attributes:
+        perturbation: of the methods that perturb.
+    """
+
+    method: Method
+    policy: Policy
+    perturbation: Perturbation
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The raw maps."""
+        return self.method(self.policy, states, perturbation=self.perturbation)
+
+    @property
+    def slow(self) -> bool:
+        """It takes twenty passes through the network or more: scored on fewer states."""
+        return self.method.speed == "slow"
 
 
-def milliseconds_per_map(method: Method, state: Tensor, repeats: int = 21) -> tuple[float, float]:
+def saliency_methods(teacher: Policy, student: Policy, perturbation: Perturbation) -> dict[str, MapOf]:
+    """Every method that can explain its policy, by title: DIGR explains the student, the others the teacher."""
+    found = [(method, student if method.student else teacher) for method in METHODS.values()]
+    return {m.title: MapOf(m, policy, perturbation) for m, policy in found if m.can_explain(policy)}
+
+
+def milliseconds_per_map(method: MapOf, state: Tensor, repeats: int = 21) -> tuple[float, float]:
     """Time by the clock of the map of one state, float (1, C, H, W).
 
     Returns:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from carla_digr.cli import main
 from carla_digr.evaluation.breakout import UNIFORM, truth_row
-from carla_digr.evaluation.saliency_methods import NAMES
+from carla_digr.saliency import METHODS
 from carla_digr.tasks import load_config, parse_config
 from carla_digr.tasks.breakout import BALL, PADDLE
 from carla_digr.training.teacher import train_teacher
@@ -49,7 +49,7 @@ def test_the_stages_end_in_a_report_with_scores_maps_and_play(tmp_path, capsys):
     assert "score" in curve[0].split(",") and curve[-1].startswith("256,")
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert set(results["truth"]) == {*results["saliency"], UNIFORM}
-    assert len(results["saliency"]) == len(NAMES)
+    assert len(results["saliency"]) == len(METHODS)
     assert results["truth"]["SARFA"]["states"] <= 4 and results["truth"][UNIFORM]["states"] == 9
     assert 0.001 < results["truth"][UNIFORM]["share"]["0"] < 0.02 and results["truth"][UNIFORM]["auc"] == 0.5
     assert results["performance"]["always noop"]["score"]["mean"] == 0  # nobody hits the ball back

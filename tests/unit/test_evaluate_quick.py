@@ -11,17 +11,27 @@ import pytest
 
 from carla_digr.cli import main
 from carla_digr.evaluation.red_fetch_green import TABLE_1
+from carla_digr.saliency import METHODS
+from carla_digr.saliency.methods import Method
+
+
+def brightness(policy, states, *, target=None):
+    """A method that a package might add."""
+    return states.amax(dim=1)
 
 
 @pytest.mark.slow
-def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):
+def test_quick_writes_every_table_and_figure_and_takes_a_method_that_the_paper_does_not_have(
+    copied_run, tiny_yaml, monkeypatch
+):
+    monkeypatch.setitem(METHODS._own, "bright", Method("Brightness", "the picture", "frame", brightness))
     out = copied_run("teacher.safetensors", "teacher.json", "student.safetensors", "student.json", "distill")
     for suffix in ("safetensors", "json"):
         shutil.copy(out / f"student.{suffix}", out / f"student_distillation.{suffix}")
     assert main(["evaluate", str(tiny_yaml), "--out", str(out), "--quick"]) == 0
     directory = out / "evaluation-quick"
     results = json.loads((directory / "results.json").read_text())
-    assert list(results["table_1"]) == list(TABLE_1)
+    assert set(results["table_1"]) == {method.title for method in METHODS.values()} > {*TABLE_1, "Brightness"}
     for row in results["table_1"].values():
         assert 0 <= row["auc"] <= 1 and 0 <= row["important"] <= 128 and 0 <= row["unimportant"] <= 2048
     assert results["table_1"]["SARFA"]["states"] == 8 and results["table_1"]["DIGR"]["states"] == 200
@@ -31,6 +41,8 @@ def test_quick_writes_every_table_and_figure(copied_run, tiny_yaml):
         clean = {curve["0"]["mean"] for curve in by_attack.values()}
         assert len(clean) == 1  # without an attack the curves meet
     report = (directory / "report.md").read_text()
+    (row,) = (line for line in report.splitlines() if line.startswith("| Brightness") and line.endswith("| 200 |"))
+    assert "(" not in row  # no figures of the paper's beside it
     assert "72.52" in report and "| SARFA |" in report
     for name in ("figure_time", "figure_maps", "figure_attacks", "figure_training"):
         picture = cv2.imread(str(directory / f"{name}.png"))

@@ -16,6 +16,7 @@ from carla_digr import checkpoint
 from carla_digr.cli import main
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic
+from carla_digr.saliency import METHODS
 from carla_digr.tasks import make_task
 from carla_digr.training.rollout import load_policy
 from carla_digr.training.state import only_job_in
@@ -38,7 +39,7 @@ def test_the_four_stages_leave_a_report(tmp_path, tiny_yaml, tiny_run, capsys):
     }
     for row in results["performance"].values():
         assert 0 <= row["success"]["mean"] <= 1
-    assert len(results["saliency"]) == 8
+    assert set(results["saliency"]) == {method.title for method in METHODS.values()}
     for row in results["saliency"].values():
         assert 0 <= row["auc"] <= 1 and 0 <= row["share"] <= 1 and row["milliseconds"] > 0
     assert results["saliency"]["Gaussian-Blur Perturbation"]["agreement"] == pytest.approx(1)
