@@ -7,9 +7,12 @@ interpreter, torch's, which runs the archive's graph; a ``module`` runs code tha
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import io
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -331,9 +334,6 @@ def torchscript(description: dict[str, Any], weights: dict[str, Tensor], files: 
 
     The archive's graph is run by torch's interpreter: load only files from people you trust.
     """
-    import hashlib
-    import io
-
     path = Path(files).with_suffix(".pt")
     try:
         data = path.read_bytes()
@@ -342,10 +342,21 @@ def torchscript(description: dict[str, Any], weights: dict[str, Tensor], files: 
     if hashlib.sha256(data).hexdigest() != description.get("sha256"):
         raise UserError(f"{path} is damaged or does not belong to its card (its SHA-256 differs); import it again.")
     try:
-        network = Scripted(torch.jit.load(io.BytesIO(data), map_location="cpu").eval())
+        network = Scripted(load_script(data))
     except RuntimeError as error:
         raise UserError(f"{path} is no TorchScript that this torch {torch.__version__} can load.") from error
     return _any_batch(network, description.get("batch"))
+
+
+def load_script(data: bytes) -> torch.jit.ScriptModule:
+    """A TorchScript archive's module, in evaluation mode.
+
+    Raises:
+        RuntimeError: torch cannot load it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch asks for torch.export, which is read here too
+        return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
 
 
 def module(description: dict[str, Any], weights: dict[str, Tensor], files: Path | None = None) -> nn.Module:

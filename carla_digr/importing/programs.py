@@ -8,7 +8,6 @@ table of known ones. The same holds for ONNX. Either becomes nodes in the card, 
 from __future__ import annotations
 
 import copy
-import io
 import math
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -354,8 +353,8 @@ def find_torchscript(file: Path, data: bytes, options: ImportOptions) -> Found:
     """
     Archive(file, data)
     try:
-        script = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
-        network = networks.Scripted(script)
+        network = networks.Scripted(networks.load_script(data))
+        script = network.script
         channels = next((t.shape[1] for t in script.state_dict().values() if t.dim() == 4), None)
     except Exception as error:  # torch raises many kinds on damaged archives
         raise UserError(

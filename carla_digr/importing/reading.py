@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import stat
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +80,9 @@ def find(file: Path, data: bytes, options: ImportOptions) -> Found:
         return state_dicts.find(file, tensors_of(load(file, data), file), options)
     if data[8:9] == b"{":
         try:
-            return state_dicts.find(file, tensors_of(safetensors.torch.load(data), file), options)
+            tensors = tensors_of(safetensors.torch.load(data), file)
+            # The format sorts its names by size and letters; layers count upwards
+            return state_dicts.find(file, {name: tensors[name] for name in sorted(tensors, key=_natural)}, options)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is a damaged safetensors file; copy or save it again.") from error
     if data[:1] == b"\x08" and (file.suffix == ".onnx" or b"onnx" in data or b"pytorch" in data[:64]):
@@ -97,10 +101,15 @@ def load(file: Path, data: bytes) -> Any:
     if data[:4] == b"PK\x03\x04":
         Archive(file, data)
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's protocol
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "not an allowed" not in str(error):
-            raise UserError(f"{file} is damaged or no file of torch.save; copy or save it again.") from error
+        if "GLOBAL" not in str(error):
+            raise UserError(
+                f"{file} is damaged or no file of torch.save, and other pickles are never loaded: copy it again, or "
+                f"{SAFE}."
+            ) from error
         raise UserError(
             f"{file} holds Python objects besides tensors, which are never unpickled here: in the program that made "
             f"it, {SAFE}."
@@ -128,6 +137,11 @@ def tensors_of(value: Any, file: Path) -> dict[str, Tensor]:
     if len(chosen) > TENSORS:
         raise UserError(f"{file} holds {len(chosen)} tensors, more than {TENSORS}; give a policy's weights alone.")
     return {name: tensor.detach().float() if tensor.is_floating_point() else tensor for name, tensor in chosen.items()}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which conv10 comes after conv2."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 MODEL_NAMES = ("state_dict", "model_state_dict", "model", "policy", "agent", "network", "actor_critic", "q_network")

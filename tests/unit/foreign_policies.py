@@ -189,7 +189,8 @@ def trained(module: nn.Module, seed: int = 5) -> nn.Module:
                 fan = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / fan**0.5)
             else:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+                norm = float(name.endswith("weight"))  # of a normalisation
+                parameter.copy_(norm + 0.1 * torch.randn(parameter.shape, generator=generator))
         for name, buffer in module.named_buffers():
             if buffer.is_floating_point():
                 noise = torch.rand(buffer.shape, generator=generator)
