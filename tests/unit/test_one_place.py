@@ -1,4 +1,4 @@
-"""What must stand in one place only: topic names, and the length of a tick."""
+"""What must stand in one place only: topic names, the length of a tick, and which attributes an object has."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def test_every_rate_follows_from_the_tick():
     assert pytest.approx(1000.0 * TICK) == measurement.OVERLAY_P99_MS
     page = (ROOT / "carla_digr/live/viewer/static/plots.js").read_text()
     assert f"LATENCY_BUDGET_MS = {1000.0 * TICK:.0f};" in page
+
+
+def test_no_attribute_is_set_by_a_name_that_is_made_up_at_run_time():
+    found = [
+        (path.name, node.lineno)
+        for path in SOURCES
+        if not {"tasks", "training"} & set(path.parts)  # the vectorised environment's interface; saved states
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr"
+    ]
+    assert not found

@@ -40,7 +40,7 @@ from carla_digr.live.watchdog import (
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import CAMERA_FRAME, camera_info, odometry, to_message
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
-from carla_digr_ros.parameters import declare
+from carla_digr_ros.parameters import Live, declare
 from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
 
 CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
@@ -64,7 +64,7 @@ class CarlaBridge(ManagedNode):
         self._host = declare(self, "host", "127.0.0.1", "where the simulator listens")
         self._port = declare(self, "port", 2000, "the simulator's port", (1, 65535))
         self._start_seconds = declare(self, "start_seconds", 0.0, "time the simulator has to start, s", (0.0, 600.0))
-        self._live("seed", 1, "of the next episode; every further one adds 1", (0, 2**31 - 1))
+        self._seed = Live(self, "seed", 1, "of the next episode; every further one adds 1", (0, 2**31 - 1))
         self._vehicles = declare(self, "vehicles", 64, "other vehicles on the ego's carriageway", (0, 400))
         listeners = declare(self, "listeners", [""], "nodes that must get the pictures too before the drive begins")
         self._listeners = set(filter(None, listeners))
@@ -76,9 +76,13 @@ class CarlaBridge(ManagedNode):
             )
         )
         self._lockstep = declare(self, "lockstep", False, "wait for every decision instead of keeping to the clock")
-        self._live("patience", 60.0, "s in which a simulator that hung or died must be back", (0.0, 86400.0))
-        self._live("deadline", 0.040, "s that a frame's decision may take, unless in lockstep", (0.001, 1.0))
-        self._live("recovery", 5, "good decisions in a row that end a stop", (1, 1000))
+        self._patience = Live(
+            self, "patience", 60.0, "s in which a simulator that hung or died must be back", (0.0, 86400.0)
+        )
+        self._deadline = Live(
+            self, "deadline", 0.040, "s that a frame's decision may take, unless in lockstep", (0.001, 1.0)
+        )
+        self._recovery = Live(self, "recovery", 5, "good decisions in a row that end a stop", (1, 1000))
 
         self._watchdog = Watchdog(time.monotonic)
         self._manual = ManualControl(time.monotonic)
@@ -108,14 +112,6 @@ class CarlaBridge(ManagedNode):
         self._reporter = Reporter(self, "drive", self._status)
         self._calls = ThreadPoolExecutor(1, "simulator")
         self._drive: Scenario | None = None
-
-    def _live(self, name: str, default: Any, description: str, bounds: tuple[float, float]) -> None:
-        """Keep a parameter that may change during the drive as an attribute."""
-
-        def keep(value: Any) -> None:
-            setattr(self, f"_{name}", value)
-
-        keep(declare(self, name, default, description, bounds, changed=keep))
 
     def activate(self) -> None:
         """Take decisions and manual commands; `run` drives."""
@@ -235,9 +231,9 @@ class CarlaBridge(ManagedNode):
         """
         drive = self._drive
         assert drive is not None
-        self.get_logger().error(f"{lost}; waiting {self._patience:g} s for it")
+        self.get_logger().error(f"{lost}; waiting {self._patience.value:g} s for it")
         self._rule(self._watchdog.fail("the simulator does not answer"))
-        end = time.monotonic() + self._patience
+        end = time.monotonic() + self._patience.value
         while going():
             self._waiting = self._ruling.reason
             self._reporter.report()
@@ -256,9 +252,9 @@ class CarlaBridge(ManagedNode):
     def _begin(self, executor: SingleThreadedExecutor) -> DriveFrame:
         drive = self._drive
         assert drive is not None
-        self._episode_seed = self._seed
+        self._episode_seed = self._seed.value
         frame: DriveFrame = self._ask(executor, lambda: drive.reset(self._episode_seed))
-        self._seed = min(self._seed + 1, 2**31 - 1)
+        self._seed.value = min(self._seed.value + 1, 2**31 - 1)
         self._episode += 1
         self._over_since, self._reset = 0, False
         self._camera = Camera()
@@ -302,8 +298,8 @@ class CarlaBridge(ManagedNode):
         if self._camera.warning and not warned:
             self._reporter.report()
         self._frame, self._header, self._answered = frame, header, False
-        self._watchdog.deadline = LOCKSTEP_SECONDS if self._lockstep else self._deadline
-        self._watchdog.recovery = self._recovery
+        self._watchdog.deadline = LOCKSTEP_SECONDS if self._lockstep else self._deadline.value
+        self._watchdog.recovery = self._recovery.value
         self._watchdog.sent(frame.frame, fault)
         self._sent_at = time.monotonic()
         self._images_out.publish(image)
@@ -380,7 +376,7 @@ class CarlaBridge(ManagedNode):
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._reset = self.active
-        response.message = f"Seed {self._seed} comes next." if response.success else "The bridge is not active."
+        response.message = f"Seed {self._seed.value} comes next." if response.success else "The bridge is not active."
         return response
 
     # --- waiting ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
@@ -12,19 +12,45 @@ from rclpy.parameter import Parameter
 
 from carla_digr.errors import UserError
 
+T = TypeVar("T", bool, int, float, str, list[str])
+
+
+class Live(Generic[T]):
+    """A parameter that may change while its node runs; ``value`` is the present one. Arguments as of `declare`."""
+
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        default: T,
+        description: str,
+        bounds: tuple[float, float] | None = None,
+        choices: tuple[str, ...] = (),
+    ):
+        self.value: T = declare(node, name, default, description, bounds, choices, self._change)
+
+    def _change(self, value: T) -> None:
+        self.value = value
+
 
 def declare(
     node: Node,
     name: str,
-    default: Any,
+    default: T,
     description: str,
     bounds: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
-    changed: Callable[[Any], None] | None = None,
-) -> Any:
+    changed: Callable[[T], object] | None = None,
+) -> T:
     """The value of a parameter of a node at the start.
 
     Args:
+        node: whose parameter it is.
+        name: of the parameter.
+        default: its value where none is given; it also says the type.
+        description: what the parameter means, for `ros2 param describe`.
+        bounds: the smallest and the largest value of a number.
+        choices: the values of a text; none: any.
         changed: called with every value that the running node is given later, once it is accepted; None: the
             parameter is read-only, and ROS refuses changes.
 
@@ -39,7 +65,7 @@ def declare(
         descriptor.integer_range = [IntegerRange(from_value=bounds[0], to_value=bounds[1], step=1)]
     where = f"The parameter {name} of the node {node.get_name()}"
     try:
-        value = node.declare_parameter(name, default, descriptor).value
+        value: T = node.declare_parameter(name, default, descriptor).value
     except InvalidParameterTypeException:
         raise UserError(f"{where} must be {type(default).__name__}, like its default {default!r}.") from None
     except InvalidParameterValueException:
@@ -53,9 +79,13 @@ def declare(
         raise UserError(refusal(value))
     if changed is not None:
         check(node, name, refusal)
-        node.add_post_set_parameters_callback(
-            lambda parameters: [changed(new.value) for new in parameters if new.name == name] and None
-        )
+
+        def take(parameters: list[Parameter]) -> None:
+            for new in parameters:
+                if new.name == name:
+                    changed(new.value)
+
+        node.add_post_set_parameters_callback(take)
     return value
 
 

@@ -167,6 +167,7 @@ class Player(ManagedNode):
     def _sender(self, channel: Channel, known: Typestore) -> Send:
         """What publishes a message of a channel, given its bytes. Raises UserError: its type is not known here."""
         topic = TABLE.get(channel.topic)
+        publisher: Publisher
         if topic is None:
             publisher = self.create_publisher(_message_class(channel), channel.topic, _qos(channel))
         elif topic.type_name == channel.type:

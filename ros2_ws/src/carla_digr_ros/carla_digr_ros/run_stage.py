@@ -33,7 +33,7 @@ class StageClient(Node):
             out=declare(self, "out", "", "directory of results and saved states; empty: runs/<task>"),
             seed=declare(self, "seed", -1, "replaces the configuration's; -1: does not", (-1, 2**31 - 1)),
         )
-        self.client = ActionClient(self, RunStage, stage)
+        self.client: ActionClient = ActionClient(self, RunStage, stage)
         self._logged, self._logged_at = ("", 0), time.monotonic()
 
     def log(self, message: RunStage.Impl.FeedbackMessage) -> None:
@@ -64,23 +64,24 @@ def follow(node: StageClient, executor: SingleThreadedExecutor, stop: Stop) -> N
         executor.spin_once(timeout_sec=SPIN_SECONDS)
     sent = node.client.send_goal_async(node.goal, feedback_callback=node.log)
     executor.spin_until_future_complete(sent, START_SECONDS)
-    if not sent.done():
+    goal = sent.result()
+    if goal is None:
         raise UserError(gone)
-    if not sent.result().accepted:
+    if not goal.accepted:
         raise UserError("The node stages takes no goal: it is not active; ros2 lifecycle set /stages activate.")
-    result = sent.result().get_result_async()
+    result = goal.get_result_async()
     give_up = math.inf
     while not result.done() and node.client.server_is_ready() and time.monotonic() < give_up:
         if stop.requested and give_up == math.inf:
             give_up = time.monotonic() + END_SECONDS + 1.0
-            sent.result().cancel_goal_async()
+            goal.cancel_goal_async()
         executor.spin_until_future_complete(result, SPIN_SECONDS)
-    if not result.done():
+    ended = result.result()
+    if ended is None:
         raise UserError("The node stages has ended; the stage resumes with the same goal.")
-    message = result.result().result.message
-    if result.result().status != GoalStatus.STATUS_SUCCEEDED:
-        raise UserError(message)
-    node.get_logger().info(message)
+    if ended.status != GoalStatus.STATUS_SUCCEEDED:
+        raise UserError(ended.result.message)
+    node.get_logger().info(ended.result.message)
 
 
 def main() -> int:

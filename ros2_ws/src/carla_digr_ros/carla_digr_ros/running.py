@@ -93,7 +93,7 @@ class ManagedNode(LifecycleNode):
 
         def mismatch(event) -> None:
             policy = self._mismatch(reliable.topic_name, event, "nothing comes from a publisher of it")
-            if policy == "RELIABILITY":
+            if policy == "RELIABILITY" and self.executor is not None:
                 self.executor.create_task(take_what_is_offered)  # not within the subscription's own callback
 
         def take_what_is_offered() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
 from nav_msgs.msg import Odometry
@@ -40,7 +40,6 @@ class Parts:
     decision: DrivingDecision | None = None
     fallback: DrivingDecision | None = None
     saliency: NDArray | None = None
-    events: list[str] = field(default_factory=list)
 
     def complete(self) -> bool:
         """Whether nothing more is to be waited for: after a decision comes a map, after a lone fallback nothing."""
@@ -96,40 +95,53 @@ class ViewerNode(ManagedNode):
             self._server.change_colormap(colormap)
 
     def _on_frame(self, message: DriveFrame) -> None:
-        self._update(message.header, facts=message)
+        with self._parts_of(message.header) as parts:
+            parts.facts = message
 
     def _on_odometry(self, message: Odometry) -> None:
-        self._update(message.header, odometry=message)
+        with self._parts_of(message.header) as parts:
+            parts.odometry = message
 
     def _on_image(self, message: Image) -> None:
-        self._convert(message, to_rgb, "rgb", arrived=time.monotonic())
+        if (picture := self._converted(message, to_rgb)) is not None:
+            with self._parts_of(message.header) as parts:
+                parts.rgb, parts.arrived = picture, time.monotonic()
 
     def _on_decision(self, message: DrivingDecision) -> None:
-        self._update(message.header, **{"fallback" if message.fallback else "decision": message})
+        with self._parts_of(message.header) as parts:
+            if message.fallback:
+                parts.fallback = message
+            else:
+                parts.decision = message
 
     def _on_observation(self, message: Image) -> None:
-        self._convert(message, to_rgb, "observation")
+        if (picture := self._converted(message, to_rgb)) is not None:
+            with self._parts_of(message.header) as parts:
+                parts.observation = picture
 
     def _on_saliency(self, message: Image) -> None:
-        self._convert(message, to_array, "saliency")
+        if (saliency := self._converted(message, to_array)) is not None:
+            with self._parts_of(message.header) as parts:
+                parts.saliency = saliency
 
-    def _convert(self, message: Image, convert: Callable[[Image], NDArray], part: str, **others: Any) -> None:
+    def _converted(self, message: Image, convert: Callable[[Image], NDArray]) -> NDArray | None:
         try:
-            picture = convert(message)
+            return convert(message)
         except ValueError as error:
             self.get_logger().error(f"Not shown: {error}", throttle_duration_sec=5.0)
-            return
-        self._update(message.header, **{part: picture}, **others)
+            return None
 
-    def _update(self, header: Header, **parts: Any) -> None:
+    @contextmanager
+    def _parts_of(self, header: Header) -> Iterator[Parts]:
+        """The parts of a header's frame, to be filled; then frames are shown that wait for nothing more."""
         key = header.stamp.sec, header.stamp.nanosec
         if _seconds(key) < _seconds(self._newest) - JUMP:
             self._frames, self._newest = {}, (0, 0)
         if key not in self._frames and key <= self._newest:
-            return  # shown already
+            yield Parts()  # shown already
+            return
         frame = self._frames.setdefault(key, Parts())
-        for name, value in parts.items():
-            setattr(frame, name, value)
+        yield frame
         pictures = [stamp for stamp, parts in self._frames.items() if parts.rgb is not None]
         if frame.complete():
             self._show(key)
