@@ -158,7 +158,7 @@ class ExplainerNode(ManagedNode):
             response.success, response.message = verdict.successful, verdict.reason
         except UserError as error:
             response.message = str(error)
-        if response.success:
+        if response.success and self._loaded is not None:
             self._take(self._loaded[1])
         else:
             self.get_logger().warning(f"Refused the policy {request.weights}: {response.message}")
