@@ -24,6 +24,8 @@ from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
 from carla_digr.saliency.perturbation import Perturbation
 
+WARM_UPS = 3  # passes after which TorchScript has compiled a network, forward and backward
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -119,7 +121,7 @@ class Explainer:
         resize: bool = False,
         module: str | None = None,
     ) -> Explainer:
-        """Load a policy and run it once, so that the first frame is as fast as the others.
+        """Load a policy and run it, so that the first frame is as fast as the others.
 
         Args:
             path: its weights.
@@ -130,8 +132,10 @@ class Explainer:
         Raises:
             UserError: weights or card are missing, damaged or of another task, or there is no such method or action.
         """
-        explainer = cls(*checkpoint.load(path, task, module), method, target, resize)
-        explainer.explain(explainer.decide(np.zeros(explainer.image_shape, np.uint8)))
+        policy, card = checkpoint.load(path, task, module)
+        explainer = cls(policy, card, method, target, resize)
+        for _ in range(1 if isinstance(policy, ActorCritic) else WARM_UPS):
+            explainer.explain(explainer.decide(np.zeros(explainer.image_shape, np.uint8)))
         explainer.restart()
         return explainer
 

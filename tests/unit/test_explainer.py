@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import live_support
 import numpy as np
 import pytest
 import torch
@@ -161,6 +162,30 @@ def test_every_method_gives_the_same_map_of_the_same_picture_twice(policy, metho
     state = to_input(torch.from_numpy(picture(1).transpose(2, 0, 1)[None].copy()))
     raw = METHODS[method](policy, state, perturbation=Perturbation(radius=3.0, blur_sigma=2.0, stride=8))
     np.testing.assert_allclose(saliency.map, normalise(raw)[0][0].numpy(), atol=1e-6)
+
+
+def test_perturbation_maps_are_made_as_the_dataset_of_the_card_was(policy):
+    settings = {"radius": 3.0, "blur_sigma": 2.0, "stride": 8, "score": "logits"}
+    card = {"action_names": NAMES, "weights_sha256": "0" * 64, "config": {"saliency_dataset": settings}}
+    explainer = Explainer(policy, card, "gb")
+    found = explainer.explain(explainer.decide(picture(2))).map
+    state = to_input(torch.from_numpy(picture(2).transpose(2, 0, 1)[None].copy()))
+    by_logits, by_kl = (
+        normalise(METHODS["gb"](policy, state, perturbation=Perturbation(3.0, 2.0, 8, score)))[0][0].numpy()
+        for score in ("logits", "kl")
+    )
+    np.testing.assert_allclose(found, by_logits, atol=1e-6)
+    assert np.abs(by_logits - by_kl).max() > 0.01
+
+
+def test_a_policy_of_several_frames_forgets_them_at_a_restart(policy, tmp_path):
+    path = live_support.make_foreign_weights(tmp_path)
+    explainer = Explainer.from_checkpoint(path, task=None, resize=True)
+    first = [explainer.decide(picture(k)).probabilities for k in range(3)]
+    explainer.restart()
+    again = [explainer.decide(picture(k)).probabilities for k in range(3)]
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(explainer.decide(picture(0)).probabilities, first[0])
 
 
 def test_an_unknown_method_is_refused_by_the_known_ones(policy):
