@@ -95,8 +95,8 @@ assert "captum" not in sys.modules and len(carla_digr.METHODS) >= 9
 np.savez("frames.npz", frames=frames)
 try:
     carla_digr.explain(policy, frames, "ig")
-except ModuleNotFoundError as error:
-    assert error.name == "captum"
+except carla_digr.errors.UserError as error:
+    assert "pip install 'carla_digr[train]'" in str(error)
 else:
     raise AssertionError("captum is here")
 """

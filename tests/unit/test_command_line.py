@@ -21,7 +21,7 @@ OLD_NAMES = {
 # option -> what it is in every job that has it
 MEANINGS = {
     "--weights": ("policy", "teacher", "weights"),
-    "--out": ("results", "where", "new"),
+    "--out": ("results", "where", "new", "the checkpoint"),
     "--port": ("simulator", "calls", "port"),
     "--viewer-port": ("port of the web page",),
 }
@@ -61,5 +61,8 @@ def test_every_policy_is_named_by_weights_and_every_result_by_out():
     for name, job in jobs().items():
         options = {action.option_strings[0]: action for action in job._actions if action.option_strings}
         paths = {option for option, action in options.items() if action.type is Path}
-        roles = {"--teacher", "--student"} if name == "evaluate" else set()
-        assert paths <= {"--weights", "--out", *roles}, name
+        others = {
+            "evaluate": {"--teacher", "--student"},
+            "import": {"--card", "--controls"},
+        }  # two policies; what to know
+        assert paths <= {"--weights", "--out", *others.get(name, set())}, name
