@@ -110,6 +110,16 @@ else:
     assert "pip install 'carla_digr[train]'" in said
 
 
+@pytest.mark.parametrize("order", ["carla_digr, gymnasium", "gymnasium, carla_digr"])
+def test_gymnasium_makes_the_driving_environment(run, order):
+    script = (
+        f"import {order}; environment = gymnasium.make('carla_digr/Driving-v0'); "
+        "print(environment.observation_space.shape, environment.action_space.n)"
+    )
+    result = run("python", "-c", script)
+    assert result.stdout.strip() == "(128, 128, 3) 4", result.stderr
+
+
 def test_importing_the_package_imports_next_to_nothing(run):
     script = (
         "import sys; before = set(sys.modules); import carla_digr; "
