@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from carla_digr.cli import parser
+from carla_digr.live import composition
 
 # what a job called an option before
 OLD_NAMES = {
@@ -66,3 +67,18 @@ def test_every_policy_is_named_by_weights_and_every_result_by_out():
             "import": {"--card", "--controls"},
         }  # two policies; what to know
         assert paths <= {"--weights", "--out", *others.get(name, set())}, name
+
+
+def test_a_drive_and_a_replay_take_the_name_of_a_policy_that_ships(tmp_path):
+    def weights(processes):
+        return {p.name: p.parameters["weights"] for p in processes if "weights" in p.parameters}
+
+    values = {argument.name: argument.default for argument in composition.ARGUMENTS}
+    named = weights(composition.live({**values, "weights": "driving_teacher", "record": str(tmp_path)}))
+    assert set(named) == {"recorder", "explainer"}
+    assert set(named.values()) == {str(composition.WEIGHTS.with_name("driving_teacher.safetensors"))}
+    values = {argument.name: argument.default for argument in composition.REPLAY_ARGUMENTS} | {
+        "bag": "b",
+        "method": "vg",
+    }
+    assert weights(composition.replay({**values, "weights": "mine.safetensors"})) == {"explainer": "mine.safetensors"}
