@@ -66,13 +66,11 @@ def evaluate(
     teacher_path: Path | None = None,
     student_path: Path | None = None,
     quick: bool = False,
-    module: str | None = None,
 ) -> None:
     """Measure, and write ``results.json``, ``report.md`` and pictures to ``OUT/evaluation``.
 
     ``quick`` measures a little of everything, to ``OUT/evaluation-quick``. A killed evaluation keeps the parts that it
-    had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package. ``module``: see
-    ``checkpoint.load``.
+    had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package.
 
     Raises:
         UserError: weights are missing, damaged or of another task.
@@ -82,13 +80,12 @@ def evaluate(
         config = getattr(task_report(make_task(config)), "quick", lambda c: c)(config)
     task = make_task(config)
     own = task_report(task)
-    teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task, module)
+    teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task)
     student_path = student_path or _default_weights(config, out, "student")
-    student, student_card = load_policy(student_path, task, module)
+    student, student_card = load_policy(student_path, task)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
-    perturbation = Perturbation.from_settings(config.saliency_dataset)
-    methods, left_out = saliency_methods(teacher, student, perturbation)
+    methods = saliency_methods(teacher, student, Perturbation.from_settings(config.saliency_dataset))
     evaluation = Evaluation(
         config, task, teacher, student, student_path, directory, methods, _evaluation_seed(config) + 2, parts.get
     )
@@ -114,7 +111,6 @@ def evaluate(
         "teacher": _identity(teacher_card),
         "student": _identity(student_card),
         "performance": performance,
-        "left_out": left_out,
         "saliency": {
             name: parts.get(
                 f"saliency, {name}", partial(_saliency, config, name, method, states, importance, reference)
@@ -281,8 +277,7 @@ def _report(results: dict[str, Any], slow: list[str]) -> list[str]:
             for name, row in results["saliency"].items()
         ],
     )
-    lines += ["", *(f"{name} is left out: {why}" for name, why in results["left_out"].items())]
-    return [*lines, ""] if results["left_out"] else lines
+    return [*lines, ""]
 
 
 def _identity(card: dict[str, Any]) -> dict[str, Any]:

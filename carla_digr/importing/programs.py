@@ -351,7 +351,7 @@ def find_torchscript(file: Path, data: bytes, options: ImportOptions) -> Found:
     Raises:
         UserError: torch cannot load it, or more options are needed.
     """
-    Archive(file, data)
+    Archive(file, data).check()
     try:
         network = networks.Scripted(networks.load_script(data))
         script = network.script

@@ -99,7 +99,7 @@ def load(file: Path, data: bytes) -> Any:
         UserError: it is damaged or holds other Python objects, which would have to be run to be loaded.
     """
     if data[:4] == b"PK\x03\x04":
-        Archive(file, data)
+        Archive(file, data).check()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle's protocol
@@ -184,6 +184,15 @@ class Archive:
                 f"{file} unpacks to more than {FILE_BYTES >> 30} GiB or {ARCHIVE_ENTRIES} entries; it is not read."
             )
         self.names = [entry.filename for entry in entries]
+
+    def check(self) -> None:
+        """Hold every entry against its checksum, which torch's own reader does not.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        for name in self.names:
+            self.read(name)
 
     def read(self, name: str, limit: int = FILE_BYTES) -> bytes:
         """An entry.

@@ -301,6 +301,32 @@ def test_a_card_runs_nothing_either(small, tmp_path):
         checkpoint.load(tmp_path / "p.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["state_dict", "exported", "onnx", "torchscript"])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damaged_cards_are_refused_or_sound(small, kind, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("card")
+    import_policy(small[kind], folder / "p", asked(shape=(2, 16, 16), layout="chw", activation="elu"))
+    card = json.loads((folder / "p.json").read_text())
+    place = card
+    while True:
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from([key for key in keys if key != "weights_sha256"]))
+        inner = place[key]
+        if not isinstance(inner, (dict, list)) or not inner or data.draw(st.booleans()):
+            break
+        place = inner
+    numbers = st.one_of(st.none(), st.booleans(), st.integers(-5, 10**6), st.text(max_size=5))
+    place[key] = data.draw(
+        st.one_of(numbers, st.lists(numbers, max_size=3), st.dictionaries(st.text(max_size=5), numbers))
+    )
+    (folder / "p.json").write_text(json.dumps(card))
+    try:
+        checkpoint.load(folder / "p.safetensors")
+    except UserError as error:
+        assert str(error).endswith(".")
+
+
 # --- policies that a file does not describe ---
 
 
