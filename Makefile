@@ -59,7 +59,7 @@ test: setup browser check
 	$(BIN)/python -m pytest
 
 quick: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest tests/unit -m "not slow"
 
 bench: setup
 	$(BIN)/python -m pytest tests/bench -s

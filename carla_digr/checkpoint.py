@@ -26,7 +26,7 @@ from carla_digr import __version__
 from carla_digr.config import PolicyConfig, parse_section
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write
+from carla_digr.files import atomic_write, shipped
 from carla_digr.policy import ActorCritic, InputRecipe, Policy, TorchPolicy, default_recipe
 from carla_digr.registry import Registry
 
@@ -103,7 +103,7 @@ def load(
         UserError: weights or card are missing, damaged, do not belong together, or are of another task, or the network
             cannot be built.
     """
-    path = shipped_weights(path)
+    path = shipped(path, WEIGHTS_DIRECTORY, ".safetensors")
     give_up = time.monotonic() + REPLACING_SECONDS
     while True:
         try:
@@ -156,12 +156,6 @@ def _build(path: Path, card: dict[str, Any], weights: dict[str, torch.Tensor], m
         )
     network = NETWORKS.find(kind)(description, weights, path)
     return TorchPolicy(network, (channels, height, width), actions, output, recipe).eval()
-
-
-def shipped_weights(name: str | os.PathLike[str]) -> Path:
-    """The file of a policy that ships, by its bare name such as "driving_student"; any other name is a path already."""
-    shipped, path = WEIGHTS_DIRECTORY / f"{name}.safetensors", Path(name)
-    return shipped if shipped.parent == WEIGHTS_DIRECTORY and shipped.is_file() and not path.is_file() else path
 
 
 def policy_hash(card: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def add_make_dataset(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.training.saliency_dataset import make_dataset
 
-        make_dataset(config, out, args.weights or out / "teacher.safetensors")
+        make_dataset(config, out, args.weights or out / "teacher.safetensors", args.module)
 
     parser = _add_stage(commands, "make-dataset", run)
     _add_teacher(parser)
@@ -93,7 +93,7 @@ def add_distill(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.training.distill import distill
 
-        distill(config, out, args.weights or out / "teacher.safetensors")
+        distill(config, out, args.weights or out / "teacher.safetensors", args.module)
 
     parser = _add_stage(commands, "distill", run)
     _add_teacher(parser)
@@ -106,12 +106,13 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.evaluation.evaluate import evaluate
 
-        evaluate(config, out, args.teacher, args.student, args.quick)
+        evaluate(config, out, args.teacher, args.student, args.quick, args.module)
 
     parser = _add_stage(commands, "evaluate", run)
     weights = "(default: OUT/{0}.safetensors if there, else the weights that ship)"
     parser.add_argument("--teacher", type=Path, help="teacher's weights " + weights.format("teacher"))
     parser.add_argument("--student", type=Path, help="student's weights " + weights.format("student"))
+    _add_module(parser)
     parser.add_argument("--quick", action="store_true", help="measure a little of everything, in under a minute")
 
 
@@ -232,6 +233,13 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="the teacher, any policy (default: OUT/teacher.safetensors)",
+    )
+    _add_module(parser)
+
+
+def _add_module(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--module", metavar="PACKAGE.MODULE:FACTORY", help="the policy's own code, if its card asks for it; it is run"
     )
 
 
@@ -503,11 +511,7 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         metavar="ACTION",
         help="the action to explain, by name or number, also one that was not chosen (default: what was decided)",
     )
-    parser.add_argument(
-        "--module",
-        metavar="PACKAGE.MODULE:FACTORY",
-        help="the code of its own that the policy needs, if it does and you trust it",
-    )
+    _add_module(parser)
     _add_camera(parser)
     parser.add_argument(
         "--wrong-size",

@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from carla_digr.errors import UserError
+from carla_digr.files import shipped
 
 
 def setting(
@@ -163,9 +164,7 @@ def shipped_configs() -> dict[str, Path]:
 
 def find_config(name: str | Path) -> Path:
     """The file of this path if there is one, else the configuration of this bare name that ships, such as "driving"."""
-    shipped = CONFIGS_DIRECTORY / f"{name}.yaml"
-    found = shipped.parent == CONFIGS_DIRECTORY and shipped.is_file() and not Path(name).is_file()
-    return shipped if found else Path(name)
+    return shipped(name, CONFIGS_DIRECTORY, ".yaml")
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, directories for one process at a time, and hashes."""
+"""Files that are whole or not there, directories for one process at a time, files that ship, and hashes."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ def exclusive(directory: Path, taken: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(taken) from error
         yield
+
+
+def shipped(name: str | os.PathLike[str], directory: Path, suffix: str) -> Path:
+    """The file of this path if there is one, else the one of this bare name that ships in a directory."""
+    own = Path(name)
+    ours = directory / f"{name}{suffix}"
+    return ours if ours.parent == directory and ours.is_file() and not own.is_file() else own
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -68,7 +68,7 @@ def truth_grid(evaluation: Evaluation, states: NDArray[np.uint8], classes: NDArr
     inputs = to_input(torch.from_numpy(states[rows]))
     colours = np.array([_rgb(CLASS_COLOURS[name]) for name in CLASSES], np.uint8)
     columns = {"Frame": list(pictures), "What it shows": list(colours[classes[rows]])}
-    for name in SHOWN:
+    for name in (name for name in SHOWN if name in evaluation.methods):
         maps = normalise(evaluation.methods[name](inputs))[0].numpy()
         columns[name] = [_lit(picture, found) for picture, found in zip(pictures, maps, strict=True)]
     figure = Figure(figsize=(2.1 * len(columns), 2.1 * len(rows) + 0.8), layout="constrained")

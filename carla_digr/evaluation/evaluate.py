@@ -66,11 +66,13 @@ def evaluate(
     teacher_path: Path | None = None,
     student_path: Path | None = None,
     quick: bool = False,
+    module: str | None = None,
 ) -> None:
     """Measure, and write ``results.json``, ``report.md`` and pictures to ``OUT/evaluation``.
 
     ``quick`` measures a little of everything, to ``OUT/evaluation-quick``. A killed evaluation keeps the parts that it
-    had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package.
+    had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package. ``module``: see
+    ``checkpoint.load``.
 
     Raises:
         UserError: weights are missing, damaged or of another task.
@@ -80,12 +82,13 @@ def evaluate(
         config = getattr(task_report(make_task(config)), "quick", lambda c: c)(config)
     task = make_task(config)
     own = task_report(task)
-    teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task)
+    teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task, module)
     student_path = student_path or _default_weights(config, out, "student")
-    student, student_card = load_policy(student_path, task)
+    student, student_card = load_policy(student_path, task, module)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
-    methods = saliency_methods(teacher, student, Perturbation.from_settings(config.saliency_dataset))
+    perturbation = Perturbation.from_settings(config.saliency_dataset)
+    methods, left_out = saliency_methods(teacher, student, perturbation)
     evaluation = Evaluation(
         config, task, teacher, student, student_path, directory, methods, _evaluation_seed(config) + 2, parts.get
     )
@@ -111,6 +114,7 @@ def evaluate(
         "teacher": _identity(teacher_card),
         "student": _identity(student_card),
         "performance": performance,
+        "left_out": left_out,
         "saliency": {
             name: parts.get(
                 f"saliency, {name}", partial(_saliency, config, name, method, states, importance, reference)
@@ -277,7 +281,8 @@ def _report(results: dict[str, Any], slow: list[str]) -> list[str]:
             for name, row in results["saliency"].items()
         ],
     )
-    return [*lines, ""]
+    lines += ["", *(f"{name} is left out: {why}" for name, why in results["left_out"].items())]
+    return [*lines, ""] if results["left_out"] else lines
 
 
 def _identity(card: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from carla_digr.errors import UserError
 from carla_digr.policy import Policy
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.methods import Method
@@ -38,10 +40,27 @@ class MapOf:
         return self.method.speed == "slow"
 
 
-def saliency_methods(teacher: Policy, student: Policy, perturbation: Perturbation) -> dict[str, MapOf]:
-    """Every method that can explain its policy, by title: DIGR explains the student, the others the teacher."""
-    found = [(method, student if method.student else teacher) for method in METHODS.values()]
-    return {m.title: MapOf(m, policy, perturbation) for m, policy in found if m.can_explain(policy)}
+def saliency_methods(
+    teacher: Policy, student: Policy, perturbation: Perturbation
+) -> tuple[dict[str, MapOf], dict[str, str]]:
+    """Every method that can explain its policy: DIGR explains the student, the others the teacher.
+
+    Returns:
+        The methods by title; and by title why one is left out.
+    """
+    methods, left_out = {}, {}
+    for method in METHODS.values():
+        policy = student if method.student else teacher
+        found = MapOf(method, policy, perturbation)
+        try:
+            method.check(policy)
+            if method.needs == "layers":  # it may have some that the method does not know
+                found(torch.full((1, *policy.input_shape), 0.5))
+        except UserError as error:
+            left_out[method.title] = str(error)
+        else:
+            methods[method.title] = found
+    return methods, left_out
 
 
 def milliseconds_per_map(method: MapOf, state: Tensor, repeats: int = 21) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from carla_digr.driving.control import IMAGE_SIZE
 from carla_digr.errors import UserError, ending
+from carla_digr.files import shipped
 from carla_digr.saliency import METHODS
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "driving_student.safetensors"
@@ -52,7 +53,7 @@ ARGUMENTS = (
     Argument("host", "127.0.0.1", "where the CARLA server runs; the embedded highway always runs on this machine"),
     Argument("port", "2000", "the simulator's port; it also uses the next one"),
     Argument("seed", "1", "of the first episode (place and traffic); every further episode adds 1"),
-    Argument("weights", str(WEIGHTS), "policy that drives and is explained"),
+    Argument("weights", str(WEIGHTS), "policy that drives and is explained: a file, or the name of one that ships"),
     Argument("method", "digr", "how the maps are computed: a method that fits into a frame", FAST_METHODS),
     *EXPLANATION,
     Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", ("true", "false")),
@@ -74,7 +75,7 @@ REPLAY_ARGUMENTS = (
         "show what was recorded, or explain the pictures anew by this method",
         ("recorded", *METHODS),
     ),
-    Argument("weights", str(WEIGHTS), "policy that explains anew"),
+    Argument("weights", str(WEIGHTS), "policy that explains anew: a file, or the name of one that ships"),
     *EXPLANATION,
     Argument("viewer", "true", "serve the web page", ("true", "false")),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
@@ -140,7 +141,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
     recording = values["record"] not in ("false", "")
     if recording:
         directory = "recordings" if values["record"] == "true" else values["record"]
-        parameters = {"directory": str(Path(directory).absolute()), "weights": values["weights"]}
+        parameters = {"directory": str(Path(directory).absolute()), "weights": _weights(values)}
         processes.append(Process("recorder", parameters=parameters, tidies_up=True))
     processes += [
         Process(
@@ -198,7 +199,11 @@ def replay(values: Mapping[str, str]) -> list[Process]:
 
 def _explainer(values: Mapping[str, str], camera: int) -> dict[str, bool | int | float | str | list[str]]:
     given = {argument.name: values[argument.name] for argument in EXPLANATION if values[argument.name]}
-    return {"weights": values["weights"], "method": values["method"], **given, "camera": camera, "drives": camera > 0}
+    return {"weights": _weights(values), "method": values["method"], **given, "camera": camera, "drives": camera > 0}
+
+
+def _weights(values: Mapping[str, str]) -> str:
+    return str(shipped(values["weights"], WEIGHTS.parent, WEIGHTS.suffix))
 
 
 def _viewer(values: Mapping[str, str]) -> list[Process]:

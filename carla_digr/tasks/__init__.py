@@ -20,7 +20,9 @@ class Task(Protocol):
 
     A class of it is made with one argument, its settings. It may have a class attribute ``Evaluation``, a dataclass
     derived from ``config.EvaluationConfig``, where its evaluation has settings of its own, and ``report``, the name of
-    a module of its evaluation (see ``evaluation.report.TaskReport``).
+    a module of its evaluation (see ``evaluation.report.TaskReport``). A task may have ``recipe``, the
+    ``policy.InputRecipe`` of its observations; without it three channels are one RGB picture, and any other number as
+    many grey ones.
     """
 
     @property

@@ -23,7 +23,7 @@ from carla_digr.config import Config, DistillConfig
 from carla_digr.distributions import eq2_weights, kl_divergence
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import ActorCritic, InputRecipe, Policy, to_input
 from carla_digr.saliency.gradient import (
     input_gradient,
     log_probability_weights,
@@ -46,17 +46,20 @@ from carla_digr.training.state import (
 )
 
 
-def distill(config: Config, out: Path, teacher_path: Path) -> None:
+def distill(config: Config, out: Path, teacher_path: Path, module: str | None = None) -> None:
     """Train the student, or go on training it, and write ``student.safetensors`` and ``.json``.
 
-    ``OUT/distill`` holds the saved state, the online buffer and ``curve.csv``.
+    ``OUT/distill`` holds the saved state, the online buffer and ``curve.csv``. The teacher may be any network; the
+    student is an ActorCritic.
+
+    Args:
+        module: code of the teacher's own, see ``checkpoint.load``.
 
     Raises:
-        UserError: teacher or dataset are missing, damaged or do not belong together, or the saved state is of another
-            configuration.
+        UserError: teacher or dataset are missing, damaged or do not belong together, the saved state is of another
+            configuration, or the student is to begin from the weights of a teacher of another architecture.
     """
-    teacher, card = load_policy(teacher_path, make_task(config))
-    assert isinstance(teacher, ActorCritic)
+    teacher, card = load_policy(teacher_path, make_task(config), module)
     dataset = load_dataset(out / "dataset", card["weights_sha256"])
     with only_job_in(out / "distill"):
         job = _Distillation(config, out, teacher, card, dataset)
@@ -70,9 +73,9 @@ def distill(config: Config, out: Path, teacher_path: Path) -> None:
 class _Distillation:
     """The job's state and its loop."""
 
-    def __init__(self, config: Config, out: Path, teacher: ActorCritic, card: dict[str, Any], dataset: SaliencyDataset):
+    def __init__(self, config: Config, out: Path, teacher: Policy, card: dict[str, Any], dataset: SaliencyDataset):
         self.config, self.settings, self.out = config, config.distill, out
-        self.teacher = teacher.requires_grad_(False)
+        self.teacher = teacher
         self.teacher_sha256 = card["weights_sha256"]
         if self.settings.supervision != "perturbation":
             above = config.saliency_dataset.threshold if self.settings.supervision == "both" else None
@@ -151,9 +154,11 @@ class _Distillation:
         divergence = kl_divergence(teacher_logits, logits)
         self.buffer.hardness[slots] = divergence[n:].detach().numpy()
         kl = divergence.mean()
-        # The critic is for display: it learns the teacher's value from the student's features without changing them.
-        values = self.student.value_head(self.student.activation(hidden[-1].detach())).squeeze(-1)
-        distillation = ramp["distillation_weight"] * kl + (values - teacher_values).square().mean()
+        distillation = ramp["distillation_weight"] * kl
+        if teacher_values is not None:
+            # The critic is for display: it learns the teacher's value from the student's features without changing them
+            values = self.student.value_head(self.student.activation(hidden[-1].detach())).squeeze(-1)
+            distillation = distillation + (values - teacher_values).square().mean()
         losses = {"loss_kl": kl.item()}
 
         regularisation = torch.zeros(())
@@ -267,6 +272,8 @@ class _Distillation:
     def _sections(self) -> dict[str, Any]:
         values = self.config.to_dict()
         kept = {key: values[key] for key in ("task", "seed", "environment", "distill")}
+        if not isinstance(self.teacher, ActorCritic):
+            kept["policy"] = values["policy"]  # the student's layers
         return {**kept, "threshold": self.threshold, "teacher_sha256": self.teacher_sha256}
 
 
@@ -275,12 +282,29 @@ _PLAIN = ("iteration", "best", "history", "recent_returns")
 _RAMPED = ("regularisation_weight", "l1_weight", "distillation_weight", "floor")
 
 
-def make_student(config: Config, teacher: ActorCritic) -> ActorCritic:
-    """A student of the teacher's layers: its weights, or orthogonal random ones of the configuration's seed."""
-    student_config = replace(teacher.config, activation=config.distill.activation)
+def make_student(config: Config, teacher: Policy) -> ActorCritic:
+    """A student of the teacher's layers, or of the configuration's where the teacher is another network.
+
+    Its weights are the teacher's, or orthogonal random ones of the configuration's seed.
+
+    Raises:
+        UserError: it is to begin from the weights of another network.
+    """
+    if config.distill.start == "teacher" and not isinstance(teacher, ActorCritic):
+        raise UserError(
+            "The teacher is another network than the student, so that its weights cannot be the student's first ones; "
+            "set distill.start: random."
+        )
+    layers = teacher.config if isinstance(teacher, ActorCritic) else config.policy
+    recipe = InputRecipe(teacher.recipe.colour, teacher.recipe.stack)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        student = ActorCritic(student_config, *teacher.input_shape, actions=teacher.actions)
+        student = ActorCritic(
+            replace(layers, activation=config.distill.activation),
+            *teacher.input_shape,
+            actions=teacher.actions,
+            recipe=recipe,
+        )
     if config.distill.start == "teacher":
         student.load_state_dict(teacher.state_dict())
     return student
@@ -367,7 +391,7 @@ def saliency_loss(kind: str, g: Tensor, penalised: Tensor, floor: float) -> Tens
 
 
 def held_out_figures(
-    student: ActorCritic, teacher: ActorCritic, dataset: SaliencyDataset, threshold: float
+    student: ActorCritic, teacher: Policy, dataset: SaliencyDataset, threshold: float
 ) -> dict[str, float]:
     """What chooses the checkpoint, means over the dataset's states.
 

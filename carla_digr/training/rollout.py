@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,55 @@ import torch
 from numpy.typing import NDArray
 
 from carla_digr import checkpoint
+from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import Policy, to_input
+from carla_digr.policy import Policy, default_recipe, to_input
 from carla_digr.tasks import Batch, Task
 from carla_digr.training.progress import Progress
 
 Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
 
 
-def load_policy(path: Path, task: Task) -> tuple[Policy, dict[str, Any]]:
+def load_policy(path: Path, task: Task, module: str | None = None) -> tuple[Policy, dict[str, Any]]:
     """A checkpoint for this task, with its card.
 
+    A policy whose card names no task, as of another library, must take this one's pictures and have as many actions;
+    where the actions have other names, a note on standard error says so.
+
+    Args:
+        module: see ``checkpoint.load``.
+
     Raises:
-        UserError: it is missing, damaged, of another task, or of an earlier form of this one.
+        UserError: it is missing, damaged, of another task or of an earlier form of this one, or continuous.
     """
-    policy, card = checkpoint.load(path, task.name)
-    found = (tuple(card["input_shape"]), tuple(card["action_names"]))
-    if found != (task.observation_shape, task.action_names):
+    policy, card = checkpoint.load(path, task.name, module)
+    if not DISTRIBUTIONS[policy.output].discrete:
         raise UserError(
-            f"{path} takes pictures {found[0]} and knows the actions {', '.join(found[1])}, but the task {task.name} "
+            f"{path} is a policy of continuous actions: it can be explained, but no task has such actions, and "
+            f"distilling it is not supported."
+        )
+    shape, names = tuple(card["input_shape"]), tuple(card["action_names"])
+    recipe = getattr(task, "recipe", None) or default_recipe(task.observation_shape[0])
+    if card["task"] is None:
+        if (shape, len(names)) != (task.observation_shape, len(task.action_names)):
+            raise UserError(
+                f"{path} takes pictures {shape} and has {len(names)} actions, but the task {task.name} has "
+                f"{task.observation_shape} and {len(task.action_names)}; they do not fit each other."
+            )
+        if (policy.recipe.colour, policy.recipe.stack) != (recipe.colour, recipe.stack):
+            raise UserError(
+                f"{path} takes {policy.recipe.stack} {policy.recipe.colour} pictures, but the task {task.name} shows "
+                f"{recipe.stack} {recipe.colour}; they do not fit each other."
+            )
+        if names != task.action_names:
+            print(
+                f"Note: {path} calls its actions {', '.join(names)}, which are taken for {', '.join(task.action_names)}"
+                f" of the task {task.name}, in this order.",
+                file=sys.stderr,
+            )
+    elif (shape, names) != (task.observation_shape, task.action_names):
+        raise UserError(
+            f"{path} takes pictures {shape} and knows the actions {', '.join(names)}, but the task {task.name} "
             f"now has {task.observation_shape} and {', '.join(task.action_names)}; train it again."
         )
     return policy, card

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -55,25 +55,35 @@ class SaliencyDataset:
     importance: Tensor | None
 
 
-def make_dataset(config: Config, out: Path, teacher_path: Path) -> None:
+def make_dataset(config: Config, out: Path, teacher_path: Path, module: str | None = None) -> None:
     """Compute the dataset, or what is missing or damaged of it.
+
+    Args:
+        module: code of the teacher's own, see ``checkpoint.load``.
 
     Raises:
         UserError: the teacher is missing or of another task, or the directory holds another dataset.
     """
-    policy, card = load_policy(teacher_path, make_task(config))
+    policy, card = load_policy(teacher_path, make_task(config), module)
     with only_job_in(out / "dataset"):
-        _make_dataset(config, out / "dataset", teacher_path, policy, card)
+        _make_dataset(config, out / "dataset", _Teacher(teacher_path, module), policy, card)
 
 
-def _make_dataset(config: Config, directory: Path, teacher_path: Path, policy: Policy, card: dict[str, Any]) -> None:
+class _Teacher(NamedTuple):
+    """Where the teacher is, for processes that load it themselves."""
+
+    path: Path
+    module: str | None
+
+
+def _make_dataset(config: Config, directory: Path, teacher: _Teacher, policy: Policy, card: dict[str, Any]) -> None:
     settings = config.saliency_dataset
     manifest = _open_manifest(directory, config, card)
     _ensure_states(directory, manifest, config, policy)
     todo = [k for k in range(_shard_count(config)) if not _intact(directory, manifest["shards"].get(str(k)))]
     done = settings.maps - sum(len(_rows(config, k)) for k in todo)
     progress = Progress(total=settings.maps, initial=done, unit="map", desc="maps")
-    with progress, closing(_computed(config, directory, teacher_path, todo)) as shards:
+    with progress, closing(_computed(config, directory, teacher, todo)) as shards:
         for k, entry in shards:
             manifest["shards"][str(k)] = entry
             _write_manifest(directory, manifest)
@@ -138,18 +148,18 @@ def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, po
 
 
 def _computed(
-    config: Config, directory: Path, teacher_path: Path, todo: list[int]
+    config: Config, directory: Path, teacher: _Teacher, todo: list[int]
 ) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """Number and manifest entry of each missing shard as it is finished."""
     workers = min(config.saliency_dataset.workers, len(todo))
     if workers <= 1:
         for k in todo:
-            yield k, _make_shard(config, directory, teacher_path, k)
+            yield k, _make_shard(config, directory, teacher, k)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     try:
-        futures = {pool.submit(_make_shard, config, directory, teacher_path, k): k for k in todo}
+        futures = {pool.submit(_make_shard, config, directory, teacher, k): k for k in todo}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
@@ -168,9 +178,9 @@ def _prepare_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _make_shard(config: Config, directory: Path, teacher_path: Path, k: int) -> dict[str, Any]:
+def _make_shard(config: Config, directory: Path, teacher: _Teacher, k: int) -> dict[str, Any]:
     settings = config.saliency_dataset
-    policy, _ = checkpoint.load(teacher_path, config.task)
+    policy, _ = checkpoint.load(teacher.path, config.task, teacher.module)
     states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)]
     perturbation = Perturbation.from_settings(settings)
     raw = torch.cat([perturbation_maps(policy, to_input(state[None]), perturbation) for state in states])

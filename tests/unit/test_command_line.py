@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from carla_digr.cli import parser
+from carla_digr.live import composition
 
 # what a job called an option before
 OLD_NAMES = {
@@ -21,7 +22,7 @@ OLD_NAMES = {
 # option -> what it is in every job that has it
 MEANINGS = {
     "--weights": ("policy", "teacher", "weights"),
-    "--out": ("results", "where", "new"),
+    "--out": ("results", "where", "new", "the checkpoint"),
     "--port": ("simulator", "calls", "port"),
     "--viewer-port": ("port of the web page",),
 }
@@ -61,5 +62,23 @@ def test_every_policy_is_named_by_weights_and_every_result_by_out():
     for name, job in jobs().items():
         options = {action.option_strings[0]: action for action in job._actions if action.option_strings}
         paths = {option for option, action in options.items() if action.type is Path}
-        roles = {"--teacher", "--student"} if name == "evaluate" else set()
-        assert paths <= {"--weights", "--out", *roles}, name
+        others = {
+            "evaluate": {"--teacher", "--student"},
+            "import": {"--card", "--controls"},
+        }  # two policies; what to know
+        assert paths <= {"--weights", "--out", *others.get(name, set())}, name
+
+
+def test_a_drive_and_a_replay_take_the_name_of_a_policy_that_ships(tmp_path):
+    def weights(processes):
+        return {p.name: p.parameters["weights"] for p in processes if "weights" in p.parameters}
+
+    values = {argument.name: argument.default for argument in composition.ARGUMENTS}
+    named = weights(composition.live({**values, "weights": "driving_teacher", "record": str(tmp_path)}))
+    assert set(named) == {"recorder", "explainer"}
+    assert set(named.values()) == {str(composition.WEIGHTS.with_name("driving_teacher.safetensors"))}
+    values = {argument.name: argument.default for argument in composition.REPLAY_ARGUMENTS} | {
+        "bag": "b",
+        "method": "vg",
+    }
+    assert weights(composition.replay({**values, "weights": "mine.safetensors"})) == {"explainer": "mine.safetensors"}

@@ -7,7 +7,11 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from carla_digr.importing import ImportOptions
+from carla_digr.saliency import METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -49,3 +53,31 @@ def test_drawings_are_well_formed():
 def test_nothing_but_documentation_lies_in_docs():
     tracked = subprocess.run(["git", "ls-files", "docs"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert not [name for name in tracked if name.endswith((".safetensors", ".json"))]
+
+
+def blocks(page: str, language: str) -> str:
+    """The page's code of a language."""
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/policies.md"])
+def test_python_examples_run(page):
+    code = blocks(page, "python").replace("my_policy.safetensors", "driving_student")
+    names = {"frames": np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)}
+    exec(code, names)
+    assert names["maps"].shape == (2, 128, 128) and names["maps"].dtype == np.float32
+    assert names["picture"].shape == (128, 128, 3)
+
+
+def test_the_example_of_options_is_read(tmp_path):
+    (tmp_path / "card.yaml").write_text(blocks("docs/policies.md", "yaml"))
+    options = ImportOptions.from_yaml(tmp_path / "card.yaml")
+    assert len(options.actions) == len(options.controls) == 4
+    assert options.input.size == (84, 84) and options.input.scale == 1 / 255
+
+
+def test_every_method_is_described():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    for name, method in METHODS.items():
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert row.endswith(f"| {method.needs.replace('logits', 'outputs')} | {method.speed} |"), name
