@@ -32,6 +32,6 @@ def pipeline(values):
     processes = [Process("stages")]
     for stage in values["stages"].split(","):
         if stage not in NAMES:
-            raise UserError(f"stages must be some of {','.join(NAMES)}, not {values['stages']!r}.")
+            raise UserError(f"The argument stages must be some of {','.join(NAMES)}, not {values['stages']!r}.")
         processes.append(Process("run_stage", parameters={**parameters, "stage": stage}, finite=True))
     return processes

@@ -37,11 +37,12 @@ DRIVE_TICKS = 100
 def check_simulator(host: str, port: int, timeout: float = 20.0, simulator: str = "") -> bool:
     """Try everything the drive relies on; print a line a check, and say what to do where one fails.
 
-    Parameters:
-        timeout: seconds for each call
-        simulator: "embedded" or "carla", which have different traffic; empty: the server's blueprints decide
+    Args:
+        timeout: seconds for each call.
+        simulator: "embedded" or "carla", which have different traffic; empty: the server's blueprints decide.
 
-    Returns whether all checks passed. After a check that broke off, the remaining ones are not tried.
+    Returns:
+        Whether all checks passed. After a check that broke off, the remaining ones are not tried.
     """
     visit = _Visit(host, port, timeout, simulator)
     passed = True
@@ -51,7 +52,7 @@ def check_simulator(host: str, port: int, timeout: float = 20.0, simulator: str 
             try:
                 good, seen = check.attempt(visit)
             except (UserError, RuntimeError) as error:
-                good, seen, broke_off = False, str(error).strip(), True
+                good, seen, broke_off = False, str(error).strip().removesuffix("."), True
             line = f"{'pass' if good else 'FAIL'}  {check.what}: expected {check.expected}; saw {seen}"
             print(line if good else f"{line}; what to do: {check.remedy}", flush=True)
             passed = passed and good
@@ -134,7 +135,7 @@ def _camera(visit: _Visit) -> tuple[bool, str]:
         picture = stream.take(snapshot.frame)
         ego = snapshot.find(visit.ego.id)
         if ego is None:
-            raise UserError("somebody destroyed the ego")
+            raise UserError("Somebody destroyed the ego.")
         mount = carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"])  # made anew: transform() changes what it is given
         spot = ego.get_transform().transform(mount)
         away = max(away, picture.transform.location.distance(spot))

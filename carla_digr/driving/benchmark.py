@@ -53,19 +53,22 @@ class Rate(NamedTuple):
 def benchmark_simulator(out: Path, seconds: float = 1.5) -> bool:
     """Measure, write ``results.json`` and two plots, and print a table.
 
-    Parameters:
-        out: directory for the results, made if need be
-        seconds: how long each of the points is measured
+    Args:
+        out: directory for the results, made if need be.
+        seconds: how long each of the points is measured.
 
-    Returns whether one core reaches both goals. Raises UserError when ``seconds`` is not positive, ``out`` is no
-    directory or the simulator process does not start.
+    Returns:
+        Whether one core reaches both goals.
+
+    Raises:
+        UserError: ``seconds`` is not positive, ``out`` is no directory or the simulator process does not start.
     """
     if not seconds > 0.0:
-        raise UserError(f"a point cannot be measured for {seconds:g} s; choose a positive time")
+        raise UserError(f"A point cannot be measured for {seconds:g} s; choose a positive time.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"results cannot go to {out} ({error.strerror}); choose another directory") from None
+        raise UserError(f"Results cannot go to {out} ({error.strerror}); choose another directory.") from None
     load = os.getloadavg()
     vehicles: dict[str, dict[int, Rate]] = {"steps": {}, "round_trips": {}}
     sizes: dict[str, dict[int, Rate]] = {"steps": {}, "round_trips": {}}
@@ -175,7 +178,7 @@ def _simulator_process() -> Iterator[tuple[int, int]]:
             assert process.stdout is not None
             found = READY.search(process.stdout.readline())
             if found is None:
-                raise UserError("the simulator did not start; run 'carla-digr simulator' to see why")
+                raise UserError("The simulator did not start; run 'carla-digr simulator' to see why.")
             yield int(found[1]), process.pid
         finally:
             process.terminate()

@@ -30,8 +30,8 @@ LEAVE = 10.0  # s that it may take to tidy up before it is killed
 class DriveProcess:
     """A :class:`carla_digr.driving.control.Drive` in another process, with :class:`Scenario`'s errors.
 
-    Parameters: those of :meth:`Scenario.connect`, which the process calls. It runs from the start on; :meth:`ready`
-    waits until it is connected.
+    It takes the arguments of :meth:`Scenario.connect`, which the process calls. It runs from the start on;
+    :meth:`ready` waits until it is connected.
     """
 
     def __init__(self, simulator: str, host: str, port: int, timeout: float, **options: Any):
@@ -45,20 +45,36 @@ class DriveProcess:
         theirs.close()
 
     def ready(self) -> DriveProcess:
-        """Wait for the connection. Raises UserError when there is none."""
+        """Wait for the connection.
+
+        Raises:
+            UserError: there is none.
+        """
         self._answer(START + CALLS * self._timeout)
         return self
 
     def reset(self, seed: int) -> DriveFrame:
-        """Start an episode; see :meth:`Drive.reset`. Raises SimulatorGone, also when the process ended."""
+        """Start an episode; see :meth:`Drive.reset`.
+
+        Raises:
+            SimulatorGone: the simulator does not answer, or the process has ended.
+        """
         return self._frame({"seed": seed})
 
     def step(self, command: VehicleCommand) -> DriveFrame:
-        """Apply a command, advance 0.05 s and return the frame. Raises SimulatorGone, also when the process ended."""
+        """Apply a command, advance 0.05 s and return the frame.
+
+        Raises:
+            SimulatorGone: the simulator does not answer, or the process has ended.
+        """
         return self._frame({"command": asdict(command)})
 
     def reconnect(self, patience: float) -> DriveProcess:
-        """The same drive in a new process; the old one is ended. Raises the UserError of the last try."""
+        """The same drive in a new process; the old one is ended.
+
+        Raises:
+            UserError: that of the last try.
+        """
         deadline = time.monotonic() + patience
         self.close()
         while True:
@@ -91,7 +107,7 @@ class DriveProcess:
     def _answer(self, limit: float) -> dict[str, Any]:
         try:
             if not self._pipe.poll(limit):
-                raise SimulatorGone(f"the drive on {self.address} hangs; start its simulator again and connect anew")
+                raise SimulatorGone(f"The drive on {self.address} hangs; start its simulator again and connect anew.")
             answer = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
             raise self._gone() from None
@@ -103,7 +119,7 @@ class DriveProcess:
         self._process.join(LEAVE)
         code = self._process.exitcode
         how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
-        return SimulatorGone(f"the process that drove on {self.address} ended {how}; connect anew")
+        return SimulatorGone(f"The process that drove on {self.address} ended {how}; connect anew.")
 
 
 def _serve(pipe: Connection, simulator: str, host: str, port: int, timeout: float, options: dict[str, Any]) -> None:

@@ -22,24 +22,27 @@ def highway_points(
 ) -> list[carla.Transform]:
     """The spawn points of a map from which a drive can start, in the map's order.
 
-    Parameters:
-        roads: only points on roads with these OpenDRIVE ids; empty: on any road
+    Args:
+        roads: only points on roads with these OpenDRIVE ids; empty: on any road.
         spawn_points: exactly these, as indices into the map's list, whether they look like a highway or not; empty:
             those with at least LEAST_LANES lanes for the next AHEAD metres, no junction and no bend the ego cannot
-            follow at full speed
+            follow at full speed.
 
-    Raises UserError, naming what to change, for an index or a road without spawn points and when nothing is left.
+    Raises:
+        UserError: an index or a road without spawn points, or nothing is left; the sentence names what to change.
     """
     points = road_map.get_spawn_points()
     if spawn_points:
         beyond = [index for index in spawn_points if not 0 <= index < len(points)]
         if beyond:
-            raise UserError(f"the map {road_map.name} has the spawn points 0 to {len(points) - 1}, not {beyond[0]}")
+            raise UserError(
+                f"The map {road_map.name} has the spawn points 0 to {len(points) - 1}, not {beyond[0]}; choose others."
+            )
         return [points[index] for index in spawn_points]
     starts = [road_map.get_waypoint(point.location) for point in points]
     elsewhere = set(roads) - {start.road_id for start in starts if start is not None}
     if elsewhere:
-        raise UserError(f"the map {road_map.name} has no spawn point on the road {min(elsewhere)}; choose other roads")
+        raise UserError(f"The map {road_map.name} has no spawn point on the road {min(elsewhere)}; choose other roads.")
     found = [
         point
         for point, start in zip(points, starts, strict=True)
@@ -49,9 +52,9 @@ def highway_points(
         return found
     where = f" on the roads {', '.join(map(str, roads))}" if roads else ""
     raise UserError(
-        f"the map {road_map.name} has no highway{where}: none of its {len(points)} spawn points has {LEAST_LANES} "
+        f"The map {road_map.name} has no highway{where}: none of its {len(points)} spawn points has {LEAST_LANES} "
         f"lanes in its direction for {AHEAD:.0f} m without a junction or a bend below {LEAST_RADIUS:.0f} m; load "
-        "Town04 or Town05, choose other roads or spawn points, or drive on the embedded highway"
+        "Town04 or Town05, choose other roads or spawn points, or drive on the embedded highway."
     )
 
 

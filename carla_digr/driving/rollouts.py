@@ -134,5 +134,5 @@ class _Work:
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal():
-        raise UserError(f"a simulator must be given as host:port, not {text!r}")
+        raise UserError(f"A simulator must be given as host:port, not {text!r}.")
     return host, int(port)

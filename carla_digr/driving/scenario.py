@@ -83,14 +83,15 @@ class Scenario:
     ) -> Scenario:
         """Connect to a server and put ego, camera and collision sensor on its highway.
 
-        Parameters:
-            simulator: "embedded" takes the simulator's own traffic, "carla" the client's Traffic Manager
-            timeout: seconds for connecting and for every later call and tick
-            vehicles: other vehicles (on the embedded highway: on the ego's carriageway)
-            roads, spawn_points: where drives start, see :func:`carla_digr.driving.highway.highway_points`
+        Args:
+            simulator: "embedded" takes the simulator's own traffic, "carla" the client's Traffic Manager.
+            timeout: seconds for connecting and for every later call and tick.
+            vehicles: other vehicles (on the embedded highway: on the ego's carriageway).
+            roads, spawn_points: where drives start, see :func:`carla_digr.driving.highway.highway_points`.
 
-        Raises UserError as :meth:`Session.connect` and ``highway_points`` do, and when the server lacks what the drive
-        needs. Nothing has been spawned when the map has no highway.
+        Raises:
+            UserError: as :meth:`Session.connect` and ``highway_points``, or the server lacks what the drive needs.
+                Nothing has been spawned when the map has no highway.
         """
         session = Session.connect(host, port, timeout)
         try:
@@ -106,10 +107,13 @@ class Scenario:
     def reconnect(self, patience: float = 60.0) -> Scenario:
         """The same drive anew on the same server, after SimulatorGone: a new connection, a new ego and camera.
 
-        What this one left on a server that only hung is removed. Parameters:
-            patience: seconds in which the server must answer again
+        What this one left on a server that only hung is removed.
 
-        Raises the UserError of the last try.
+        Args:
+            patience: seconds in which the server must answer again.
+
+        Raises:
+            UserError: that of the last try.
         """
         deadline = time.monotonic() + patience
         while True:
@@ -124,7 +128,8 @@ class Scenario:
     def reset(self, seed: int) -> DriveFrame:
         """Start an episode; see :meth:`carla_digr.driving.control.Drive.reset`.
 
-        Raises SimulatorGone when the simulator does not answer in time.
+        Raises:
+            SimulatorGone: the simulator does not answer in time.
         """
         point = self._points[start_index(seed, len(self._points))]
         yaw = math.radians(point.rotation.yaw)
@@ -140,7 +145,11 @@ class Scenario:
         return self._tick()
 
     def step(self, command: VehicleCommand) -> DriveFrame:
-        """Apply a command, advance 0.05 s and return the frame. Raises SimulatorGone."""
+        """Apply a command, advance 0.05 s and return the frame.
+
+        Raises:
+            SimulatorGone: the simulator does not answer in time.
+        """
         throttle, brake = pedals(command, self._speed)
         self._ego.apply_control(carla.VehicleControl(throttle=throttle, steer=command.steer, brake=brake))
         return self._tick()
@@ -165,7 +174,7 @@ class Scenario:
         picture = self._pictures.take(snapshot.frame)
         ego = snapshot.find(self._ego.id)
         if ego is None:
-            raise UserError(f"somebody destroyed the ego on {self._session.address}; start the drive anew")
+            raise UserError(f"Somebody destroyed the ego on {self._session.address}; start the drive anew.")
         place, velocity = ego.get_transform(), ego.get_velocity()
         yaw = math.radians(place.rotation.yaw)
         self._speed = signed_speed(velocity.x, velocity.y, yaw)
@@ -234,7 +243,7 @@ class SimulatorTraffic:
         self._controller: carla.Actor | None = None
         if not session.blueprints.filter(HIGHWAY_TRAFFIC):
             raise UserError(
-                f"the simulator at {session.address} is not the embedded highway; choose the simulator 'carla'"
+                f"The simulator at {session.address} is not the embedded highway; choose the simulator 'carla'."
             )
 
     def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:

@@ -82,11 +82,12 @@ class Session:
     def connect(cls, host: str, port: int, timeout: float = 10.0) -> Session:
         """Connect to a server and take over its tick.
 
-        Parameters:
-            timeout: seconds for the connection, and later for every call and tick
+        Args:
+            timeout: seconds for the connection, and later for every call and tick.
 
-        Raises UserError when nothing listens there in time, its version is another one, or another client owns the
-        tick; SimulatorGone when it does not answer: it hangs, or it is no CARLA server.
+        Raises:
+            UserError: nothing listens there in time, its version is another one, or another client owns the tick.
+            SimulatorGone: it does not answer: it hangs, or it is no CARLA server.
         """
         _wait_for_port(host, port, timeout)
         client = carla.Client(host, port, worker_threads=1)  # one: sensor data are handled in the order they come in
@@ -96,17 +97,17 @@ class Session:
         except RuntimeError as error:
             raise SimulatorGone(
                 f"{host}:{port} accepts connections but does not answer as a CARLA server ({describe(error)}); "
-                "check the port"
+                "check the port."
             ) from None
         if version != VERSION:
             raise UserError(
-                f"the server at {host}:{port} is CARLA {version}, this client is {VERSION}; "
-                f"start a CARLA {VERSION} server or the embedded simulator"
+                f"The server at {host}:{port} is CARLA {version}, this client is {VERSION}; "
+                f"start a CARLA {VERSION} server or the embedded simulator."
             )
         try:
             return cls(client, host, port, timeout)
         except RuntimeError as error:
-            raise UserError(f"the simulator at {host}:{port} broke off: {describe(error)}; start it again") from None
+            raise UserError(f"The simulator at {host}:{port} broke off: {describe(error)}; start it again.") from None
 
     def _own_tick(self) -> None:
         self.world = self.client.get_world()
@@ -126,9 +127,13 @@ class Session:
         self._remove_leftovers()
 
     def _refuse_if_owned(self) -> None:
-        """Raise UserError if a living client owns the tick: the world moves, or its actors name a living process."""
+        """Refuse a server whose tick a living client owns: the world moves, or its actors name a living process.
+
+        Raises:
+            UserError: there is such a client.
+        """
         if self.address in _owners:
-            raise UserError(f"this process already owns the tick of {self.address}; close that session first")
+            raise UserError(f"This process already owns the tick of {self.address}; close that session first.")
         with contextlib.suppress(RuntimeError):  # the state a new subscriber is sent, or none
             self.world.wait_for_tick(OWNER_WAIT / 2)
         before = self.world.get_snapshot().frame
@@ -139,10 +144,10 @@ class Session:
         owners.discard(_Owner(socket.gethostname(), os.getpid()))  # left by a session that lost its simulator
         if after == before and not owners:
             return
-        who = str(owners.pop()) if owners else "another client"
+        who = str(owners.pop()) if owners else "Another client"
         raise UserError(
             f"{who} owns the tick of {self.address}; stop it (if it is dead already, restart the simulator), "
-            "or use another simulator"
+            "or use another simulator."
         )
 
     def _remove_leftovers(self) -> None:
@@ -157,7 +162,9 @@ class Session:
     def tick(self) -> carla.WorldSnapshot:
         """Advance one frame and return its state.
 
-        Raises SimulatorGone when no answer comes within the time limit, UserError when somebody else ticks too.
+        Raises:
+            SimulatorGone: no answer comes within the time limit.
+            UserError: somebody else ticks too.
         """
         try:
             frame = self.world.tick(self.timeout)
@@ -166,8 +173,8 @@ class Session:
             raise self.lost(describe(error)) from None
         if self.frame and (frame != self.frame + 1 or snapshot.frame != frame):
             raise UserError(
-                f"another client also ticks {self.address}: frame {max(frame, snapshot.frame)} came after "
-                f"{self.frame}; only one client may own the tick"
+                f"Another client also ticks {self.address}: frame {max(frame, snapshot.frame)} came after "
+                f"{self.frame}; only one client may own the tick."
             )
         self.frame = frame
         return snapshot
@@ -175,7 +182,7 @@ class Session:
     def lost(self, reason: str) -> SimulatorGone:
         """Mark the simulator as gone; the error to raise."""
         self.gone = True
-        return SimulatorGone(f"the simulator at {self.address} is gone ({reason}); start it again and connect anew")
+        return SimulatorGone(f"The simulator at {self.address} is gone ({reason}); start it again and connect anew.")
 
     # ------------------------------------------------------------------------------------------------- actors
 
@@ -184,7 +191,10 @@ class Session:
         try:
             blueprint = self.blueprints.find(name)
         except IndexError:
-            raise UserError(f"the simulator at {self.address} has no blueprint {name!r}") from None
+            raise UserError(
+                f"The simulator at {self.address} has no blueprint {name!r}; start a CARLA {VERSION} server or the "
+                "embedded simulator."
+            ) from None
         if blueprint.has_attribute("role_name"):
             blueprint.set_attribute("role_name", f"{ROLE} {socket.gethostname()} {os.getpid()}")
         for attribute, value in attributes.items():
@@ -196,14 +206,18 @@ class Session:
     ) -> carla.Actor:
         """Make an actor that the session destroys when it closes.
 
-        Raises UserError where the server refuses it, SimulatorGone where it does not answer.
+        Raises:
+            UserError: the server refuses it.
+            SimulatorGone: it does not answer.
         """
         try:
             actor = self.world.spawn_actor(blueprint, transform, attach_to=parent)
         except RuntimeError as error:
             if _TIME_OUT.match(str(error)):
                 raise self.lost(describe(error)) from None
-            raise UserError(f"{self.address} does not spawn {blueprint.id}: {describe(error)}") from None
+            raise UserError(
+                f"{self.address} does not spawn {blueprint.id} ({describe(error)}); restart the simulator."
+            ) from None
         self._actors.append(actor)
         return actor
 
@@ -212,7 +226,11 @@ class Session:
         self._listening.append((sensor, listen(sensor, receive)))
 
     def destroy(self, actor: carla.Actor) -> None:
-        """Destroy an actor made by :meth:`spawn`, if nobody else has. Raises SimulatorGone."""
+        """Destroy an actor made by :meth:`spawn`, if nobody else has.
+
+        Raises:
+            SimulatorGone: the server does not answer.
+        """
         try:
             if isinstance(actor, carla.Sensor) and actor.is_listening():
                 actor.stop()
@@ -318,9 +336,10 @@ class Session:
 def listen(sensor: carla.Sensor, receive: Callable[[Any], object]) -> weakref.ref[Callable[[Any], object]]:
     """Have ``receive`` called with each message of a sensor, in a thread of the client library.
 
-    Returns what is alive until the sensor was stopped and that thread has let go of ``receive``. Wait for that before
-    the interpreter ends: the thread needs Python's lock to call ``receive`` and to let go of it, and an ending
-    interpreter ends a thread that asks for it, which the library answers with an abort.
+    Returns:
+        What is alive until the sensor was stopped and that thread has let go of ``receive``. Wait for that before the
+        interpreter ends: the thread needs Python's lock to call ``receive`` and to let go of it, and an ending
+        interpreter ends a thread that asks for it, which the library answers with an abort.
     """
 
     def deliver(message: Any) -> None:
@@ -333,8 +352,8 @@ def listen(sensor: carla.Sensor, receive: Callable[[Any], object]) -> weakref.re
 class SensorStream:
     """The data of one sensor, taken by frame number.
 
-    Parameters:
-        sensor: starts to listen; one message a frame is expected
+    Args:
+        sensor: starts to listen; one message a frame is expected.
     """
 
     def __init__(self, session: Session, sensor: carla.Sensor):
@@ -346,8 +365,8 @@ class SensorStream:
     def take(self, frame: int) -> Any:
         """The message of ``frame``; older ones are dropped.
 
-        Raises SimulatorGone when it has not come within the session's time limit, or a later one has: then it will
-        not come.
+        Raises:
+            SimulatorGone: it has not come within the session's time limit, or a later one has: then it will not come.
         """
         data = self.poll(frame, self._session.timeout)
         if data is None:
@@ -386,7 +405,7 @@ class _Owner(NamedTuple):
         return state != "Z"
 
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host}"
+        return f"The process {self.process} on {self.host}"
 
 
 def _owner(actor: carla.Actor) -> _Owner | None:
@@ -399,7 +418,7 @@ def _owner(actor: carla.Actor) -> _Owner | None:
 def _wait_for_port(host: str, port: int, timeout: float) -> None:
     """Return once something accepts connections there; a server that is just starting gets the whole time limit."""
     if not 0 < port < 65536:
-        raise UserError(f"port {port} does not exist; choose one from 1 to 65535")
+        raise UserError(f"Port {port} does not exist; choose one from 1 to 65535.")
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -408,8 +427,8 @@ def _wait_for_port(host: str, port: int, timeout: float) -> None:
         except OSError as error:
             if isinstance(error, socket.gaierror) or time.monotonic() + 0.1 >= deadline:
                 raise UserError(
-                    f"no simulator answers on {host}:{port} ({error.strerror or error}); start one with "
-                    f"'carla-digr simulator --port {port}', or a CARLA {VERSION} server"
+                    f"No simulator answers on {host}:{port} ({error.strerror or error}); start one with "
+                    f"'carla-digr simulator --port {port}', or a CARLA {VERSION} server."
                 ) from None
         time.sleep(0.1)
 

@@ -223,7 +223,7 @@ def remappings(text: str) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         old, separator, new = part.partition(":=")
         if not separator or not all(re.fullmatch(r"/?\w+(/\w+)*", name) for name in (old, new)):
-            raise UserError(f"remap must be /old:=/new, several separated by commas, not {part!r}.")
+            raise UserError(f"The argument remap must be /old:=/new, several separated by commas, not {part!r}.")
         table[old] = new
     return table
 

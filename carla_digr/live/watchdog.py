@@ -80,8 +80,9 @@ class Camera:
     def check(self, stamp: float, picture: NDArray[np.uint8], speed: float) -> str:
         """Take the next frame: its stamp in s, its picture, the ego's speed in m/s.
 
-        Returns what is wrong with it, "" if nothing. A picture that stays the same while the ego moves is wrong from
-        the BRAKE_PERIODS-th time on, and then until another one comes, also when the ego stands.
+        Returns:
+            What is wrong with it, "" if nothing. A picture that stays the same while the ego moves is wrong from the
+            BRAKE_PERIODS-th time on, and then until another one comes, also when the ego stands.
         """
         same = self._picture is not None and np.array_equal(picture, self._picture)
         self._picture = picture

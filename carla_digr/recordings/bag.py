@@ -109,7 +109,11 @@ class _Tail:
         return self._committed + len(self.waiting)
 
     def commit(self) -> None:
-        """Raises OSError; what fits is on disk then, and the rest waits for the next call."""
+        """Write what waits.
+
+        Raises:
+            OSError: there is no room; what fits is on disk then, and the rest waits for the next call.
+        """
         while self.waiting:
             written = self._file.write(self.waiting)
             del self.waiting[:written]
@@ -328,7 +332,11 @@ def open_bag(path: Path) -> Iterator[Bag]:
 
 
 def storage_file(path: Path) -> Path:
-    """The one .mcap or .db3 file of a bag's directory. Raises UserError."""
+    """The one .mcap or .db3 file of a bag's directory.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
     files = [file for file in sorted(path.iterdir()) if file.suffix in (".mcap", ".db3")]
     if not files:
         raise UserError(f"{path} is no recording: it has neither metadata.yaml nor an .mcap or .db3 file.")

@@ -191,7 +191,11 @@ class _Copy:
         self._last: tuple[int, int] | None = None  # time and episode of the frame before
 
     def write(self, out: Path) -> Explained:
-        """The new recording under its name. Raises UserError."""
+        """The new recording under its name.
+
+        Raises:
+            UserError: no picture could be explained, or there is no room.
+        """
         channels = [*self._ours.values(), *filter(None, self._copied.values())]
         done = 0
         with (

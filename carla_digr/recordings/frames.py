@@ -328,7 +328,11 @@ def _array(path: Path) -> Source:
 
 
 def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran's order and type of the array that follows. Raises ValueError."""
+    """Shape, Fortran's order and type of the array that follows.
+
+    Raises:
+        ValueError: it is no such header.
+    """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)

@@ -186,7 +186,11 @@ def _attributed(
 
 
 def _refuse_unguided(policy: Policy, states: Tensor) -> None:
-    """Raise UserError where hooks on ReLU layers do not reach all activations: the map would be the plain gradient."""
+    """Refuse a policy whose activations hooks on ReLU layers do not all reach: the map would be the plain gradient.
+
+    Raises:
+        UserError: it is one.
+    """
     if isinstance(policy, ActorCritic):
         return
     assert isinstance(policy, nn.Module)

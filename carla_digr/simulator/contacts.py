@@ -18,8 +18,9 @@ TOUCHING = 1e-6  # m of overlap that is no contact: the rounding left when a con
 def box_overlap(a, b):
     """Separating-axis test of two oriented boxes, (5,) x, y, yaw, half length, half width each (Ericson, 2005, 4.4.1).
 
-    Returns (depth, nx, ny): how deep they overlap, negative or zero when they do not, and the unit normal from a to b
-    along which that depth is least.
+    Returns:
+        (depth, nx, ny): how deep they overlap, negative or zero when they do not, and the unit normal from a to b along
+        which that depth is least.
     """
     dx, dy = b[0] - a[0], b[1] - a[1]
     depth, nx, ny = math.inf, 0.0, 0.0

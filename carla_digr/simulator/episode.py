@@ -69,11 +69,11 @@ class Entry:
 class Episode:
     """One episode of the simulated world.
 
-    Parameters:
-        number: episode id, different from that of the episode before
-        frame: frames counted so far; they go on across episodes
-        settings: as CARLA's clients set them
-        streaming_port: goes into the streams' tokens
+    Args:
+        number: episode id, different from that of the episode before.
+        frame: frames counted so far; they go on across episodes.
+        settings: as CARLA's clients set them.
+        streaming_port: goes into the streams' tokens.
     """
 
     def __init__(self, number: int, frame: int, settings: wire.EpisodeSettings, streaming_port: int):
@@ -376,7 +376,11 @@ def wrapped_degrees(angle: Any) -> Any:
 
 
 def check_place(transform: Transform) -> None:
-    """Raise CallFailed for a position out of this world."""
+    """Refuse a position out of this world.
+
+    Raises:
+        CallFailed: it is one.
+    """
     if max(map(abs, transform.location)) > MAX_DISTANCE:
         raise CallFailed(f"positions must be within {MAX_DISTANCE:.0f} m of the origin, not {transform.location}")
     if max(map(abs, transform.rotation)) > MAX_TURN:

@@ -168,7 +168,7 @@ def _best_plan(pieces, start, obstacles, lane, size, limits):
 class Planner:
     """Drives one ego by the four actions of the driving task.
 
-    Parameters:
+    Args:
         wheel_angle: rad that the actions left and right set.
         cruise_speed: m/s held by every action but brake.
         braking: m/s2 of the action brake.
@@ -188,7 +188,11 @@ class Planner:
         self.lane, self._brake, self._plan_in = None, False, 0
 
     def observe(self, world: World, ego_id: int) -> int:
-        """The action for the next tick: 0 left, 1 keep, 2 right, 3 brake. Raises KeyError without that vehicle."""
+        """The action for the next tick: 0 left, 1 keep, 2 right, 3 brake.
+
+        Raises:
+            KeyError: there is no such vehicle.
+        """
         ego = world.vehicle(ego_id)
         pieces = world.road.pieces
         heading = float(world.road.pose(ego.s, ego.d)[2])

@@ -70,7 +70,7 @@ def render(
 ) -> NDArray[np.uint8]:
     """The picture a camera sees; a pure function of its arguments.
 
-    Parameters:
+    Args:
         width, height: picture size in pixels.
         fov_deg: horizontal field of view in degrees, between 0 and 180.
         palette: index into ``PALETTES`` or a palette of one's own.

@@ -128,7 +128,7 @@ def lane_center(lane: int) -> float:
 class Road:
     """A closed road of straights and arcs.
 
-    Parameters:
+    Args:
         pieces: (P, 6) float64, a row a piece: s0, x0, y0 (m), heading0 (rad), length (m), curvature (1/m, positive
             turns right). Pieces follow each other without gap or kink, the last one ends where the first begins.
     """

@@ -107,9 +107,9 @@ def _labels(world: World, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
 class Noise:
     """Normally distributed errors of one sensor, from its blueprint's attributes; equal seeds give equal errors.
 
-    Parameters:
+    Args:
         attributes: ``noise_seed`` and, for a quantity q, ``noise_q_stddev`` and ``noise_q_bias`` (or with an axis at
-            the end); those that are missing are 0
+            the end); those that are missing are 0.
     """
 
     def __init__(self, attributes: dict[str, float]):

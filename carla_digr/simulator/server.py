@@ -76,11 +76,12 @@ class StreamConnection(Connection):
 class Server:
     """Binds both ports and serves until the process ends.
 
-    Parameters:
-        host: address to listen on
-        port: of the RPC channel, streams are one above; 0 takes two free ones
+    Args:
+        host: address to listen on.
+        port: of the RPC channel, streams are one above; 0 takes two free ones.
 
-    Raises UserError when a port cannot be had.
+    Raises:
+        UserError: a port cannot be had.
     """
 
     def __init__(self, host: str, port: int):
@@ -425,9 +426,11 @@ def _listen(listener: socket.socket) -> None:
 
 def _no_port(host: str, port: int, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return UserError(f"port {port} of {host} is in use; stop the program that has it or choose another with --port")
+        return UserError(
+            f"Port {port} of {host} is in use; stop the program that has it or choose another with --port."
+        )
     reason = getattr(error, "strerror", None) or error
-    return UserError(f"cannot listen on {host}:{port} ({reason}); check --host and --port")
+    return UserError(f"Cannot listen on {host}:{port} ({reason}); check --host and --port.")
 
 
 def _end(*_: object) -> None:
@@ -455,9 +458,12 @@ def exit_with(parent: int) -> None:
 
 
 def run(host: str, port: int, parent: int | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or the end of the parent process. Raises UserError when a port cannot be had.
+    """Serve until SIGTERM, SIGINT or the end of the parent process.
 
     SIGTERM ends it at once, SIGINT when its clients have left, see :meth:`Server.leave`.
+
+    Raises:
+        UserError: a port cannot be had.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)

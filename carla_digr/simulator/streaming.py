@@ -80,10 +80,10 @@ def world_state(
 ) -> bytes:
     """The state of all actors in a frame.
 
-    Parameters:
-        stamp, delta: simulated seconds in this episode and of this frame
-        wall_clock: seconds, any epoch
-        actors: (N,) of ACTOR_STATE, every actor that exists
+    Args:
+        stamp, delta: simulated seconds in this episode and of this frame.
+        wall_clock: seconds, any epoch.
+        actors: (N,) of ACTOR_STATE, every actor that exists.
     """
     flags = FLAG_MAP_CHANGED if map_changed else 0
     header = _EPISODE_HEADER.pack(episode, wall_clock, delta, 0, 0, 0, flags)
@@ -93,11 +93,11 @@ def world_state(
 def image(kind: int, frame: int, stamp: float, place: Transform, fov: float, bgra: NDArray[np.uint8]) -> bytes:
     """A camera's picture.
 
-    Parameters:
-        kind: one of the _CAMERA constants
-        place: of the camera in the world
-        fov: horizontal, degrees
-        bgra: (H, W, 4) uint8, encoded as that kind of camera does
+    Args:
+        kind: one of the _CAMERA constants.
+        place: of the camera in the world.
+        fov: horizontal, degrees.
+        bgra: (H, W, 4) uint8, encoded as that kind of camera does.
     """
     height, width = bgra.shape[:2]
     header = _IMAGE_HEADER.pack(width, height, fov)

@@ -418,15 +418,17 @@ _HEAVY_KINDS = [i for i, kind in enumerate(KINDS) if kind.body in (TRUCK, BUS)]
 def populate(road: Road, seed: int, vehicles: int, oncoming: int, taken: NDArray[np.void]) -> NDArray[np.void]:
     """Draw traffic for the ring.
 
-    Parameters:
+    Args:
         seed: of a PCG64 generator; equal arguments give equal traffic.
         vehicles: on the own carriageway.
         oncoming: on the other carriageway, at one constant speed a lane.
         taken: table of VEHICLE rows that are there already; no vehicle comes within 40 m of one a client drives.
 
-    Returns the new rows (vehicles + oncoming,) of VEHICLE with all but their ids.
+    Returns:
+        The new rows (vehicles + oncoming,) of VEHICLE with all but their ids.
 
-    Raises UserError when they do not fit on the ring.
+    Raises:
+        UserError: they do not fit on the ring.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     table = np.zeros(len(taken) + vehicles + oncoming, VEHICLE)
@@ -454,7 +456,7 @@ def populate(road: Road, seed: int, vehicles: int, oncoming: int, taken: NDArray
         row["s"] = _free_place(table[: i + 1], road.length, rng.random(_TRIES * len(_SPACING)))
         if row["s"] < 0.0:
             raise UserError(
-                f"the ring of {road.length:.0f} m has no room for {vehicles} vehicles and {oncoming} oncoming "
+                f"The ring of {road.length:.0f} m has no room for {vehicles} vehicles and {oncoming} oncoming "
                 "ones; ask for fewer."
             )
     rows = table[len(taken) :]

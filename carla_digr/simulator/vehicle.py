@@ -66,8 +66,10 @@ def step_bicycle(x, y, yaw, speed, wheelbase, throttle, wheel_angle, brake, hand
     """One step of the kinematic bicycle about the centre of the wheelbase; no state but pose and speed.
 
     The wheels take ``wheel_angle`` (rad, positive right) and the engine its torque at once: a single picture and the
-    speed tell the whole state. Returns x, y (m), yaw (rad), speed (m/s, signed along the heading) and the yaw rate
-    (rad/s) of this step.
+    speed tell the whole state.
+
+    Returns:
+        x, y (m), yaw (rad), speed (m/s, signed along the heading) and the yaw rate (rad/s) of this step.
     """
     resistance = ROLLING + DRAG * speed * speed + MAX_BRAKING * brake
     if hand_brake:

@@ -351,7 +351,11 @@ class RequestReader:
         )
 
     def feed(self, data: bytes) -> Iterator[Request]:
-        """Yield the requests that ``data`` completes. Raises ProtocolError where the bytes are no request."""
+        """Yield the requests that ``data`` completes.
+
+        Raises:
+            ProtocolError: the bytes are no request.
+        """
         try:
             self._unpacker.feed(data)
             for message in self._unpacker:

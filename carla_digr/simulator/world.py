@@ -50,7 +50,7 @@ class SpawnCollision(UserError):
 class Collision:
     """A contact of the last step as one of its two partners feels it.
 
-    Parameters:
+    Args:
         id: the vehicle that reports it.
         other: the other vehicle's id, or STATIC.
         other_name: the other one's blueprint id, or ``static.barrier`` or ``static.guardrail``.
@@ -67,7 +67,7 @@ class Collision:
 class Camera:
     """A pinhole camera; metres and radians, relative to ``parent`` (its origin is the box's centre on the ground).
 
-    Parameters:
+    Args:
         parent: id of the vehicle that carries it, 0 for one that stands in the world.
         width, height: pixels.
         fov: horizontal field of view in degrees.
@@ -167,14 +167,22 @@ class World:
         return self.vehicles["id"].tolist()
 
     def index(self, vehicle_id: int) -> int:
-        """Row of a vehicle in the table. Raises KeyError for an id that is not there."""
+        """Row of a vehicle in the table.
+
+        Raises:
+            KeyError: there is no such id.
+        """
         found = np.flatnonzero(self.vehicles["id"] == vehicle_id)
         if len(found) == 0:
             raise KeyError(f"there is no vehicle with id {vehicle_id}")
         return int(found[0])
 
     def vehicle(self, vehicle_id: int) -> np.record:
-        """One row of the table (``row.x`` or ``row["x"]``, ...), a view like `vehicles`. Raises KeyError."""
+        """One row of the table (``row.x`` or ``row["x"]``, ...), a view like `vehicles`.
+
+        Raises:
+            KeyError: there is no such id.
+        """
         return self._table.view(np.recarray)[self.index(vehicle_id)]
 
     def new_id(self) -> int:
@@ -189,13 +197,14 @@ class World:
     ) -> int:
         """Put a vehicle that a client drives on the road, standing; returns its id.
 
-        Parameters:
+        Args:
             kind: index into `vehicle.KINDS`.
             x, y, yaw: metres and radians; within 1 cm and 1 mrad of a spawn point of the road it is that point.
             color: RGB, by default the kind's first one.
 
-        Raises SpawnCollision where it would overlap a vehicle, the barrier or a guard rail, ValueError for a pose that
-        is not finite.
+        Raises:
+            SpawnCollision: it would overlap a vehicle, the barrier or a guard rail.
+            ValueError: the pose is not finite.
         """
         row = np.zeros(1, VEHICLE)
         fill_kind(row[0], kind, color if color is not None else KINDS[kind].colors[0])
@@ -206,8 +215,11 @@ class World:
     def place(self, vehicle_id: int, x: float, y: float, yaw: float) -> None:
         """Put a vehicle elsewhere, standing; the same rules as for spawning, but overlaps are left to the next step.
 
-        A driver of the traffic goes on in the lane it finds itself in. Raises KeyError for an unknown id, ValueError
-        for a pose that is not finite.
+        A driver of the traffic goes on in the lane it finds itself in.
+
+        Raises:
+            KeyError: there is no such id.
+            ValueError: the pose is not finite.
         """
         row = self.vehicle(vehicle_id)
         self._pose(row, x, y, yaw)
@@ -223,13 +235,15 @@ class World:
     def spawn_traffic(self, seed: int, vehicles: int = 64, ego_id: int | None = None, oncoming: int = 24) -> list[int]:
         """Fill the ring with the world's own drivers; returns their ids.
 
-        Parameters:
+        Args:
             seed: equal seeds and equal worlds give equal traffic.
             vehicles: on the own carriageway.
             ego_id: a client's vehicle that must be there; 40 m around every client's vehicle stay free.
             oncoming: on the other carriageway.
 
-        Raises UserError when they do not fit, KeyError for an unknown ``ego_id``.
+        Raises:
+            UserError: they do not fit.
+            KeyError: there is no ``ego_id``.
         """
         if ego_id:
             self.index(ego_id)
@@ -252,8 +266,11 @@ class World:
     ) -> None:
         """Controls of a vehicle until the next call, as CARLA has them: throttle and brake in [0, 1], steer in [-1, 1].
 
-        Values beyond are clipped; on vehicles of the traffic they have no effect. Raises KeyError for an unknown id,
-        ValueError for what is no finite number.
+        Values beyond are clipped; on vehicles of the traffic they have no effect.
+
+        Raises:
+            KeyError: there is no such id.
+            ValueError: a value is no finite number.
         """
         row = self.vehicle(vehicle_id)
         row["throttle"] = min(max(_f32(throttle), 0.0), 1.0)
@@ -264,7 +281,11 @@ class World:
     def set_target_velocity(self, vehicle_id: int, vx: float, vy: float) -> None:
         """Set the speed at once to the part of (vx, vy), in m/s, along the heading; vehicles do not slide sideways.
 
-        At most TOP_SPEED is taken. Raises KeyError for an unknown id, ValueError for what is no finite number.
+        At most TOP_SPEED is taken.
+
+        Raises:
+            KeyError: there is no such id.
+            ValueError: a value is no finite number.
         """
         row = self.vehicle(vehicle_id)
         c, sn = math.cos(row["yaw"]), math.sin(row["yaw"])
@@ -274,8 +295,10 @@ class World:
     def step(self, dt: float = 0.05) -> None:
         """Advance by dt seconds: traffic decides on the state before, all move, contacts resolve.
 
-        Steps longer than 0.05 s are done in equal parts; `collisions` has the contacts of all of them. Raises
-        ValueError unless dt is positive.
+        Steps longer than 0.05 s are done in equal parts; `collisions` has the contacts of all of them.
+
+        Raises:
+            ValueError: dt is not positive.
         """
         if not dt > 0.0:
             raise ValueError(f"a step of {dt} s does not go forward")

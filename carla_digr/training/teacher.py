@@ -61,7 +61,8 @@ def train_teacher(config: Config, out: Path) -> None:
     rollout = settings.environments * settings.rollout_steps
     if rollout % settings.minibatch_size:
         raise UserError(
-            f"teacher.minibatch_size {settings.minibatch_size} must divide environments * rollout_steps = {rollout}."
+            f"The setting teacher.minibatch_size, {settings.minibatch_size}, must divide environments * rollout_steps, "
+            f"{rollout}."
         )
     task = make_task(config)
     state_path = out / "teacher" / "state.safetensors"
@@ -252,7 +253,8 @@ def _begin_from(path: Path, task: Task, config: Config, algorithm: PPO) -> None:
     policy, _ = load_policy(path, task)
     if not isinstance(policy, ActorCritic) or policy.config != config.policy:
         raise UserError(
-            f"teacher.start: {path} has another network than the configuration's section policy; give the two the same."
+            f"The policy {path} in teacher.start has another network than the configuration's section policy; give the "
+            "two the same."
         )
     algorithm.policy.network.load_state_dict(policy.state_dict())  # type: ignore[union-attr]
 

@@ -204,7 +204,7 @@ def test_the_bridge_ends_with_a_sentence_when_the_simulator_does_not_come_back(s
     simulator.end(signal.SIGKILL)
     assert drive.bridge.wait() == 2
     sentences = [line for line in drive.bridge.output.splitlines() if line.startswith("carla-digr: ")]
-    assert len(sentences) == 1 and "no simulator answers" in sentences[0]
+    assert len(sentences) == 1 and "No simulator answers" in sentences[0]
     assert "is gone" in drive.bridge.output
     assert "Traceback" not in drive.bridge.output
 

@@ -284,7 +284,7 @@ def test_a_port_in_use_ends_in_one_sentence(live, option):
 def test_an_absent_carla_server_ends_in_one_sentence(live):
     drive = live("--simulator", "carla")
     assert drive.wait() == 2
-    assert_one_sentence(drive.errors, f"no simulator answers on 127.0.0.1:{drive.port}")
+    assert_one_sentence(drive.errors, f"No simulator answers on 127.0.0.1:{drive.port}")
     assert drive.leaves_nothing()
 
 

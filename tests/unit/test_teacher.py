@@ -139,6 +139,6 @@ def test_a_damaged_state_is_named(copied_run, tiny_config, keep):
 
 def test_a_minibatch_that_does_not_divide_the_rollout_is_refused(tmp_path, tiny_config):
     other = replace(tiny_config, teacher=replace(tiny_config.teacher, minibatch_size=50))
-    with pytest.raises(UserError, match="minibatch_size 50 must divide"):
+    with pytest.raises(UserError, match="minibatch_size, 50, must divide"):
         train_teacher(other, tmp_path)
     assert not list(tmp_path.iterdir())

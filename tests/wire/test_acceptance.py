@@ -55,7 +55,7 @@ def test_an_absent_server_fails_the_first_check_and_the_others_are_not_tried(cap
         port = free.getsockname()[1]
     assert main(["check-simulator", "--port", str(port), "--timeout", "0.3"]) == 1
     first, *others = capsys.readouterr().out.splitlines()
-    assert first.startswith("FAIL  server: expected CARLA 0.9.16 whose tick nobody owns; saw no simulator answers")
+    assert first.startswith("FAIL  server: expected CARLA 0.9.16 whose tick nobody owns; saw No simulator answers")
     assert "what to do: start CarlaUE4.sh" in first
     assert [line.split(":")[1] for line in others] == [" not tried"] * (len(CHECKS) - 1)
 

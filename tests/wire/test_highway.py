@@ -56,7 +56,7 @@ def test_a_wide_straight_road_is_a_highway_until_it_ends():
     ids=lambda town: town.name,
 )
 def test_other_roads_are_refused_by_name_with_what_to_do(town):
-    with pytest.raises(UserError, match=rf"the map {town.name} has no highway: .*load Town04 or Town05"):
+    with pytest.raises(UserError, match=rf"The map {town.name} has no highway: .*load Town04 or Town05"):
         highway_points(town)
 
 

@@ -139,7 +139,7 @@ def test_the_others_take_over_from_a_simulator_that_does_not_come_back(shared_si
     assert len(episodes) == 6
     assert {e["simulator"] for e in episodes} == {f"127.0.0.1:{shared_simulator.port}"}
     victim.stop()
-    with pytest.raises(UserError, match="no simulator answers"):
+    with pytest.raises(UserError, match="No simulator answers"):
         drive_episodes(config(victim, timeout=0.3), keep)
 
 

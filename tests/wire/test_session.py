@@ -47,12 +47,12 @@ def test_an_absent_simulator_is_named_with_what_to_do():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(
-        UserError, match=f"no simulator answers on 127.0.0.1:{port}.*carla-digr simulator --port {port}"
+        UserError, match=f"No simulator answers on 127.0.0.1:{port}.*carla-digr simulator --port {port}"
     ):
         Session.connect("127.0.0.1", port, 0.3)
-    with pytest.raises(UserError, match=r"no simulator answers on no\.such\.host\.invalid"):
+    with pytest.raises(UserError, match=r"No simulator answers on no\.such\.host\.invalid"):
         Session.connect("no.such.host.invalid", 2000, 0.3)
-    with pytest.raises(UserError, match="port 70000 does not exist"):
+    with pytest.raises(UserError, match="Port 70000 does not exist"):
         Session.connect("127.0.0.1", 70000, 0.3)
 
 
@@ -115,7 +115,7 @@ def test_somebody_elses_ticks_are_noticed(session, shared_simulator):
     other.set_timeout(10.0)
     session.tick()
     other.get_world().tick(10.0)
-    with pytest.raises(UserError, match="another client also ticks"):
+    with pytest.raises(UserError, match="Another client also ticks"):
         session.tick()
 
 
@@ -352,7 +352,7 @@ def test_a_simulator_that_goes_mid_drive_is_named(simulator, number):
     drive.reset(1)
     drive.step(CRUISE)
     simulator.process.send_signal(number)
-    with pytest.raises(SimulatorGone, match=f"the simulator at 127.0.0.1:{simulator.port} is gone .*start it again"):
+    with pytest.raises(SimulatorGone, match=f"The simulator at 127.0.0.1:{simulator.port} is gone .*start it again"):
         for _ in range(3):
             drive.step(CRUISE)
     drive.close()
@@ -438,7 +438,7 @@ def test_a_session_on_another_machine_keeps_its_tick_and_its_actors(simulator):
 
 
 def test_a_process_owns_a_tick_only_once(session, shared_simulator):
-    with pytest.raises(UserError, match="this process already owns the tick"):
+    with pytest.raises(UserError, match="This process already owns the tick"):
         Session.connect("127.0.0.1", shared_simulator.port)
     session.tick()
 

@@ -482,7 +482,11 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _numbers(colormap: str) -> list[int]:
-    """Red, green and blue of the 256 levels of a map, one after another. Raises UserError: there is no such map."""
+    """Red, green and blue of the 256 levels of a map, one after another.
+
+    Raises:
+        UserError: there is no such map.
+    """
     return [int(value) for value in colours(colormap).ravel()]
 
 

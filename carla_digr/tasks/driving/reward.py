@@ -21,9 +21,10 @@ CLOSING_HORIZON = 4.0  # s to a collision below which the reward sinks
 def hazards(vehicles, ego, ring):
     """How near a crash is, from the vehicle table (N,) of traffic.VEHICLE; ``ego`` is the ego's row.
 
-    Returns (closing, alongside), both in [0, 1]: how far the ego is inside CLOSING_HORIZON of the time to a collision
-    with a vehicle ahead, weighted by how much the two overlap across the road, and the largest such overlap with a
-    vehicle alongside. The overlap falls from 1 to 0 over the last metre of clearance.
+    Returns:
+        (closing, alongside), both in [0, 1]: how far the ego is inside CLOSING_HORIZON of the time to a collision with
+        a vehicle ahead, weighted by how much the two overlap across the road, and the largest such overlap with a
+        vehicle alongside. The overlap falls from 1 to 0 over the last metre of clearance.
     """
     me = vehicles[ego]
     closing = 0.0

@@ -170,7 +170,12 @@ class CarlaBridge(ManagedNode):
         )
 
     def _drive_on(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
-        """Drive one episode after the other. Raises SimulatorGone, or UserError beside another bridge."""
+        """Drive one episode after the other.
+
+        Raises:
+            SimulatorGone: the simulator does not answer.
+            UserError: there is another bridge.
+        """
         frame = self._begin(executor)
         settled = time.monotonic() + NEWCOMER_SECONDS
         while going():
@@ -227,11 +232,12 @@ class CarlaBridge(ManagedNode):
     def _recover(self, lost: SimulatorGone, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         """Wait for a simulator that hung or died, then make ego, camera and traffic anew.
 
-        Raises UserError when it is not back within the patience.
+        Raises:
+            UserError: it is not back within the patience.
         """
         drive = self._drive
         assert drive is not None
-        self.get_logger().error(f"{lost}; waiting {self._patience.value:g} s for it")
+        self.get_logger().error(f"{lost} Waiting {self._patience.value:g} s for it")
         self._rule(self._watchdog.fail("the simulator does not answer"))
         end = time.monotonic() + self._patience.value
         while going():
@@ -397,7 +403,8 @@ class CarlaBridge(ManagedNode):
     def _wait_for_an_explainer(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         """Until a node that publishes decisions gets our pictures; the car stands in front of its drive until then.
 
-        Raises UserError when another node is the drive's clock.
+        Raises:
+            UserError: another node is the drive's clock.
         """
         image, decision = (self.resolve_topic_name(topic.name) for topic in (topics.IMAGE, topics.DECISION))
         while going():
@@ -413,7 +420,11 @@ class CarlaBridge(ManagedNode):
         self._waiting = ""
 
     def _refuse_a_second_clock(self) -> None:
-        """Raises UserError when another node owns time here."""
+        """Leave the road to another node that owns time here.
+
+        Raises:
+            UserError: there is one.
+        """
         clock = self.resolve_topic_name(topics.CLOCK.name)
         if self.count_publishers(clock) > 1:
             raise UserError(f"Another node publishes {clock} too: end it, or give each drive its own ROS_DOMAIN_ID.")

@@ -111,7 +111,11 @@ class ExplainerNode(ManagedNode):
     # --- the policy ---
 
     def _load(self, weights: str) -> Explainer:
-        """Raises UserError: the policy cannot be had, or not with this camera or this car."""
+        """Load a policy and check it.
+
+        Raises:
+            UserError: it cannot be had, or not with this camera or this car.
+        """
         explainer = Explainer.from_checkpoint(
             weights,
             "driving" if self._drives else None,

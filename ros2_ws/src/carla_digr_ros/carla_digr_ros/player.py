@@ -64,7 +64,11 @@ class Player(ManagedNode):
         Reporter(self, "replay", self._status)
 
     def configure(self) -> None:
-        """Open the recording. Raises UserError."""
+        """Open the recording.
+
+        Raises:
+            UserError: it cannot be opened, or nothing of it can be replayed.
+        """
         self._bag = self._open.enter_context(open_bag(self._path))
         length = (self._bag.end - self._bag.start) * 1e-9
         if self._start >= length:
@@ -165,7 +169,11 @@ class Player(ManagedNode):
     # --- what is published ---
 
     def _sender(self, channel: Channel, known: Typestore) -> Send:
-        """What publishes a message of a channel, given its bytes. Raises UserError: its type is not known here."""
+        """What publishes a message of a channel, given its bytes.
+
+        Raises:
+            UserError: its type is not known here.
+        """
         topic = TABLE.get(channel.topic)
         publisher: Publisher
         if topic is None:
@@ -225,7 +233,11 @@ class Player(ManagedNode):
 
 
 def _message_class(channel: Channel) -> type:
-    """Raises UserError: the type's package is not installed."""
+    """The class of a channel's messages.
+
+    Raises:
+        UserError: the type's package is not installed.
+    """
     package, _, name = channel.type.split("/")
     try:
         return getattr(importlib.import_module(f"{package}.msg"), name)

@@ -54,7 +54,11 @@ class RecorderNode(ManagedNode):
         Reporter(self, "recording", self._status)
 
     def configure(self) -> None:
-        """Make a bag. Raises UserError."""
+        """Make a bag.
+
+        Raises:
+            UserError: the weights cannot be read, or the bag cannot be made.
+        """
         weights = Path(self._weights)
         try:
             digest = sha256_of(weights)

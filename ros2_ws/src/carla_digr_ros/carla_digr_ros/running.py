@@ -61,16 +61,28 @@ class ManagedNode(LifecycleNode):
         self.heard: list[Subscription] = []  # gone while the node is not active
 
     def start(self) -> None:
-        """Configure and activate. Raises UserError."""
+        """Configure and activate.
+
+        Raises:
+            UserError: the node cannot.
+        """
         for transition in (self.trigger_configure, self.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
                 raise self._refusal or RuntimeError(f"{self.get_name()} does not start")
 
     def configure(self) -> None:
-        """Get ready. Raises UserError."""
+        """Get ready.
+
+        Raises:
+            UserError: what is needed is not there.
+        """
 
     def activate(self) -> None:
-        """Begin. Raises UserError."""
+        """Begin.
+
+        Raises:
+            UserError: the node cannot.
+        """
 
     def deactivate(self) -> None:
         """Pause."""
