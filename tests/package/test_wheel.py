@@ -31,6 +31,7 @@ def test_the_wheel_has_all_that_the_source_tree_has(wheel):
     files += [ROOT / "carla_digr" / "configs" / path.name for path in (ROOT / "configs").glob("*.yaml")]
     missing = {str(path.relative_to(ROOT)) for path in files} - inside
     assert not missing
+    assert "carla_digr/py.typed" in inside
 
 
 def test_metadata_is_complete(wheel):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +43,23 @@ def test_every_public_name_is_there_and_no_other():
     assert set(carla_digr.__all__) <= set(dir(carla_digr))
     with pytest.raises(AttributeError, match="'explainn'"):
         _ = carla_digr.explainn
+
+
+def test_what_type_checkers_see_is_what_there_is():
+    source = ast.parse(Path(carla_digr.__file__).read_text())
+    [seen] = [
+        node for node in source.body if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+    ]
+    imported = {
+        alias.asname: (node.module, alias.name)
+        for node in seen.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    assert set(imported) == set(carla_digr.__all__) - {"__version__"}
+    for name, (module, original) in imported.items():
+        assert getattr(carla_digr, name) is getattr(importlib.import_module(module), original)
 
 
 def test_a_policy_is_loaded_by_its_shipped_name_or_its_file(student):

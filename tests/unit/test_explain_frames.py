@@ -12,7 +12,10 @@ import pytest
 import torch
 
 import carla_digr
+from carla_digr import checkpoint
 from carla_digr.cli import main as command
+from carla_digr.config import PolicyConfig
+from carla_digr.policy import ActorCritic, InputRecipe
 from carla_digr.recordings import frames as frames_module
 
 SIZE = 128
@@ -50,6 +53,20 @@ def explain(*arguments) -> int:
 def result(out):
     with np.load(out / "maps.npz") as arrays:
         return json.loads((out / "explained.json").read_text()), arrays["maps"], arrays["names"].tolist()
+
+
+def interrupt_the_sixth_overlay(monkeypatch) -> list[int]:
+    """A Ctrl-C while the sixth overlay is made; a list that grows with each overlay."""
+    real, calls = frames_module.overlay, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(frames_module, "overlay", interrupted)
+    return calls
 
 
 def files(out):
@@ -132,15 +149,7 @@ def test_frames_of_another_size_are_scaled_if_asked_for(tmp_path, capsys):
 def test_interrupted_it_resumes_and_gives_the_same_bytes(folder, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "maps"
     assert explain(folder, "--out", whole) == 0
-    real, calls = frames_module.overlay, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(frames_module, "overlay", interrupted)
+    calls = interrupt_the_sixth_overlay(monkeypatch)
     assert explain(folder, "--out", out) == 130
     assert not out.exists()
     with (tmp_path / ".maps.tmp" / "maps" / "frames.jsonl").open("a") as file:
@@ -152,16 +161,31 @@ def test_interrupted_it_resumes_and_gives_the_same_bytes(folder, tmp_path, monke
     assert files(out) == files(whole)
 
 
+def test_a_policy_of_several_pictures_sees_those_before_also_when_it_resumes(folder, pictures, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    policy = ActorCritic(PolicyConfig(features=16), 4, 84, 84, 3, recipe=InputRecipe("grey", stack=4))
+    card = {"task": None, "role": "imported", "action_names": ["a", "b", "c"]}
+    checkpoint.save(tmp_path / "grey.safetensors", policy, card)
+    options = ["--weights", tmp_path / "grey.safetensors", "--resize", "--method", "vg"]
+    (folder / "frame4.png").write_bytes(b"")
+    interrupt_the_sixth_overlay(monkeypatch)
+    assert explain(folder, "--out", tmp_path / "maps", *options) == 130
+    assert explain(folder, "--out", tmp_path / "maps", *options) == 0
+    said, maps, _ = result(tmp_path / "maps")
+    whole = np.delete(pictures, 3, axis=0)
+    expected = carla_digr.explain(carla_digr.load_policy(tmp_path / "grey.safetensors"), whole, "vg", resize=True)
+    np.testing.assert_array_equal(maps, expected.astype(np.float16))
+    assert [frame["name"] for frame in said["frames"] if "refused" in frame] == ["frame4"]
+    stacks = np.random.default_rng(0).integers(0, 256, (2, 84, 84, 4), dtype=np.uint8)
+    np.savez(tmp_path / "stacks.npz", frames=stacks)
+    assert explain(tmp_path / "stacks.npz", "--out", tmp_path / "of_stacks", *options) == 0
+    newest = cv2.imread(str(tmp_path / "of_stacks" / "000001.png"))[..., ::-1]
+    alone = carla_digr.explain(policy, stacks[1:], "vg")[0]
+    np.testing.assert_array_equal(newest, carla_digr.overlay(stacks[1, :, :, 3], alone))
+
+
 def test_what_another_method_left_is_not_taken(folder, tmp_path, monkeypatch):
-    real, calls = frames_module.overlay, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(frames_module, "overlay", interrupted)
+    calls = interrupt_the_sixth_overlay(monkeypatch)
     assert explain(folder, "--out", tmp_path / "maps", "--method", "vg") == 130
     assert explain(folder, "--out", tmp_path / "maps", "--method", "digr") == 0
     assert len(calls) == 6 + 12
