@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_layering import FLOORS
 
 from carla_digr.importing import ImportOptions
 from carla_digr.saliency import METHODS
@@ -81,3 +82,11 @@ def test_every_method_is_described():
     for name, method in METHODS.items():
         [row] = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
         assert row.endswith(f"| {method.needs.replace('logits', 'outputs')} | {method.speed} |"), name
+
+
+def test_the_architecture_lists_every_room_by_floors():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    rooms = [name for row in rows for name in re.findall(r"`(\w+)(?:\.py|/)`", row)]
+    inside = [room for room in rooms if room in FLOORS]
+    assert set(inside) == set(FLOORS) - {"onnx_operators"}
+    assert inside == sorted(inside, key=FLOORS.index, reverse=True)
