@@ -133,8 +133,7 @@ class LayerNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Outputs (B, K), and the critic's values (B, 1) where there is a critic."""
         x = self.shared(x)
-        value = None if self.value is None else self.value(x)  # first: Grad-CAM looks for the last feature map
-        return self.outputs(x) if value is None else (self.outputs(x), value)
+        return self.outputs(x) if self.value is None else (self.outputs(x), self.value(x))
 
 
 def _sequential(layers: list[dict[str, Any]]) -> nn.Sequential:

@@ -47,7 +47,7 @@ class Control:
     steer: float = setting(0.0, minimum=-1, maximum=1)
     throttle: float = setting(0.0, minimum=0, maximum=1)
     brake: float = setting(0.0, minimum=0, maximum=1)
-    target_speed: float | None = setting(None, minimum=0)  # m/s
+    target_speed: float | None = setting(None, minimum=0, maximum=100)  # m/s, in place of the pedals
 
 
 @dataclass(frozen=True)
@@ -213,10 +213,10 @@ def _report(path: Path, found: Found, policy: ActorCritic | TorchPolicy, card: d
     if found.assumed:
         lines.append(f"Assumed, because the file does not say it: {_listed(found.assumed)}.")
     lines += found.notes
-    if card.get("controls") is None and card["task"] is None:
-        lines.append(
-            "The card does not say what the actions do to the car: for a live drive give --controls or --task."
-        )
+    if policy.output not in ("logits", "q_values"):
+        lines.append("It is continuous: it can be explained, but does not drive live.")
+    elif card.get("controls") is None and card["task"] is None:
+        lines.append("To drive live, the card must say what each action does to the car: give --controls.")
     return lines
 
 

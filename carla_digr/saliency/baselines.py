@@ -132,18 +132,24 @@ class _Explained(nn.Module):
         return Saliency(self), {"abs": False}
 
     def last_feature_map(self, states: Tensor) -> nn.Module:
-        """The last layer whose output is a feature map, (B, channels, rows, columns)."""
-        found: list[nn.Module] = []
+        """The last layer of the decision's own, not of a critic beside it, whose output is a feature map.
+
+        That is (B, channels, rows, columns).
+        """
+        seen: list[tuple[nn.Module, Tensor]] = []
 
         def notice(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                found.append(layer)
+            if isinstance(output, Tensor) and output.ndim == 4 and output.requires_grad:
+                seen.append((layer, output))
 
         hooks = [layer.register_forward_hook(notice) for layer in self.modules()]
-        with torch.no_grad():
-            self(states[:1])
+        with torch.enable_grad():
+            value = self(states[:1].detach().clone().requires_grad_(True)).sum()
         for hook in hooks:
             hook.remove()
+        outputs = [output for _, output in seen]
+        used = torch.autograd.grad(value, outputs, allow_unused=True) if outputs else ()
+        found = [layer for (layer, _), gradient in zip(seen, used, strict=True) if gradient is not None]
         if not found:
             raise UserError("Grad-CAM needs a network with a layer that gives a feature map; use vg, ig or gb.")
         return found[-1]

@@ -9,6 +9,7 @@ import torch
 from test_saliency import STRIDED, make_policy, random_states
 from torch.nn import functional as F
 
+from carla_digr.policy import TorchPolicy
 from carla_digr.saliency.baselines import grad_cam, guided_backpropagation, integrated_gradients, smooth_grad
 from carla_digr.saliency.gradient import vanilla_gradient
 from carla_digr.saliency.perturbation import Perturbation, perturbed_outputs, sarfa, sarfa_maps
@@ -46,6 +47,29 @@ def test_guided_backpropagation_passes_only_positive_gradients(activation):
     guided = guided_backpropagation(policy, states)
     assert torch.allclose(guided, expected, rtol=1e-6, atol=1e-7 * float(expected.detach().max()))
     assert not torch.allclose(guided, vanilla_gradient(policy, states), rtol=0.1)
+
+
+def test_grad_cam_looks_at_the_decisions_own_convolutions():
+    """Not at those of a critic of its own, which run last."""
+
+    class Apart(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.actor, self.critic = (
+                torch.nn.Sequential(
+                    torch.nn.Conv2d(3, 4, 8, 4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(900, outputs)
+                )
+                for outputs in (3, 1)
+            )
+
+        def forward(self, x):
+            return self.actor(x), self.critic(x)
+
+    torch.manual_seed(0)
+    network = Apart()
+    states = random_states(2).float()
+    apart = grad_cam(TorchPolicy(network, (3, 64, 64), 3), states)
+    assert apart.any() and torch.equal(apart, grad_cam(TorchPolicy(network.actor, (3, 64, 64), 3), states))
 
 
 def test_grad_cam_is_its_formula():

@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients
-from foreign_policies import FOREIGN, NatureAgent, Pictures, QNetwork, asked, first_of, stable_baselines3, trained
+from conftest import TINY
+from foreign_policies import FOREIGN, NatureAgent, Pictures, QNetwork, asked, stable_baselines3, to_onnx, trained
+from torch import nn
 
+import carla_digr
 from carla_digr import checkpoint
 from carla_digr.attacks import fgsm, pgd
+from carla_digr.cli import main
 from carla_digr.errors import UserError
 from carla_digr.importing import import_policy
-from carla_digr.policy import ActorCritic
+from carla_digr.policy import ActorCritic, TorchPolicy
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.perturbation import Perturbation
+from carla_digr.tasks import parse_config
+from carla_digr.training.saliency_dataset import load_dataset, make_dataset
 
 # Of a map, relative to its largest value
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -278,4 +284,37 @@ def test_the_card_says_where_it_comes_from(tmp_path):
     card = json.loads((tmp_path / "sub" / "p.json").read_text())
     assert card["source"]["file"] == "batch_norm.cleanrl_model" and len(card["source"]["sha256"]) == 64
     assert card["input_shape"] == [4, 84, 84] and card["network"]["kind"] == "layers" and card["task"] == "pong"
-    assert first_of is not None
+
+
+def test_an_imported_policy_teaches(tmp_path):
+    """The dataset of a foreign teacher, by processes that each load it: its maps are the method's own."""
+    module = trained(nn.Sequential(nn.Conv2d(3, 6, 8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(384, 4)))
+    to_onnx(module, torch.rand(1, 3, 64, 64), tmp_path / "t.onnx")
+    import_policy(tmp_path / "t.onnx", tmp_path / "teacher")
+    dataset = {"maps": 6, "shard_size": 2, "stride": 8, "state_interval": 2, "environments": 2, "workers": 2}
+    config = parse_config({**TINY, "saliency_dataset": dataset}, "tiny")
+    make_dataset(config, tmp_path / "run", tmp_path / "teacher.safetensors")
+    made = load_dataset(tmp_path / "run" / "dataset")
+    settings = Perturbation.from_settings(config.saliency_dataset)
+    theirs = METHODS["gb"](TorchPolicy(module, (3, 64, 64), 4), made.states / 255, perturbation=settings)
+    assert len(made.maps) == 6 and (made.largest > 0).all()
+    assert torch.allclose(made.largest, theirs.amax(dim=(1, 2)), rtol=1e-3)
+    assert torch.allclose(made.maps.float(), theirs / theirs.amax(dim=(1, 2), keepdim=True), atol=2e-3)
+
+
+def test_an_imported_policy_explains_a_folder_of_pictures(tmp_path):
+    foreign = FOREIGN["ppo"](tmp_path)
+    assert main(["import", str(foreign.file), "--out", str(tmp_path / "p")]) == 0
+    (tmp_path / "frames").mkdir()
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, 84, 84), np.uint8)
+    for index, frame in enumerate(frames):
+        cv2.imwrite(str(tmp_path / "frames" / f"{index:03}.png"), frame)
+    weights = ["--weights", str(tmp_path / "p.safetensors")]
+    assert main(["explain", str(tmp_path / "frames"), *weights, "--method", "vg", "--out", str(tmp_path / "maps")]) == 0
+    policy = carla_digr.load_policy(tmp_path / "p.safetensors")
+    decided = carla_digr.decide(policy, frames[..., None])
+    stacks = np.stack([frames[[max(k - j, 0) for j in (3, 2, 1, 0)]] for k in range(6)])
+    with torch.no_grad():
+        theirs = foreign.outputs(torch.from_numpy(stacks).float() / 255)
+    assert np.allclose(decided.probabilities, theirs.softmax(dim=1).numpy(), atol=1e-5)
