@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from carla_digr.driving.control import IMAGE_SIZE
 from carla_digr.errors import UserError, ending
 from carla_digr.files import shipped
 from carla_digr.saliency import METHODS
@@ -131,6 +130,8 @@ def live(values: Mapping[str, str]) -> list[Process]:
     Raises:
         UserError: a value is not of its argument's kind.
     """
+    from carla_digr.driving.control import IMAGE_SIZE  # numpy, which help does without
+
     simulator, lockstep = values["simulator"], values["lockstep"] == "true"
     host = "127.0.0.1" if simulator == "embedded" else values["host"]
     port = whole_number("port", values["port"], 1, 65534)

@@ -74,6 +74,7 @@ def files(bag):
     return {path.name: path.read_bytes() for path in bag.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["digr", "smoothgrad"])
 def test_maps_are_the_explainers_and_the_bytes_the_same_twice(bag, method, tmp_path, weights):
     chosen = None if method == "digr" else weights

@@ -69,6 +69,7 @@ def test_only_pixels_of_vehicles_change_with_the_vehicles_colours(drive):
     assert not_of_vehicles.sum() < 0.05 * changed.sum()
 
 
+@pytest.mark.slow
 def test_the_ego_and_every_relevant_class_are_seen_and_labelled():
     env = DrivingVecEnv(4, 5, DrivingConfig(), evaluation=True)
     env.reset()

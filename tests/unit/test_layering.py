@@ -149,6 +149,7 @@ def test_nothing_imports_the_command_line():
         assert not {m for m in imports(path) if crosses(m, ("carla_digr.cli",))}, path
 
 
+@pytest.mark.slow
 def test_the_library_imports_without_carla_ros_or_a_display():
     modules = [
         m.name

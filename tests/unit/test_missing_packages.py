@@ -36,6 +36,7 @@ def test_a_job_says_which_extra_it_needs(package, command, tmp_path):
     assert (done.returncode, done.stderr) == (2, told(package))
 
 
+@pytest.mark.slow
 def test_an_entry_of_a_table_says_which_extra_it_needs(tmp_path):
     script = (
         "from carla_digr.errors import UserError\n"
@@ -48,6 +49,7 @@ def test_an_entry_of_a_table_says_which_extra_it_needs(tmp_path):
     assert SENTENCE + done.stdout == told("captum"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_saliency_method_says_which_extra_it_needs(tmp_path):
     """The one that needs a package; the others do their work without it."""
     script = (

@@ -50,6 +50,7 @@ def reference_of(batch, i):
     return reference
 
 
+@pytest.mark.slow
 def test_pictures_rewards_and_ends_equal_minigrid_over_thousands_of_steps():
     batch = RedFetchGreenVecEnv(4, seed=5, max_steps=MAX_STEPS)
     observations = batch.reset()

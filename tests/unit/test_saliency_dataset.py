@@ -33,6 +33,7 @@ def test_the_maps_are_the_teachers_perturbation_maps_of_their_states(tiny_run, t
     assert dataset.importance is not None and dataset.importance.shape == (44, 64, 64)
 
 
+@pytest.mark.slow
 def test_a_killed_job_resumes_without_loss_or_duplicates_and_restores_a_truncated_shard(
     tmp_path, copied_run, tiny_yaml, tiny_run, tiny_config
 ):

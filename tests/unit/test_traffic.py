@@ -243,6 +243,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_nobody_strikes_a_client_that(way, long):
     for seed in range(200 if long else 6):
