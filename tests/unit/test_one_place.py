@@ -11,7 +11,7 @@ import pytest
 from carla_digr.driving.control import TICK
 from carla_digr.live import measurement, pacing
 from carla_digr.recordings import topics
-from carla_digr.tasks.driving import DrivingEnv
+from carla_digr.tasks.driving.environment import DrivingEnv
 
 ROOT = Path(__file__).parents[2]
 NAMES = {value for name, value in vars(topics).items() if name.isupper() and isinstance(value, str) and value[0] == "/"}
