@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from carla_digr.errors import UserError, ending
@@ -60,22 +60,13 @@ def run_live(
     if duration is None and (report is not None or headless):
         raise UserError("--out and --headless need --duration: how long to measure, in seconds.")
     processes = live(values)
-    stop = Stop()
-    environment = workspace_environment()
-    if values["simulator"] == "embedded":
-        print("Starting the drive; the very first start compiles the simulator, which takes a minute.", flush=True)
-    with free_domain() as domain:
-        environment.setdefault("ROS_DOMAIN_ID", str(domain))
-        supervisor = Supervisor(environment, stop, verbose)
-        try:
-            for process in processes:
-                supervisor.start(process)
-            if duration is not None:
-                page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
-                supervisor.start(measurement(duration, supervisor.pids(), page))
-            measured = supervisor.watch()
-        finally:
-            supervisor.end()
+    with started(processes, verbose) as supervisor:
+        if values["simulator"] == "embedded":
+            print("Starting the drive; the very first start compiles the simulator, which takes a minute.", flush=True)
+        if duration is not None:
+            page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
+            supervisor.start(measurement(duration, supervisor.pids(), page))
+        measured = supervisor.watch()
     if measured is not None:
         return conclude(measured.data, report)
     return 0 if duration is None else 130
@@ -94,18 +85,8 @@ def run_replay(values: Mapping[str, str], verbose: bool = False) -> int:
     Raises:
         UserError: bad input, or a process that has died.
     """
-    processes = replay(values)
-    stop = Stop()
-    environment = workspace_environment()
-    with free_domain() as domain:
-        environment.setdefault("ROS_DOMAIN_ID", str(domain))
-        supervisor = Supervisor(environment, stop, verbose)
-        try:
-            for process in processes:
-                supervisor.start(process)
-            supervisor.watch()
-        finally:
-            supervisor.end()
+    with started(replay(values), verbose) as supervisor:
+        supervisor.watch()
     return 0
 
 
@@ -223,6 +204,26 @@ class Supervisor:
             print(f"{text[text.index(PAGE_IS_AT) :]} (Ctrl-C ends the drive)", flush=True)
         elif self._verbose or text.startswith(("[WARN]", "[ERROR]", "[FATAL]")):
             print(f"{child.name}: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def started(processes: Iterable[Process], verbose: bool) -> Iterator[Supervisor]:
+    """The processes of a composition in a ROS domain of their own; they end with the context.
+
+    Raises:
+        UserError: there is no built workspace, no free domain, or no such executable.
+    """
+    stop = Stop()
+    environment = workspace_environment()
+    with free_domain() as domain:
+        environment.setdefault("ROS_DOMAIN_ID", str(domain))
+        supervisor = Supervisor(environment, stop, verbose)
+        try:
+            for process in processes:
+                supervisor.start(process)
+            yield supervisor
+        finally:
+            supervisor.end()
 
 
 def obituary(child: Running, status: int) -> str:
