@@ -8,92 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from carla_digr import checkpoint
-from carla_digr.config import parse_section, read_yaml, setting
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
 from carla_digr.importing.found import Found
+from carla_digr.importing.options import ImportOptions, InputOptions, read_controls
 from carla_digr.policy import ActorCritic, InputRecipe, TorchPolicy
 
-Output = Literal["logits", "q_values", "gaussian", "squashed_gaussian", "deterministic"]
-Colour = Literal["rgb", "bgr", "grey"]
-Layout = Literal["chw", "hwc"]
-
-
-@dataclass(frozen=True)
-class InputOptions:
-    """How frames become states; see `carla_digr.policy.InputRecipe`. What is None comes from the file or is assumed."""
-
-    shape: tuple[int, int, int] | None = setting(None, minimum=1)  # C, H, W of a state
-    size: tuple[int, int] | None = setting(None, minimum=1)  # H, W, where the file knows C
-    colour: Colour | None = None
-    stack: int | None = setting(None, minimum=1)
-    scale: float | None = None
-    mean: tuple[float, ...] | None = None
-    deviation: tuple[float, ...] | None = None
-    layout: Layout | None = None
-
-
-@dataclass(frozen=True)
-class Control:
-    """What one action does to the car, as `carla_digr.driving.control.VehicleCommand`."""
-
-    steer: float = setting(0.0, minimum=-1, maximum=1)
-    throttle: float = setting(0.0, minimum=0, maximum=1)
-    brake: float = setting(0.0, minimum=0, maximum=1)
-    target_speed: float | None = setting(None, minimum=0, maximum=100)  # m/s, in place of the pedals
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """What a file does not say of its policy; the keys of ``--card FILE.yaml``."""
-
-    actions: tuple[str, ...] | None = None  # names, in the order of the outputs
-    output: Output | None = None
-    task: str | None = None
-    input: InputOptions = InputOptions()
-    controls: tuple[Control, ...] | None = None  # one an action
-    activation: str | None = None  # of a state dict's hidden layers, a key of carla_digr.networks.ACTIVATIONS
-    strides: tuple[int, ...] | None = setting(None, minimum=1)  # of a state dict's convolutions
-    paddings: tuple[int, ...] | None = setting(None, minimum=0)
-    module: str | None = None  # package.module:factory of a state dict's network
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> ImportOptions:
-        """Read a card of options.
-
-        Raises:
-            UserError: it is missing or no YAML, or a key or value in it is wrong.
-        """
-        return parse_section(cls, read_yaml(path), str(path), "")
-
-    def over(self, base: ImportOptions) -> ImportOptions:
-        """These options, and where they are None those of ``base``."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "input"}
-        shown = {f.name: getattr(self.input, f.name) for f in fields(self.input)}
-        return replace(
-            base,
-            **{name: value for name, value in given.items() if value is not None},
-            input=replace(base.input, **{name: value for name, value in shown.items() if value is not None}),
-        )
-
-
-def read_controls(path: Path) -> tuple[Control, ...]:
-    """The controls of a YAML file: a list, one mapping an action.
-
-    Raises:
-        UserError: it is missing or no such list.
-    """
-    values = read_yaml(path)
-    if not isinstance(values, list):
-        raise UserError(f"{path}: the controls must be a list, one entry an action.")
-    return tuple(parse_section(Control, value, str(path), f"[{index}]") for index, value in enumerate(values))
+__all__ = ["ImportOptions", "InputOptions", "import_policy", "read_controls"]
 
 
 def import_policy(file: Path, out: Path, options: ImportOptions | None = None) -> list[str]:
@@ -110,7 +38,7 @@ def import_policy(file: Path, out: Path, options: ImportOptions | None = None) -
     Raises:
         UserError: the file is damaged, of no known format, or not to be had without more options; nothing is written.
     """
-    from carla_digr.importing import reading
+    from carla_digr.importing import formats, reading
 
     options = options or ImportOptions()
     stem = out.with_suffix("") if out.suffix in (".safetensors", ".json", ".pt") else out
@@ -118,7 +46,7 @@ def import_policy(file: Path, out: Path, options: ImportOptions | None = None) -
     data = reading.read(file)
     if any(target.exists() and target.samefile(file) for target in targets):
         raise UserError(f"The checkpoint {stem} would overwrite {file}; choose another --out.")
-    found = reading.find(file, data, options)
+    found = formats.find(file, data, options)
     policy, card = _policy(file, found, options)
     card["source"] = {"file": file.name, "format": found.format, "sha256": reading.sha256(data)}
     if len(str(card)) > checkpoint.CARD_BYTES // 2:

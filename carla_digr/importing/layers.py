@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from carla_digr import networks
 from carla_digr.errors import UserError
 from carla_digr.importing.found import COMMON_SIZES, Found, sized, tried
-
-if TYPE_CHECKING:
-    from carla_digr.importing import ImportOptions
+from carla_digr.importing.options import ImportOptions
 
 NATURE_STRIDES = {8: 4, 4: 2, 3: 1}
 """Kernel -> stride of Mnih et al. 2015, which stable-baselines3 and CleanRL build, without padding."""

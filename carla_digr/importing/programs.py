@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from carla_digr import networks
 from carla_digr.errors import UserError
 from carla_digr.importing.found import Found, input_size, sized, tried
+from carla_digr.importing.options import ImportOptions
 from carla_digr.importing.reading import Archive, load, read, sha256
-
-if TYPE_CHECKING:
-    from carla_digr.importing import ImportOptions
 
 DTYPES = {
     1: torch.uint8,

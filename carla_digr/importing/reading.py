@@ -6,29 +6,21 @@ import hashlib
 import io
 import json
 import pickle
-import re
 import stat
 import warnings
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from carla_digr.errors import UserError
-
-if TYPE_CHECKING:
-    from carla_digr.importing import ImportOptions
-    from carla_digr.importing.found import Found
 
 FILE_BYTES = 2 << 30  # of the largest file, and of what the entries of an archive come to together
 JSON_BYTES = 256 << 20  # of stable-baselines3's "data" and of an exported program
 ARCHIVE_ENTRIES = 100_000
 TENSORS = 10_000
-FORMATS = "stable-baselines3 .zip, state dict (.pt, .pth, .safetensors), TorchScript, torch.export (.pt2) and ONNX"
 SAFE = "save model.state_dict() with torch.save, or export the network with torch.export.save or torch.onnx.export"
 
 
@@ -52,44 +44,6 @@ def read(file: Path) -> bytes:
 def sha256(data: bytes) -> str:
     """64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
-
-
-def find(file: Path, data: bytes, options: ImportOptions) -> Found:
-    """What a file holds, by its content, whatever its name.
-
-    Raises:
-        UserError: it is damaged, of no known format, or more options are needed.
-    """
-    from carla_digr.importing import programs, stable_baselines, state_dicts
-
-    if data[:4] == b"PK\x03\x04":
-        archive = Archive(file, data)
-        names = [name.partition("/")[2] for name in archive.names]
-        if {"data", "policy.pth"} <= set(archive.names):
-            return stable_baselines.find(file, archive, options)
-        if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-            return programs.find_torchscript(file, data, options)
-        if "archive_format" in names or any(name.startswith("models/") for name in names):
-            return programs.find_exported(file, archive, options)
-        if "serialized_exported_program.json" in archive.names:
-            raise UserError(f"{file} is a torch.export of an old format; export it again with torch 2.8 or newer.")
-        if "data.pkl" not in names:
-            raise UserError(f"{file} is an archive of no known format; known are {FORMATS}.")
-        return state_dicts.find(file, tensors_of(load(file, data), file), options)
-    if data[:1] == b"\x80":
-        return state_dicts.find(file, tensors_of(load(file, data), file), options)
-    if data[8:9] == b"{":
-        try:
-            tensors = tensors_of(safetensors.torch.load(data), file)
-            # The format sorts its names by size and letters; layers count upwards
-            return state_dicts.find(file, {name: tensors[name] for name in sorted(tensors, key=_natural)}, options)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is a damaged safetensors file; copy or save it again.") from error
-    if data[:1] == b"\x08" and (file.suffix == ".onnx" or b"onnx" in data or b"pytorch" in data[:64]):
-        return programs.find_onnx(file, data, options)
-    if not data:
-        raise UserError(f"{file} is empty; copy or save it again.")
-    raise UserError(f"{file} is of no known format; known are {FORMATS}.")
 
 
 def load(file: Path, data: bytes) -> Any:
@@ -137,11 +91,6 @@ def tensors_of(value: Any, file: Path) -> dict[str, Tensor]:
     if len(chosen) > TENSORS:
         raise UserError(f"{file} holds {len(chosen)} tensors, more than {TENSORS}; give a policy's weights alone.")
     return {name: tensor.detach().float() if tensor.is_floating_point() else tensor for name, tensor in chosen.items()}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which conv10 comes after conv2."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 MODEL_NAMES = ("state_dict", "model_state_dict", "model", "policy", "agent", "network", "actor_critic", "q_network")

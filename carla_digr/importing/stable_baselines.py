@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,8 @@ from carla_digr.errors import UserError
 from carla_digr.importing import layers
 from carla_digr.importing.found import Found
 from carla_digr.importing.layers import Geometry, Layer, Weighted
+from carla_digr.importing.options import ImportOptions
 from carla_digr.importing.reading import Archive, load, tensors_of
-
-if TYPE_CHECKING:
-    from carla_digr.importing import ImportOptions
 
 # Class of torch -> name of carla_digr.networks.ACTIVATIONS
 ACTIVATIONS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from carla_digr.errors import UserError
 from carla_digr.importing import layers
 from carla_digr.importing.found import Found, input_size, sized, tried
 from carla_digr.importing.layers import OTHERWISE, Geometry, Layer, Weighted
-
-if TYPE_CHECKING:
-    from carla_digr.importing import ImportOptions
+from carla_digr.importing.options import ImportOptions
 
 VALUE_NAMES = {"critic", "value", "values", "vf", "v", "baseline"}
 POLICY_NAMES = {"actor", "policy", "pi", "logits", "mu", "mean", "action", "q", "qf"}
