@@ -6,6 +6,7 @@ options or a small YAML, or assumed, and then told. docs/policies.md has the for
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,14 +50,17 @@ def import_policy(file: Path, out: Path, options: ImportOptions | None = None) -
     found = formats.find(file, data, options)
     policy, card = _policy(file, found, options)
     card["source"] = {"file": file.name, "format": found.format, "sha256": reading.sha256(data)}
-    if len(str(card)) > checkpoint.CARD_BYTES // 2:
+    if len(json.dumps(card, indent=2)) > checkpoint.CARD_BYTES - 4096:  # which the weights' entries come to
         raise UserError(f"{file} has too many operations for a card; export it as TorchScript (torch.jit.trace).")
+    new = not targets[2].exists()
     try:
         if found.archive is not None:
             with atomic_write(targets[2]) as copy:
                 copy.write(found.archive)
         checkpoint.save(targets[0], policy, card)
     except OSError as error:
+        if new:
+            targets[2].unlink(missing_ok=True)
         raise UserError(f"Cannot write {targets[0]}: {error.strerror}.") from error
     return _report(targets[0], found, policy, card)
 

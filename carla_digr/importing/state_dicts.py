@@ -19,7 +19,11 @@ VALUE_NAMES = {"critic", "value", "values", "vf", "v", "baseline"}
 POLICY_NAMES = {"actor", "policy", "pi", "logits", "mu", "mean", "action", "q", "qf"}
 Q_NAMES = {"q", "qf"}
 # Names of networks whose layers do not simply follow each other
-BRANCHED = re.compile(r"lstm|gru|rnn|attn|attention|transformer|res|skip|shortcut|downsample|block|layer\d+\.\d|adv")
+BRANCHED = {
+    *("lstm", "gru", "rnn", "attn", "attention", "transformer", "res", "resnet", "resblock", "residual", "block"),
+    *("blocks", "skip", "shortcut", "downsample", "adv", "advantage"),
+}
+STAGES = re.compile(r"layer\d+\.\d+\.")  # of torchvision's ResNets
 LOG_STD = re.compile(r"(^|[._])log_?(std|sigma)$")
 RESIDUAL = re.compile(r"^(?:(.+)\.)?(\d+)\.(conv|res_block[01]\.conv[01])$")
 
@@ -43,7 +47,7 @@ def find(file: Path, tensors: dict[str, Tensor], options: ImportOptions) -> Foun
     if any(".res_block" in f".{module.name}" for module in sequences):
         return _impala(file, modules, sequences, options)
     for module in modules:
-        if not module.kind or BRANCHED.search(module.name.lower()):
+        if not module.kind or _parts(module.name) & BRANCHED or STAGES.search(module.name):
             raise UserError(
                 f"{file} has the module {module.name or 'without a name'}, whose place in the network its tensors do "
                 f"not say; {OTHERWISE}."
@@ -64,9 +68,14 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def _parts(name: str) -> set[str]:
+    """The words of a module's name, without their numbers: "features.0.conv_1" has features, conv and ""."""
+    return set(re.split(r"[._]", re.sub(r"\d+", "", name.lower())))
+
+
 def _role(name: str) -> str:
     """``value``, ``outputs`` or ``shared``, by the parts of a module's name."""
-    parts = set(re.split(r"[._]", re.sub(r"\d+", "", name.lower())))
+    parts = _parts(name)
     if parts & VALUE_NAMES:
         return "value"
     return "outputs" if parts & POLICY_NAMES else "shared"
@@ -107,7 +116,7 @@ def _followed(file: Path, modules: list[Weighted], log_std: Tensor | None, optio
         outputs.append(({"layer": "log_deviation", "size": log_std.numel()}, {"log_std": log_std.flatten()}))
     network, description = layers.network(shared, outputs, head("value") if sides["value"] else None)
     output = "gaussian" if log_std is not None else "logits"
-    if log_std is None and all(set(re.split(r"[._]", re.sub(r"\d+", "", m.name))) & Q_NAMES for m in sides["outputs"]):
+    if log_std is None and all(_parts(module.name) & Q_NAMES for module in sides["outputs"]):
         output = "q_values"
     found = layers.found(file, "state dict", network, description, (channels, *size), output)
     if geometry.assumed:

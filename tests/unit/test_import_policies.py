@@ -7,6 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from captum.attr import IntegratedGradients
 from conftest import TINY
@@ -318,3 +319,76 @@ def test_an_imported_policy_explains_a_folder_of_pictures(tmp_path):
     with torch.no_grad():
         theirs = foreign.outputs(torch.from_numpy(stacks).float() / 255)
     assert np.allclose(decided.probabilities, theirs.softmax(dim=1).numpy(), atol=1e-5)
+
+
+class Tutorial(nn.Module):
+    """Layers with names of their own, as tutorials write them."""
+
+    def __init__(self, continuous=False):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(3, 8, 5, 2)
+        self.bn_1 = nn.BatchNorm2d(8)
+        self.conv_2 = nn.Conv2d(8, 8, 3, 2, padding=1)
+        self.features_fc = nn.Linear(8 * 15 * 15, 16)
+        self.actor_mean = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 2))
+        self.actor_logstd = nn.Parameter(torch.tensor([[-0.4, 0.2]])) if continuous else None
+        self.critic = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 1))
+
+    def forward(self, x):
+        x = torch.tanh(self.bn_1(self.conv_1(x)))
+        x = torch.tanh(self.features_fc(torch.tanh(self.conv_2(x)).flatten(1)))
+        mean = self.actor_mean(x)
+        if self.actor_logstd is None:
+            return mean
+        return torch.cat([mean, self.actor_logstd.expand_as(mean)], dim=1)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_layers_that_follow_each_other(continuous, suffix, tmp_path):
+    module = trained(Tutorial(continuous))
+    state = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    options = asked(strides=(2, 2), paddings=(0, 1), activation="tanh", size=(64, 64))
+    if suffix == ".pt":
+        torch.save(state, tmp_path / "x.pt")
+    else:  # its names are sorted, which puts the normalisation before what it normalises
+        safetensors.torch.save_file(state, tmp_path / "x.safetensors")
+        with pytest.raises(UserError, match="--module"):
+            import_policy(tmp_path / "x.safetensors", tmp_path / "p", options)
+        return
+    import_policy(tmp_path / "x.pt", tmp_path / "p", options)
+    policy, _ = checkpoint.load(tmp_path / "p.safetensors")
+    assert policy.output == ("gaussian" if continuous else "logits") and policy.actions == 2
+    x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(policy(x)[0], module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_recipe_for_policies_that_are_refused(tmp_path):
+    """docs/policies.md: how a policy of stable-baselines3 that the import refuses is exported."""
+    model, _ = stable_baselines3("PPO", tmp_path, Pictures((36, 36, 3), 4), n_steps=4)
+
+    class Logits(nn.Module):
+        def __init__(self, policy):
+            super().__init__()
+            self.policy = policy
+
+        def forward(self, observations):
+            features = self.policy.pi_features_extractor(observations / 255)
+            return self.policy.action_net(self.policy.mlp_extractor.forward_actor(features))
+
+    network = Logits(model.policy).eval()
+    example = torch.zeros(2, *model.observation_space.shape)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "x.pt2")
+    to_onnx(network, example, tmp_path / "x.onnx", dynamic_shapes=({0: batch},))
+    x = torch.randint(0, 256, (3, 3, 36, 36), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = model.policy.get_distribution(x).distribution.logits
+    for name in ("x.pt2", "x.onnx"):
+        import_policy(tmp_path / name, tmp_path / "p")
+        policy, _ = checkpoint.load(tmp_path / "p.safetensors")
+        assert policy.recipe.scale == 1.0
+        with torch.no_grad():
+            assert torch.allclose(policy(x / 255)[0].log_softmax(dim=1), theirs, rtol=1e-4, atol=1e-5)
