@@ -7,6 +7,7 @@ it (NETWORKS). The card's format is documented in docs/policies.md.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -109,7 +110,11 @@ def load(
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"Cannot read the policy weights {path}: {error.strerror}.") from error
+            near = difflib.get_close_matches(
+                str(path), [file.stem for file in WEIGHTS_DIRECTORY.glob("*.safetensors")], 1
+            )
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise UserError(f"Cannot read the policy weights {path}: {error.strerror}{hint}.") from error
         card = _read_card(path.with_suffix(".json"))
         belong = hashlib.sha256(data).hexdigest() == card["weights_sha256"]
         if belong or time.monotonic() > give_up:

@@ -165,9 +165,12 @@ class _Work:
     def _earlier(self, first: str) -> list[dict[str, Any]]:
         """The lines of an interrupted command for the same frames, policy and method; else none, and no old files."""
         table, maps = self._directory / LINES, self._directory / MAPS
-        whole = table.read_bytes().split(b"\n")[:-1] if table.exists() else []
-        lines = [json.loads(line) for line in whole[1:]]
-        size = self._bytes * sum("refused" not in line for line in lines)
+        whole = table.read_bytes().split(b"\n")[:-1] if table.exists() and maps.exists() else []
+        try:
+            lines = [json.loads(line) for line in whole[1:]]
+        except ValueError:
+            whole = []
+        size = self._bytes * sum("refused" not in line for line in lines) if whole else 0
         if not whole or whole[0].decode() != first or maps.stat().st_size < size:
             shutil.rmtree(self._directory)
             self._directory.mkdir()
@@ -271,7 +274,8 @@ def decoded(data: bytes, suffix: str) -> NDArray[np.uint8]:
 
 
 def _folder(path: Path) -> Source:
-    files = sorted((file for file in path.iterdir() if file.suffix.lower() in PICTURES), key=lambda f: natural(f.name))
+    pictures = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file()]
+    files = sorted(pictures, key=lambda file: natural(file.name))
     if not files:
         raise UserError(f"{path} has no PNG or JPEG files.")
     stems = Counter(file.stem for file in files)

@@ -66,7 +66,7 @@ def test_a_policy_is_loaded_by_its_shipped_name_or_its_file(student):
     assert student.card == carla_digr.load_policy(STUDENT).card
     assert student.action_names == tuple(student.card["action_names"])
     assert student.input_shape == (3, 128, 128)
-    with pytest.raises(UserError, match="driving_studet"):
+    with pytest.raises(UserError, match=r"driving_studet: .*did you mean 'driving_student'"):
         carla_digr.load_policy("driving_studet")
 
 

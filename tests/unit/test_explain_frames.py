@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import carla_digr
 from carla_digr import checkpoint
 from carla_digr.cli import main as command
 from carla_digr.config import PolicyConfig
+from carla_digr.files import exclusive
 from carla_digr.policy import ActorCritic, InputRecipe
 from carla_digr.recordings import frames as frames_module
 
@@ -237,3 +239,31 @@ def test_a_name_that_is_taken_or_a_policy_that_is_missing_is_said_at_once(folder
     assert "exists already" in capsys.readouterr().err
     assert command(["explain", str(folder), "--out", str(tmp_path / "other")]) == 2
     assert "--weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["garbage in the table", "maps are missing", "maps are cut"])
+def test_what_is_left_damaged_is_made_again(folder, tmp_path, monkeypatch, damage):
+    calls = interrupt_the_sixth_overlay(monkeypatch)
+    assert explain(folder, "--out", tmp_path / "maps") == 130
+    left = tmp_path / ".maps.tmp" / "maps"
+    if damage == "garbage in the table":
+        with (left / "frames.jsonl").open("a") as file:
+            file.write("garbage\n")
+    elif damage == "maps are missing":
+        (left / "maps.raw").unlink()
+    else:
+        (left / "maps.raw").write_bytes((left / "maps.raw").read_bytes()[:-1])
+    assert explain(folder, "--out", tmp_path / "maps") == 0
+    assert len(calls) == 6 + 12 and len(result(tmp_path / "maps")[1]) == 12
+
+
+def test_two_commands_do_not_make_the_same_maps(folder, tmp_path, capsys):
+    with exclusive(tmp_path / ".maps.tmp", "taken"):
+        assert explain(folder, "--out", tmp_path / "maps") == 2
+    assert "Another command is making" in capsys.readouterr().err
+
+
+def test_only_files_are_opened(folder, tmp_path):
+    os.mkfifo(folder / "pipe.png")
+    assert explain(folder, "--out", tmp_path / "maps") == 0
+    assert len(result(tmp_path / "maps")[1]) == 12
