@@ -225,7 +225,7 @@ def parse_section(cls: type, values: Any, source: str, prefix: str) -> Any:
         key = _join(prefix, name)
         if name in values:
             arguments[name] = _convert(hints[name], values[name], item.metadata, source, key)
-        elif item.default is MISSING:
+        elif item.default is MISSING and item.default_factory is MISSING:
             raise UserError(f"{source}: key '{key}' is missing.")
     return cls(**arguments)
 

@@ -21,7 +21,7 @@ from carla_digr.evaluation.decision import (
 from carla_digr.evaluation.report import Evaluation, attack_table, fresh_states
 from carla_digr.evaluation.robustness import compared_policies, robustness_curves
 
-QUICK_STEPS = 200  # longest episode, where the task has such a setting
+QUICK_STEPS = 100  # longest episode, where the task has such a setting
 
 
 def quick(config: Config) -> Config:

@@ -97,6 +97,7 @@ TASKS: Registry[Any] = Registry(
         "red_fetch_green": "carla_digr.tasks.red_fetch_green:RedFetchGreen",
         "driving": "carla_digr.tasks.driving:Driving",
         "breakout": "carla_digr.tasks.breakout:Breakout",
+        "gymnasium": "carla_digr.tasks.gymnasium_task:GymnasiumTask",
     },
 )
 """Classes of tasks by name."""

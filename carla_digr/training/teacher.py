@@ -29,7 +29,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config, PolicyConfig
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
-from carla_digr.policy import ActorCritic, to_input
+from carla_digr.policy import ActorCritic, InputRecipe, to_input
 from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, restore_batch
@@ -73,7 +73,7 @@ def train_teacher(config: Config, out: Path) -> None:
         batch = task.make_vec_env(settings.environments, config.seed, evaluation=False)
         env = VecMonitor(as_vec_env(batch))
         try:
-            algorithm = make_ppo(config, env)
+            algorithm = make_ppo(config, env, getattr(task, "recipe", None))
             if saved:
                 _restore(algorithm, env, batch, *saved)
             elif settings.start is not None:
@@ -99,14 +99,14 @@ class SB3Policy(ActorCriticPolicy):
 
     network: ActorCritic
 
-    def __init__(self, *args: Any, network_config: PolicyConfig, **kwargs: Any):
-        self._network_config = network_config
+    def __init__(self, *args: Any, network_config: PolicyConfig, recipe: InputRecipe | None = None, **kwargs: Any):
+        self._network_config, self._recipe = network_config, recipe
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Any) -> None:
         channels, height, width = self.observation_space.shape  # type: ignore[misc]
         actions = int(self.action_space.n)  # type: ignore[attr-defined]
-        self.network = ActorCritic(self._network_config, channels, height, width, actions)
+        self.network = ActorCritic(self._network_config, channels, height, width, actions, recipe=self._recipe)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-5)
 
     def _distribution_and_value(self, obs: Any) -> tuple[CategoricalDistribution, Tensor]:
@@ -134,8 +134,12 @@ class SB3Policy(ActorCriticPolicy):
         return self._distribution_and_value(obs)[0]
 
 
-def make_ppo(config: Config, env: VecEnv) -> PPO:
-    """stable-baselines3's PPO with a configuration's settings, Table 2 of the paper's, and our network."""
+def make_ppo(config: Config, env: VecEnv, recipe: InputRecipe | None = None) -> PPO:
+    """stable-baselines3's PPO with a configuration's settings, Table 2 of the paper's, and our network.
+
+    Args:
+        recipe: of the environments' pictures, None for the usual one.
+    """
     settings = config.teacher
     start, end = settings.learning_rate, settings.learning_rate_end
     return PPO(
@@ -152,7 +156,7 @@ def make_ppo(config: Config, env: VecEnv) -> PPO:
         vf_coef=settings.value_coefficient,
         max_grad_norm=settings.max_gradient_norm,
         target_kl=settings.target_kl,
-        policy_kwargs={"network_config": config.policy},
+        policy_kwargs={"network_config": config.policy, "recipe": recipe},
         seed=config.seed,
         device="cpu",
     )
