@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -364,29 +366,19 @@ def test_layers_that_follow_each_other(continuous, suffix, tmp_path):
         assert torch.allclose(policy(x)[0], module(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_recipe_for_policies_that_are_refused(tmp_path):
+def test_the_recipe_for_policies_that_are_refused(tmp_path, monkeypatch):
     """docs/policies.md: how a policy of stable-baselines3 that the import refuses is exported."""
     model, _ = stable_baselines3("PPO", tmp_path, Pictures((36, 36, 3), 4), n_steps=4)
 
-    class Logits(nn.Module):
-        def __init__(self, policy):
-            super().__init__()
-            self.policy = policy
-
-        def forward(self, observations):
-            features = self.policy.pi_features_extractor(observations / 255)
-            return self.policy.action_net(self.policy.mlp_extractor.forward_actor(features))
-
-    network = Logits(model.policy).eval()
-    example = torch.zeros(2, *model.observation_space.shape)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, tmp_path / "x.pt2")
-    to_onnx(network, example, tmp_path / "x.onnx", dynamic_shapes=({0: batch},))
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    names = {"torch": torch, "model": model}
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```py\n(.*?)```", page, re.DOTALL)[1], names)
+    to_onnx(names["network"], names["example"], tmp_path / "my_policy.onnx", dynamic_shapes=({0: names["batch"]},))
     x = torch.randint(0, 256, (3, 3, 36, 36), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs = model.policy.get_distribution(x).distribution.logits
-    for name in ("x.pt2", "x.onnx"):
+    for name in ("my_policy.pt2", "my_policy.onnx"):
         import_policy(tmp_path / name, tmp_path / "p")
         policy, _ = checkpoint.load(tmp_path / "p.safetensors")
         assert policy.recipe.scale == 1.0
