@@ -50,6 +50,7 @@ def test_the_version_is_the_same_everywhere():
         for pattern, paths in (
             (r"<version>(.*)</version>", sorted(ROOT.glob("ros2_ws/src/*/package.xml"))),
             (r'^version: "?([^"\n]*)', [ROOT / "CITATION.cff"]),
+            (r'^    version="(.*)",', [ROOT / "ros2_ws/src/carla_digr_ros/setup.py"]),
             (r"^## (\S+)", [ROOT / "CHANGELOG.md"]),
         )
         for path in paths
