@@ -47,6 +47,7 @@ def run(command: str, outside: Path, status: int = 0) -> str:
     return result.stderr
 
 
+@pytest.mark.timeout(600)  # nine processes, each of which loads torch
 def test_a_package_adds_a_task_a_policy_and_a_method(outside):
     [commands] = [text for language, text in blocks() if language == "bash"]
     for command in commands.splitlines():
