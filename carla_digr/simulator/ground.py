@@ -47,6 +47,7 @@ from carla_digr.simulator.scenery import (
 )
 from carla_digr.simulator.shading import (
     BEYOND,
+    FIRST_LINE_BIT,
     GROUND,
     HIDDEN,
     ID_LINE,
@@ -232,6 +233,17 @@ def _measure_pixels(yaw, rays, run):
 
 
 @compiled
+def _leave_out_lines(without, run):
+    """No paint where a line is left out."""
+    for i in range(run.shape[1]):
+        e = abs(run[OFFSET, i])
+        border = int(min(max(math.floor((e - MEDIAN_HALF_WIDTH) * (1.0 / LANE_WIDTH) + 0.5), 0.0), float(LANES)))
+        bit = FIRST_LINE_BIT + border + (LANES + 1 if run[OFFSET, i] < 0.0 else 0)
+        if (without >> bit) & 1:
+            run[LINE, i] = 0.0
+
+
+@compiled
 def _look_up(pieces, origin, grid, dash_period, noise, shown, run):
     """What is found for one pixel after the other: gaps of dashed lines and noise; whether there is grass, and road."""
     grass = False
@@ -329,12 +341,14 @@ def _light(j, rays, light, run, ground, ground_ids):
 
 
 @compiled
-def paint_ground(view, yaw, focal, world, patterns, light, depth, ss, axes, rays, run, shown, ground, ground_ids):
+def paint_ground(
+    view, yaw, focal, world, patterns, light, depth, ss, axes, rays, run, shown, ground, ground_ids, without
+):
     """Ground and sky, a value a pixel; what stands in ``ground`` for pixels that objects cover wholly means nothing.
 
     ``ground`` is (height, 3, width) float32. ``rays`` has the rays of all rows, or room for one: then they are found
     here, from ``axes`` as :func:`rays.aim_row` has them. ``run`` is (RUN_COLUMNS, width) float64 and ``shown`` (width,)
-    int8 scratch.
+    int8 scratch. Bit ``line_bit`` of ``without`` leaves a line out.
     """
     noise, cloud, hills = patterns
     pieces, origin, grid, dash_period = world.pieces, world.origin, world.grid, world.dash_period
@@ -354,6 +368,8 @@ def paint_ground(view, yaw, focal, world, patterns, light, depth, ss, axes, rays
             _place(view, yaw, row, run)
             _find_road(pieces, origin, grid, shown, run)
             _measure_pixels(yaw, row, run)
+            if without >> FIRST_LINE_BIT:
+                _leave_out_lines(without, run)
             grass, road = _look_up(pieces, origin, grid, dash_period, noise, shown, run)
             if grass:
                 _paint_grass(run)

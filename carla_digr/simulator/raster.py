@@ -228,8 +228,8 @@ def paint_model(view, focal, mesh, model, x, y, yaw, red, green, blue, braking, 
 
 
 @compiled
-def paint_course(view, focal, course, light, target):
-    """Barrier and guard rails along the whole ring, as far as they can be seen."""
+def paint_course(view, focal, course, light, target, barrier, rail):
+    """Barrier and guard rails along the whole ring, as far as they can be seen; either may be left out."""
     count = course.shape[0]
     rows, columns = target[0].shape
     for block in range(count // BLOCK):
@@ -248,7 +248,9 @@ def paint_course(view, focal, course, light, target):
             reach = math.sqrt((a[0] - view[0, 0]) ** 2 + (a[1] - view[0, 1]) ** 2 + view[0, 2] ** 2)
             haze = haze_share(reach, light)
             for side in (-1.0, 1.0):
-                if distance < 120.0:
+                if not barrier:
+                    pass
+                elif distance < 120.0:
                     for face in range(PROFILE.shape[0] - 1):
                         d0, z0 = PROFILE[face]
                         d1, z1 = PROFILE[face + 1]
@@ -259,7 +261,7 @@ def paint_course(view, focal, course, light, target):
                     _barrier_face(
                         view, focal, a, b, side, BARRIER_HALF_WIDTH, 0.0, top_d, top_z, 1.0, haze, light, target
                     )
-                if distance < 320.0:
+                if rail and distance < 320.0:
                     d = side * RAIL_OFFSET
                     low = RAIL_HEIGHT - 0.34
                     mid = RAIL_HEIGHT - 0.17
@@ -269,10 +271,12 @@ def paint_course(view, focal, course, light, target):
                     )
                     if distance < 110.0:
                         _paint_post(view, focal, a, d + side * 0.05, low + 0.1, haze, light, target)
-            top_d, top_z = PROFILE[PROFILE.shape[0] - 1]
-            _paint_band(
-                view, focal, a, b, top_d, top_z, -top_d, top_z, CONCRETE, 1.05, haze, ID_BARRIER, False, light, target
-            )
+            if barrier:
+                top_d, top_z = PROFILE[PROFILE.shape[0] - 1]
+                _paint_band(
+                    view, focal, a, b, top_d, top_z, -top_d, top_z, CONCRETE, 1.05, haze, ID_BARRIER, False, light,
+                    target,
+                )  # fmt: skip
 
 
 @compiled

@@ -27,7 +27,15 @@ from carla_digr.simulator.raster import paint_course, paint_model, paint_tree
 from carla_digr.simulator.rays import RAY_COLUMNS, aim
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.scenery import scenery, textures
-from carla_digr.simulator.shading import ID_BUILDING, ID_SIGN, compiled
+from carla_digr.simulator.shading import (
+    ID_BUILDING,
+    ID_SIGN,
+    WITHOUT_BARRIER,
+    WITHOUT_BUILDINGS,
+    WITHOUT_RAILS,
+    WITHOUT_TREES,
+    compiled,
+)
 
 Pose = tuple[float, float, float, float, float, float]
 """x, y, z in metres, pitch, yaw, roll in radians; CARLA's signs: positive pitch looks up."""
@@ -67,6 +75,7 @@ def render(
     vehicles: VehicleTable,
     palette: int | Palette = 0,
     supersample: int = 2,
+    without: int = 0,
 ) -> NDArray[np.uint8]:
     """The picture a camera sees; a pure function of its arguments.
 
@@ -75,6 +84,7 @@ def render(
         fov_deg: horizontal field of view in degrees, between 0 and 180.
         palette: index into ``PALETTES`` or a palette of one's own.
         supersample: 1, 2 or 3 samples a pixel in both directions for what stands on the ground.
+        without: what is left out, `shading`'s bits.
 
     Returns:
         (height, width, 4) uint8, BGRA with alpha 255, C-contiguous.
@@ -82,7 +92,7 @@ def render(
     Raises:
         UserError: a size, field of view, palette or supersampling that cannot be drawn.
     """
-    bgra, _ = _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample)
+    bgra, _ = _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, without=without)
     return bgra
 
 
@@ -172,7 +182,7 @@ def _workspace(width: int, height: int, supersample: int) -> _Workspace:
     return kept[key]
 
 
-def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, distances=None):
+def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, distances=None, without=0):
     if not (1 <= width <= 8192 and 1 <= height <= 8192):
         raise UserError(f"A picture of {width}x{height} pixels cannot be drawn; use 1 to 8192 in each direction.")
     if not 0.0 < fov_deg < 180.0:
@@ -202,7 +212,7 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
     _paint(
         view, focal, supersample, scenery(road), textures(), models(), vehicles, palette.pack(), words, ids,
         work.ground, work.ground_ids, work.depth, work.color, work.ids, work.scratch, work.points,
-        yaw, axes, work.rays, work.run, work.shown,
+        yaw, axes, work.rays, work.run, work.shown, without,
     )  # fmt: skip
     if distances is not None:
         _measure(view, focal, work.depth, work.color, distances)
@@ -213,12 +223,12 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
 def _paint(
     view, focal, ss, world, patterns, mesh, vehicles, light, words, ids,
     ground, ground_ids, depth, color, sample_ids, scratch, points,
-    yaw, axes, rays, run, shown,
+    yaw, axes, rays, run, shown, without,
 ):  # fmt: skip
     """The whole picture: everything on the ground, then ground and sky behind it, shadows, then the average.
 
     ``view`` is (4, 3): camera position, forward, right, up; ``focal`` in pixels; ``axes`` and ``rays`` are
-    :mod:`rays`'s. ``words`` (BGRA) and ``ids`` are written.
+    :mod:`rays`'s. ``words`` (BGRA) and ``ids`` are written. What ``without`` says is left out.
     """
     depth[:] = 0.0
     fine = focal * ss
@@ -230,24 +240,30 @@ def _paint(
             float(vehicles.color[i, 0]), float(vehicles.color[i, 1]), float(vehicles.color[i, 2]),
             vehicles.brake_light[i], vehicles.id[i], light, target,
         )  # fmt: skip
-    paint_course(view, fine, world.course, light, target)
-    for i in range(world.models.shape[0]):
+    barrier = without & WITHOUT_BARRIER == 0
+    rail = without & WITHOUT_RAILS == 0
+    paint_course(view, fine, world.course, light, target, barrier, rail)
+    models_drawn = 0 if without & WITHOUT_BUILDINGS else world.models.shape[0]
+    trees_drawn = 0 if without & WITHOUT_TREES else world.trees.shape[0]
+    for i in range(models_drawn):
         model = int(world.models[i, 0])
         ident = ID_SIGN if model == GANTRY_MODEL else ID_BUILDING
         paint_model(
             view, fine, mesh, model, world.models[i, 1], world.models[i, 2], world.models[i, 3],
             0.0, 0.0, 0.0, False, ident, light, target,
         )  # fmt: skip
-    for i in range(world.trees.shape[0]):
+    for i in range(trees_drawn):
         paint_tree(view, fine, world.trees[i], noise, light, target)
-    paint_ground(view, yaw, focal, world, patterns, light, depth, ss, axes, rays, run, shown, ground, ground_ids)
+    paint_ground(
+        view, yaw, focal, world, patterns, light, depth, ss, axes, rays, run, shown, ground, ground_ids, without
+    )
     for i in range(vehicles.x.shape[0]):
         kind = vehicles.kind[i]
         paint_shadow(
             view, focal, vehicles.x[i], vehicles.y[i], vehicles.yaw[i], mesh.half[kind, 0], mesh.half[kind, 1],
             mesh.height[kind], light, ground, ground_ids,
         )  # fmt: skip
-    for i in range(world.trees.shape[0]):
+    for i in range(trees_drawn):
         tree = world.trees[i]
         if (tree[0] - view[0, 0]) ** 2 + (tree[1] - view[0, 1]) ** 2 < 150.0**2:
             half = 0.25 * tree[2]

@@ -16,6 +16,11 @@ from carla_digr.simulator.palette import AIR, AMBIENT, HORIZON, SUN
 # Instance ids of what is not a vehicle; vehicles have their positive actor id.
 ID_SKY, ID_ROAD, ID_LINE, ID_BARRIER, ID_RAIL, ID_VEGETATION, ID_BUILDING, ID_SIGN, ID_TERRAIN = range(0, -9, -1)
 
+# What a picture may be drawn without, bits of one number; lines one by one from FIRST_LINE_BIT on, those of the right
+# carriageway from the median outwards, then those of the left one.
+WITHOUT_BARRIER, WITHOUT_RAILS, WITHOUT_TREES, WITHOUT_BUILDINGS = 1, 2, 4, 8
+FIRST_LINE_BIT = 4
+
 HIDDEN, GROUND, BEYOND = range(3)  # what a pixel shows of the ground layer: nothing, the ground, the sky or its edge
 
 FAR = 480.0  # m, farthest drawn object

@@ -310,9 +310,19 @@ class World:
         self.frame += 1
         self.elapsed += dt
 
-    def render(self, camera: Camera) -> NDArray[np.uint8]:
-        """The camera's picture of the present state, (height, width, 4) uint8 BGRA."""
-        return render(*self._scene(camera), palette=self.palette)
+    def render(self, camera: Camera, without: int = 0, without_vehicle: int = 0) -> NDArray[np.uint8]:
+        """The camera's picture of the present state, (height, width, 4) uint8 BGRA.
+
+        Args:
+            camera: where it looks from.
+            without: what is not drawn, `shading`'s bits: what the instant would look like if it were not there.
+            without_vehicle: id of a vehicle that is not drawn, nor its shadow; 0: none.
+        """
+        road, pose, width, height, fov, table = self._scene(camera)
+        if without_vehicle:
+            kept = table.id != without_vehicle
+            table = VehicleTable(*(column[kept] for column in table))
+        return render(road, pose, width, height, fov, table, palette=self.palette, without=without)
 
     def instances(self, camera: Camera) -> NDArray[np.int32]:
         """What each pixel's centre shows, (height, width) int32: a vehicle's id or one of `shading`'s ID_ constants."""
