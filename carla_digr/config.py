@@ -127,6 +127,10 @@ class EvaluationConfig:
     examples: int = setting(6, minimum=1)  # rows of the picture grid
     slow_states: int = setting(500, minimum=1)  # for the methods that take tens of milliseconds a map
     table_states: int = setting(10_000, minimum=1)  # whose maps are held against what the task knows to matter
+    # Which object decides, where the task can take objects out of its world
+    causal_scenes: int = setting(500, minimum=1)
+    causal_interval: int = setting(25, minimum=1)  # decisions between two scenes of an episode
+    causal_environments: int = setting(8, minimum=1)
     # Success under attack, where the task's report has it
     attack_episodes: int = setting(50, minimum=1)
     attack_epsilons: tuple[float, ...] = setting((0.01, 0.02, 0.04, 0.08), minimum=0, maximum=1)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from carla_digr.config import Config
 from carla_digr.driving.control import TICK
 from carla_digr.evaluation import driving_figures, figures
+from carla_digr.evaluation.causal import measure_causal, report_causal
 from carla_digr.evaluation.decision import (
     maps_of,
     measure_decision,
@@ -57,6 +58,8 @@ def quick(config: Config) -> Config:
         slow_states=4,
         attack_episodes=2,
         attack_epsilons=(0.02,),
+        causal_scenes=4,
+        causal_environments=2,
         attack_seconds=1.0,
         drive_seconds=20.0,
     )
@@ -72,13 +75,14 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     """Everything of this module.
 
     Returns:
-        "truth": method -> ``_truth_row``; "decision": ``measure_decision``; "randomised": ``measure_randomised``;
-        "robustness": ``robustness_curves``; "drive": ``long_drive``; "perturbation_delay": seconds of one map at every
-        pixel and at the dataset's stride.
+        "causal": ``measure_causal``; "truth": method -> ``_truth_row``; "decision": ``measure_decision``; "randomised":
+        ``measure_randomised``; "robustness": ``robustness_curves``; "drive": ``long_drive``; "perturbation_delay":
+        seconds of one map at every pixel and at the dataset's stride.
     """
     settings, part = _settings(evaluation.config), evaluation.part
     frames = functools.cache(lambda: held_out_frames(evaluation, settings.table_states))
     maps = functools.cache(lambda name: maps_of(name, evaluation.methods[name], frames()[0], settings.slow_states))
+    which = measure_causal(evaluation)
     truth = {
         name: part(f"truth, {name}", partial(_truth_row, evaluation, frames, maps, name)) for name in evaluation.methods
     }
@@ -98,6 +102,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     drive = part("long drive", partial(long_drive, evaluation, settings.drive_seconds))
     delay = part("perturbation delay", partial(_perturbation_delay, evaluation, frames))
     return {
+        "causal": which,
         "truth": truth,
         "decision": decision,
         "randomised": weights,
@@ -210,6 +215,7 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     """Lines of Markdown."""
     drive = results["drive"]
     lines = [
+        *report_causal(results["causal"]),
         "## A long drive",
         "",
         f"The student, greedy, {drive['seconds']:.0f} s, going on elsewhere after an incident: "

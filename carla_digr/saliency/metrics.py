@@ -100,7 +100,7 @@ def widened(importance: NDArray[np.int8], margin: int) -> NDArray[np.int8]:
     return np.stack([np.where(cv2.dilate((i == 1).astype(np.uint8), disc) == 1, np.int8(1), i) for i in importance])
 
 
-def rank_correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+def rank_correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
     """Spearman's rank correlation of each pair of maps, ties at their mean rank: float (B,), NaN for a constant map."""
     result = []
     for a, b in zip(first, second, strict=True):

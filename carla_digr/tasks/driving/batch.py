@@ -16,8 +16,10 @@ from carla_digr.simulator.road import Road
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.tasks.driving.classes import importance_of
 from carla_digr.tasks.driving.drive import InProcessDrive
+from carla_digr.tasks.driving.objects import scene_objects
 from carla_digr.tasks.driving.settings import DrivingConfig
 from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
+from carla_digr.tasks.objects import SceneObject
 
 _METRICS = ("clean", "collision", "off_road", "seconds", "driven", "distance", "overtakes", "mean_speed")
 
@@ -162,6 +164,12 @@ class DrivingVecEnv(BatchedEnvironment):
     def importance(self) -> NDArray[np.int8]:
         """Which pixels matter, int8 (N, 128, 128); see tasks.KnowsImportance."""
         return importance_of(self.classes())
+
+    least_named = 2
+
+    def objects(self) -> list[list[SceneObject]]:
+        """What can be taken out of the present pictures; see tasks.objects.KnowsObjects."""
+        return [scene_objects(episode.drive) for episode in self.episodes]
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on besides the constructor's arguments."""

@@ -1,0 +1,323 @@
+"""Causal truth: which object decides, by taking each out of the world, and whether a map says so.
+
+The effect of an object is KL(pi(s) || pi(s')), s' being the same instant without it (tasks.objects). A map is held
+against the effects of the policy that it explains: Atrey, Clary and Jensen 2020 asked for such a test of saliency in
+reinforcement learning. The share of a map on an object is its mass within MARGIN pixels of the object's mask.
+
+Beside the methods stand maps that know less: the same value everywhere, the map of another frame, a network with random
+weights, the contrast of the picture alone, and the guess that what is near and in the way decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from carla_digr.distributions import DISTRIBUTIONS
+from carla_digr.evaluation.report import Evaluation, markdown_table
+from carla_digr.policy import Policy, to_input
+from carla_digr.saliency import METHODS, metrics
+from carla_digr.saliency.faithfulness import randomised
+from carla_digr.saliency.gradient import normalise
+from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
+from carla_digr.tasks.objects import SceneObject
+from carla_digr.training.progress import Progress
+from carla_digr.training.rollout import greedy
+
+MARGIN = 2  # pixels around an object's mask that count as its own
+DECIDING = 0.3  # KL from which on an object decides, if it has the largest effect
+HELD = 0.1  # share of the map that an object must hold whose removal changes the action
+RESAMPLES = 500  # of the episodes, for the standard errors
+FLAT, OTHER, RANDOM_WEIGHTS, CONTRAST, NEAR = (
+    "every pixel alike",
+    "the map of another frame",
+    "random weights",
+    "contrast, no policy",
+    "near and in the way, no policy",
+)
+COLUMNS = {
+    "correlation": "rank correlation, all",
+    "first": "first right, all",
+    "own_correlation": "rank correlation, {kind}s",
+    "mass": "mass on the decider",
+    "brightest": "brightest pixel on it",
+    "nothing": "mass on nothing",
+    "held": "flipping {kind}s with 10 %",
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One state, its objects, and what each does to both policies' decisions.
+
+    Attributes:
+        state: uint8 (C, H, W).
+        episode: number of the episode it is from.
+        objects: without their pictures.
+        masks: bool (K, H, W), widened by MARGIN.
+        effects, flips: by policy, "teacher" or "student": float (K,) and bool (K,), whether the greedy action changes.
+    """
+
+    state: NDArray[np.uint8]
+    episode: int
+    objects: list[SceneObject]
+    masks: NDArray[np.bool_]
+    effects: dict[str, NDArray[np.float64]]
+    flips: dict[str, NDArray[np.bool_]]
+
+
+def knows_objects(evaluation: Evaluation) -> bool:
+    """Whether the task can take things out of its world."""
+    env = evaluation.task.make_vec_env(1, evaluation.seed)
+    try:
+        return hasattr(env, "objects")
+    finally:
+        env.close()
+
+
+def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
+    """Both policies' maps against what decides.
+
+    Returns:
+        scenes: how many. kind: of most named objects. effects: whose -> kind of object -> mean of the
+        largest effect of its kind, and share of the scenes in which one of them changes the greedy action. changes:
+        share of consecutive decisions of the student's drive that differ. rows: whose -> method or control -> column ->
+        mean, standard_error (bootstrap over episodes) and count; None where there is nothing to count.
+    """
+    part = evaluation.part
+    scenes = cache(lambda: collect_scenes(evaluation))
+    policies: dict[str, Policy] = {"teacher": evaluation.teacher, "student": evaluation.student}
+    maps = cache(lambda whose, name: _maps(evaluation, policies[whose], whose, name, scenes()[0]))
+
+    def row(whose: str, name: str) -> Any:
+        return part(f"causal, {name} of the {whose}", lambda: causal_row(scenes()[0], maps(whose, name), whose))
+
+    rows = {}
+    for whose, policy in policies.items():
+        names = [m.title for m in METHODS.values() if m.can_explain(policy) and m.title != METHODS["digr"].title]
+        controls = [FLAT, OTHER, CONTRAST, NEAR, *([RANDOM_WEIGHTS] if policy.offers == "layers" else [])]
+        rows[whose] = {name: row(whose, name) for name in (*names, *controls)}
+    facts = part("causal, effects", lambda: _effects(*scenes()))
+    return {**facts, "rows": rows}
+
+
+def collect_scenes(evaluation: Evaluation) -> tuple[list[Scene], float]:
+    """Scenes of the student's greedy episodes that nothing was trained on, and how often its decision changes.
+
+    Returns:
+        ``causal_scenes`` scenes with as many named objects as the task asks for, and the share of consecutive
+        decisions that differ.
+    """
+    settings = evaluation.config.evaluation
+    env: Any = evaluation.task.make_vec_env(settings.causal_environments, evaluation.seed + 5)
+    act = greedy(evaluation.student)
+    policies = {"teacher": evaluation.teacher, "student": evaluation.student}
+    scenes: list[Scene] = []
+    episodes = np.arange(env.num_envs)
+    changed = steps = 0
+    before: NDArray[np.int64] | None = None
+    try:
+        observations = np.asarray(env.reset())
+        with Progress(total=settings.causal_scenes, unit="scene", desc="scenes") as progress:
+            step = 0
+            while len(scenes) < settings.causal_scenes:
+                actions = act(observations)
+                changed += 0 if before is None else int((actions != before).sum())
+                steps += 0 if before is None else len(actions)
+                observations, _, dones, _ = env.step(actions)
+                before = actions
+                step += 1
+                if dones.any():
+                    episodes = np.where(dones, episodes.max() + 1 + np.arange(len(dones)), episodes)
+                    before = None
+                if step % settings.causal_interval:
+                    continue
+                for i, objects in enumerate(env.objects()):
+                    if sum(item.named for item in objects) >= env.least_named and len(scenes) < settings.causal_scenes:
+                        scenes.append(_scene(observations[i].copy(), int(episodes[i]), objects, policies))
+                        progress.update()
+    finally:
+        env.close()
+    return scenes, changed / max(steps, 1)
+
+
+def _scene(state: NDArray[np.uint8], episode: int, objects: list[SceneObject], policies: dict[str, Policy]) -> Scene:
+    pictures = torch.from_numpy(np.stack([state, *(item.without for item in objects)]))
+    effects, flips = {}, {}
+    for whose, policy in policies.items():
+        with torch.no_grad():
+            outputs = policy(to_input(pictures))[0].double()
+        effects[whose] = DISTRIBUTIONS[policy.output].divergence(outputs[:1], outputs[1:]).numpy()
+        flips[whose] = (outputs[1:].argmax(dim=1) != outputs[0].argmax()).numpy()
+    masks = metrics.widened(np.stack([item.mask for item in objects]).astype(np.int8), MARGIN) == 1
+    kept = [replace(item, without=np.zeros(0, np.uint8)) for item in objects]
+    return Scene(state, episode, kept, masks, effects, flips)
+
+
+def _maps(
+    evaluation: Evaluation, policy: Policy, whose: str, name: str, scenes: list[Scene]
+) -> list[NDArray[np.float64]]:
+    """Maps of the first scenes, float (H, W) each, not negative; of a slow method of fewer."""
+    settings = evaluation.config.evaluation
+    perturbation = Perturbation.from_settings(evaluation.config.saliency_dataset)
+    states = to_input(torch.from_numpy(np.stack([scene.state for scene in scenes])))
+    if name == FLAT:
+        return list(np.ones((len(scenes), *states.shape[2:])))
+    if name == NEAR:
+        return [_guess(scene) for scene in scenes]
+    if name == CONTRAST:
+        contrast = (gaussian_blur(states, 10.0) - states).square().sum(dim=1, keepdim=True)
+        return list(gaussian_blur(contrast, 1.5)[:, 0].double().numpy())
+    if name == OTHER:
+        linear = _maps(evaluation, policy, whose, METHODS["linear"].title, scenes)
+        return linear[1:] + linear[:1]
+    method = next((m for m in METHODS.values() if m.title == name), METHODS["linear"])
+    if name == RANDOM_WEIGHTS:
+        *_, (_, policy) = randomised(policy, evaluation.seed)
+    if method.speed == "slow":
+        states = states[: settings.slow_states]
+    found = [
+        normalise(method(policy, batch, perturbation=perturbation))[0]
+        for batch in Progress(states.split(16), desc=f"causal, {name} of the {whose}", unit="batch")
+    ]
+    return list(torch.cat(found).double().numpy())
+
+
+def _guess(scene: Scene) -> NDArray[np.float64]:
+    """The nearness of each object that has one, on its mask."""
+    guess = np.zeros(scene.masks.shape[1:])
+    for item in scene.objects:
+        if item.named:
+            guess[item.mask] = item.nearness / item.mask.sum()
+    return guess
+
+
+def causal_row(scenes: list[Scene], maps: list[NDArray[np.float64]], whose: str) -> dict[str, Any]:
+    """One map's figures against the effects on the policy that it explains.
+
+    Returns:
+        column of COLUMNS -> mean, standard_error and count. correlation: Spearman's, of effects and shares of all
+        objects of a scene, mean over scenes; own_correlation: of the named ones. first: scenes in which the
+        largest share is on the object of the largest effect. mass, brightest: share on it, and whether the map's
+        maximum is, in scenes whose largest effect is at least DECIDING and is a named one. nothing: share on
+        no object. held: of named objects whose removal changes the greedy action, those that have HELD.
+    """
+    values: dict[str, list[tuple[int, float]]] = {column: [] for column in COLUMNS}
+    for scene, found in zip(scenes, maps, strict=False):
+        total = found.sum()
+        effects, flips = scene.effects[whose], scene.flips[whose]
+        shares = (scene.masks * found).sum(axis=(1, 2)) / total if total > 0 else np.zeros(len(effects))
+        named = np.array([item.named for item in scene.objects])
+
+        def note(column: str, value: float, scene: Scene = scene) -> None:
+            if not np.isnan(value):
+                values[column].append((scene.episode, float(value)))
+
+        note("correlation", _spearman(effects, shares))
+        note("own_correlation", _spearman(effects[named], shares[named]))
+        first = int(effects.argmax())
+        note("first", float(total > 0 and shares.argmax() == first and shares.max() > 0))
+        if effects[first] >= DECIDING and named[first]:
+            note("mass", shares[first])
+            note("brightest", float(total > 0 and scene.masks[first].ravel()[found.argmax()]))
+        note("nothing", float(found[~scene.masks.any(axis=0)].sum() / total) if total > 0 else 1.0)
+        for share in shares[named & flips]:
+            note("held", float(share >= HELD))
+    return {column: _bootstrapped(entries) for column, entries in values.items()}
+
+
+def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Rank correlation, 0 where the second is constant, NaN where there is nothing to rank."""
+    if len(first) < 2 or np.ptp(first) == 0:
+        return float("nan")
+    found = float(metrics.rank_correlation(first[None], second[None])[0])
+    return 0.0 if np.isnan(found) else found
+
+
+def _bootstrapped(entries: list[tuple[int, float]]) -> dict[str, float] | None:
+    """Mean of the values, and its standard error by drawing the episodes anew."""
+    if not entries:
+        return None
+    numbers, values = (np.array(column) for column in zip(*entries, strict=True))
+    _, index = np.unique(numbers, return_inverse=True)
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return {"mean": float(values.mean()), "standard_error": float(means.std()), "count": len(values)}
+
+
+def _effects(scenes: list[Scene], changes: float) -> dict[str, Any]:
+    kinds = list(dict.fromkeys(item.kind for scene in scenes for item in scene.objects))
+    effects: dict[str, dict[str, Any]] = {}
+    for whose in ("teacher", "student"):
+        effects[whose] = {}
+        for kind in kinds:
+            largest, flipped = [], []
+            for scene in scenes:
+                of_kind = [k for k, item in enumerate(scene.objects) if item.kind == kind]
+                largest.append(max((scene.effects[whose][k] for k in of_kind), default=0.0))
+                flipped.append(any(scene.flips[whose][k] for k in of_kind))
+            effects[whose][kind] = {"largest": float(np.mean(largest)), "flips": float(np.mean(flipped))}
+    named = [item.kind for scene in scenes for item in scene.objects if item.named]
+    return {
+        "scenes": len(scenes),
+        "episodes": len({scene.episode for scene in scenes}),
+        "kind": max(set(named), key=named.count) if named else "object",
+        "effects": effects,
+        "changes": changes,
+    }
+
+
+def report_causal(results: dict[str, Any]) -> list[str]:
+    """Lines of Markdown for ``measure_causal``."""
+    kind = results["kind"]
+    lines = [
+        "## Which object decides?",
+        "",
+        f"Each object of {results['scenes']} fresh scenes of {results['episodes']} greedy episodes of the student was "
+        "taken out and the instant drawn again: its effect is KL(pi || pi'). A map's share on an object is its mass "
+        f"within {MARGIN} pixels of it. Rank correlation: of effects and shares, mean over scenes. First right: the "
+        "largest share is where the largest effect is. The decider: the object with the largest effect, where that is "
+        f"at least {DECIDING} and it is a {kind}. Nothing: outside all objects. With 10 %: of the {kind}s without "
+        "which the greedy action is another one. ± one standard error by bootstrap over episodes.",
+        "",
+    ]
+    header = ["map", *(title.format(kind=kind) for title in COLUMNS.values())]
+    for whose, rows in results["rows"].items():
+        lines += [f"Maps of the {whose}:", ""]
+        lines += markdown_table(header, [[name, *(_text(row[c]) for c in COLUMNS)] for name, row in rows.items()])
+        lines.append("")
+    lines += [
+        f"The student's greedy action changes in {100 * results['changes']:.0f} % of consecutive decisions. What "
+        "objects of each kind do: mean of the largest effect in a scene, and scenes in which taking one out changes "
+        "the greedy action:",
+        "",
+    ]
+    lines += markdown_table(
+        ["kind", "teacher: effect", "changes the action", "student: effect", "changes the action"],
+        [
+            [
+                name,
+                *(
+                    text
+                    for whose in ("teacher", "student")
+                    for text in (
+                        f"{results['effects'][whose][name]['largest']:.3f}",
+                        f"{100 * results['effects'][whose][name]['flips']:.0f} %",
+                    )
+                ),
+            ]
+            for name in results["effects"]["student"]
+        ],
+    )
+    return [*lines, ""]
+
+
+def _text(value: dict[str, float] | None) -> str:
+    return "-" if value is None else f"{value['mean']:.2f} ± {value['standard_error']:.2f}"
