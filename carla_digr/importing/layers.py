@@ -277,7 +277,7 @@ def chain(items: Sequence[Weighted], geometry: Geometry, first: int, spatial: bo
         is_norm = item.kind in ("batch_norm", "layer_norm")
         if before is not None:
             between = _between(before, item)
-            flattens = spatial and item.kind == "linear"
+            flattens = spatial and _is_flat(item)
             if is_norm and before.kind in ("batch_norm", "layer_norm"):
                 raise UserError(
                     f"{geometry.file} does not say where {before.name} and {item.name} stand in its network; "
@@ -302,8 +302,7 @@ def chain(items: Sequence[Weighted], geometry: Geometry, first: int, spatial: bo
                 spatial = False
             result.append(linear(item.tensors))
         else:
-            flat_norm = spatial and item.kind == "layer_norm" and item.tensors["weight"].dim() == 1
-            if flat_norm:
+            if spatial and _is_flat(item):
                 result.append(plain("flatten"))
                 spatial = False
             result.append(norm(item, flat=not spatial))
@@ -311,6 +310,11 @@ def chain(items: Sequence[Weighted], geometry: Geometry, first: int, spatial: bo
     if pending and not head:
         result.append(geometry.activation)
     return result
+
+
+def _is_flat(item: Weighted) -> bool:
+    """Whether a module is one of features without rows and columns."""
+    return item.kind == "linear" or (item.kind == "layer_norm" and item.tensors["weight"].dim() == 1)
 
 
 def _between(before: Weighted, after: Weighted) -> int | None:

@@ -19,7 +19,7 @@ from carla_digr import networks
 from carla_digr.errors import UserError
 from carla_digr.importing.found import Found, input_size, sized, tried
 from carla_digr.importing.options import ImportOptions
-from carla_digr.importing.reading import Archive, load, read, sha256
+from carla_digr.importing.reading import FILE_BYTES, Archive, load, read, sha256
 
 DTYPES = {
     1: torch.uint8,
@@ -190,6 +190,8 @@ class _ExportedProgram:
             return tensor.detach().clone()
         meta = config["tensor_meta"]
         size, stride = ([int(n["as_int"]) for n in meta[key]] for key in ("sizes", "strides"))
+        if math.prod(size) * 8 > FILE_BYTES:  # as by strides of 0
+            raise ValueError(f"{config['path_name']} is larger than a network's weights")
         flat = torch.frombuffer(bytearray(data), dtype=DTYPES[meta["dtype"]]) if data else torch.empty(0)
         return flat.as_strided(size, stride, int(meta["storage_offset"]["as_int"])).clone().contiguous()
 

@@ -90,6 +90,8 @@ def tensors_of(value: Any, file: Path) -> dict[str, Tensor]:
         chosen = found[models[0]]
     if len(chosen) > TENSORS:
         raise UserError(f"{file} holds {len(chosen)} tensors, more than {TENSORS}; give a policy's weights alone.")
+    if sum(tensor.numel() * tensor.element_size() for tensor in chosen.values()) > FILE_BYTES:  # as by strides of 0
+        raise UserError(f"{file} unpacks to more than {FILE_BYTES >> 30} GiB; it is not read.")
     return {name: tensor.detach().float() if tensor.is_floating_point() else tensor for name, tensor in chosen.items()}
 
 

@@ -36,6 +36,7 @@ def find(file: Path, tensors: dict[str, Tensor], options: ImportOptions) -> Foun
     """
     if options.module is not None:
         return _of_module(file, tensors, options)
+    q_values = all(_parts(name) & Q_NAMES for name in tensors)
     tensors = _without_prefix(tensors)
     log_std = {name: tensor for name, tensor in tensors.items() if LOG_STD.search(name)}
     modules = layers.modules({name: tensor for name, tensor in tensors.items() if name not in log_std})
@@ -52,7 +53,7 @@ def find(file: Path, tensors: dict[str, Tensor], options: ImportOptions) -> Foun
                 f"{file} has the module {module.name or 'without a name'}, whose place in the network its tensors do "
                 f"not say; {OTHERWISE}."
             )
-    return _followed(file, modules, next(iter(log_std.values()), None), options)
+    return _followed(file, modules, next(iter(log_std.values()), None), q_values, options)
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +82,9 @@ def _role(name: str) -> str:
     return "outputs" if parts & POLICY_NAMES else "shared"
 
 
-def _followed(file: Path, modules: list[Weighted], log_std: Tensor | None, options: ImportOptions) -> Found:
+def _followed(
+    file: Path, modules: list[Weighted], log_std: Tensor | None, q_values: bool, options: ImportOptions
+) -> Found:
     """Layers that follow each other in the order of the file: those shared, then a head each."""
     sides: dict[str, list[Weighted]] = {"shared": [], "outputs": [], "value": []}
     for module in modules:
@@ -116,7 +119,7 @@ def _followed(file: Path, modules: list[Weighted], log_std: Tensor | None, optio
         outputs.append(({"layer": "log_deviation", "size": log_std.numel()}, {"log_std": log_std.flatten()}))
     network, description = layers.network(shared, outputs, head("value") if sides["value"] else None)
     output = "gaussian" if log_std is not None else "logits"
-    if log_std is None and all(_parts(module.name) & Q_NAMES for module in sides["outputs"]):
+    if q_values or (log_std is None and all(_parts(module.name) & Q_NAMES for module in sides["outputs"])):
         output = "q_values"
     found = layers.found(file, "state dict", network, description, (channels, *size), output)
     if geometry.assumed:

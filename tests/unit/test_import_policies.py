@@ -246,10 +246,12 @@ def test_the_nature_cnn_of_cleanrl_is_an_actor_critic(tmp_path):
     assert torch.allclose(value, their_value[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_q_networks_keep_their_greedy_action(tmp_path):
+@pytest.mark.parametrize("named", [True, False])
+def test_q_networks_keep_their_greedy_action(named, tmp_path):
     network = trained(QNetwork())
-    torch.save(network.state_dict(), tmp_path / "q.pt")
-    import_policy(tmp_path / "q.pt", tmp_path / "p", asked(output="q_values"))
+    state = {f"q_network.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save(state if named else network.state_dict(), tmp_path / "q.pt")
+    import_policy(tmp_path / "q.pt", tmp_path / "p", asked() if named else asked(output="q_values"))
     policy, card = checkpoint.load(tmp_path / "p.safetensors")
     assert policy.output == card["output"] == "q_values"
     x = torch.randint(0, 256, (16, 4, 84, 84), generator=torch.Generator().manual_seed(7))

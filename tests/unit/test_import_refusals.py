@@ -352,6 +352,22 @@ def test_state_dicts_whose_network_is_not_known(tmp_path):
     assert "None" not in refused(saved(nn.Sequential(ConvSequence(3, 4))), tmp_path / "o")
 
 
+def test_tensors_that_unpack_to_too_much(small, tmp_path):
+    torch.save({"actor.weight": torch.zeros(1).expand(100_000, 100_000)}, tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_size < 10_000
+    assert "unpacks to more" in refused(tmp_path / "x.pt", tmp_path / "o")
+
+    def stretch(name, data):
+        if not name.endswith("weights_config.json"):
+            return data
+        values = json.loads(data)
+        meta = next(iter(values["config"].values()))["tensor_meta"]
+        meta["sizes"], meta["strides"] = [{"as_int": 10**6}] * 2, [{"as_int": 0}] * 2
+        return json.dumps(values)
+
+    assert "larger than" in refused(changed(small["exported"], tmp_path, stretch), tmp_path / "o", SIZED)
+
+
 def test_several_state_dicts(tmp_path):
     both = {"actor": Small().state_dict(), "critic": Small().state_dict()}
     torch.save(both, tmp_path / "x.pt")
