@@ -164,6 +164,7 @@ def test_the_first_wall_gone_is_a_success():
     assert infos[0]["is_success"] and infos[0]["metrics"]["score"] >= 432
 
 
+@pytest.mark.slow
 def test_ball_and_paddle_in_ram_are_where_the_pictures_show_them():
     env = BreakoutVecEnv(8, 4, CONFIG)
     env.reset()

@@ -62,6 +62,7 @@ def test_the_stages_end_in_a_report_with_scores_maps_and_play(tmp_path, capsys):
     assert picture is not None and np.ptp(picture) > 200
 
 
+@pytest.mark.slow
 def test_a_training_in_two_parts_is_the_training_in_one(tmp_path):
     config = parse_config(TINY, "tiny")  # with a constant learning rate
     half = replace(config, teacher=replace(config.teacher, total_steps=128))

@@ -42,6 +42,7 @@ def save(path, actions=ACTIONS, shape=(3, 64, 64), outputs=4, **kwargs):
     return policy
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_architecture_is_distilled_into_a_student_of_the_configurations_layers(tmp_path, capsys):
     path, weights = tmp_path / "tiny.yaml", tmp_path / "teacher.safetensors"
     values = {**TINY, "distill": {**TINY["distill"], "start": "random", "hard_states": 0.0, "loss": "none"}}

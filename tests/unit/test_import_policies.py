@@ -122,6 +122,7 @@ def test_vanilla_gradient_is_autograds(pair):
     close(METHODS["vg"](policy, x.detach()), total.sqrt().amax(dim=1))
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_captums(pair):
     foreign, policy, _ = pair
     x = states(foreign)
@@ -188,6 +189,7 @@ def test_the_linearised_map_is_the_definition(pair):
     assert ((ours - theirs).abs() <= (1e-4 if x.dtype == torch.float32 else 1e-9) * theirs.max()).all()
 
 
+@pytest.mark.slow
 def test_every_method_explains_it_or_says_in_a_sentence_what_to_do(pair):
     foreign, policy, _ = pair
     x = states(foreign, 1)
@@ -291,6 +293,7 @@ def test_the_card_says_where_it_comes_from(tmp_path):
     assert card["input_shape"] == [4, 84, 84] and card["network"]["kind"] == "layers" and card["task"] == "pong"
 
 
+@pytest.mark.slow
 def test_an_imported_policy_teaches(tmp_path):
     """The dataset of a foreign teacher, by processes that each load it: its maps are the method's own."""
     module = trained(nn.Sequential(nn.Conv2d(3, 6, 8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(384, 4)))

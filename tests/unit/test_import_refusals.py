@@ -301,6 +301,7 @@ def test_a_card_runs_nothing_either(small, tmp_path):
         checkpoint.load(tmp_path / "p.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["state_dict", "exported", "onnx", "torchscript"])
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())

@@ -12,6 +12,7 @@ from test_teacher import start, wait_for
 from carla_digr.cli import main
 
 
+@pytest.mark.slow
 def test_a_stage_tells_programs_how_far_it_is(copied_run, tiny_yaml, tiny_config, capfd):
     out = copied_run("teacher.safetensors", "teacher.json", "dataset")
     assert main(["distill", str(tiny_yaml), "--out", str(out), "--progress", "json"]) == 0
@@ -27,6 +28,7 @@ def test_a_stage_tells_programs_how_far_it_is(copied_run, tiny_yaml, tiny_config
     assert told.splitlines()[-1].startswith(f"{out / 'student.safetensors'}: ")
 
 
+@pytest.mark.slow
 def test_a_bar_is_drawn_for_people(copied_run, tiny_yaml, capfd):
     out = copied_run("teacher.safetensors", "teacher.json", "dataset")
     assert main(["distill", str(tiny_yaml), "--out", str(out)]) == 0

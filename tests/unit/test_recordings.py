@@ -70,6 +70,7 @@ def test_a_drive_that_ends_before_its_first_frame_leaves_no_recording(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_cut_off_at_any_byte_what_is_whole_is_saved(data, content, tmp_path):
