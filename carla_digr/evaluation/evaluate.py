@@ -125,7 +125,9 @@ def evaluate(
     results |= own.measure(evaluation)
     pictures = {"figure_time.png": figures.time_per_map(results["saliency"], task.observation_shape[1:])}
     rows = np.linspace(0, len(states) - 1, min(config.evaluation.examples, len(states))).astype(int)
-    pictures["figure_maps.png"] = figures.map_grid(states[rows], maps_of(methods, states[rows]))
+    shown = to_input(torch.from_numpy(states[rows]))
+    maps = {name: normalise(method(shown))[0].numpy() for name, method in methods.items()}
+    pictures["figure_maps.png"] = figures.map_grid(states[rows], maps)
     pictures |= own.draw(evaluation, results)
     slow = [name for name, method in methods.items() if method.slow]
     report = [*_report(results, slow), *own.report(evaluation, results)]
@@ -140,12 +142,6 @@ def evaluate(
             file.write(content.encode())
     print(text)
     print(f"{directory}: results.json, report.md, {', '.join(pictures)}")
-
-
-def maps_of(methods: dict[str, MapOf], pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Normalised maps, float (N, H, W) in [0, 1], by method, of states uint8 (N, C, H, W)."""
-    inputs = to_input(torch.from_numpy(pictures))
-    return {name: normalise(method(inputs))[0].numpy() for name, method in methods.items()}
 
 
 def _default_weights(config: Config, out: Path, role: str) -> Path:

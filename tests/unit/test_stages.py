@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from test_teacher import start, wait_for
 
 from carla_digr import checkpoint
 from carla_digr.cli import main
 from carla_digr.errors import UserError
+from carla_digr.evaluation.evaluate import _reference_maps, task_report
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency import METHODS
 from carla_digr.tasks import make_task
 from carla_digr.training.rollout import load_policy
+from carla_digr.training.saliency_dataset import load_dataset, make_dataset
 from carla_digr.training.state import only_job_in
 
 
@@ -118,6 +124,24 @@ def test_a_policy_of_another_picture_size_is_refused(tmp_path, tiny_run, tiny_co
     checkpoint.save(tmp_path / "other.safetensors", policy, card)
     with pytest.raises(UserError, match=r"takes pictures \(3, 72, 64\) .* now has \(3, 64, 64\)"):
         load_policy(tmp_path / "other.safetensors", make_task(tiny_config))
+
+
+@pytest.mark.parametrize("score", ["kl", "logits"])
+def test_maps_are_held_against_those_that_the_dataset_keeps_its_score_included(tmp_path, tiny_run, tiny_config, score):
+    """A map that marks what the dataset keeps has no share outside of it, by either score."""
+    dataset = replace(tiny_config.saliency_dataset, score=score, maps=8, workers=1)
+    config = replace(tiny_config, saliency_dataset=dataset)
+    make_dataset(config, tmp_path, tiny_run / "teacher.safetensors")
+    made = load_dataset(tmp_path / "dataset")
+    teacher, _ = checkpoint.load(tiny_run / "teacher.safetensors")
+    reference = _reference_maps(config, teacher, made.states.numpy())
+    assert torch.allclose(reference, made.maps.float(), atol=1e-3)
+
+
+def test_a_task_of_another_package_may_name_a_report_of_its_own():
+    own = SimpleNamespace(name="theirs", report="carla_digr.evaluation.breakout")
+    assert task_report(own) is importlib.import_module("carla_digr.evaluation.breakout")
+    assert task_report(SimpleNamespace(name="theirs")) is importlib.import_module("carla_digr.evaluation.any_task")
 
 
 def test_help_needs_no_heavy_import():
