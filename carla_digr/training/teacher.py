@@ -134,6 +134,14 @@ class SB3Policy(ActorCriticPolicy):
         return self._distribution_and_value(obs)[0]
 
 
+class _PPO(PPO):
+    """stable-baselines3's PPO on environments whose pictures are (C, H, W), whatever is the smallest of the three."""
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        return env  # it would take the smallest axis for the channels
+
+
 def make_ppo(config: Config, env: VecEnv, recipe: InputRecipe | None = None) -> PPO:
     """stable-baselines3's PPO with a configuration's settings, Table 2 of the paper's, and our network.
 
@@ -142,7 +150,7 @@ def make_ppo(config: Config, env: VecEnv, recipe: InputRecipe | None = None) -> 
     """
     settings = config.teacher
     start, end = settings.learning_rate, settings.learning_rate_end
-    return PPO(
+    return _PPO(
         SB3Policy,
         env,
         learning_rate=lambda remaining: end + (start - end) * max(0.0, remaining),  # the last rollout may overshoot

@@ -216,6 +216,15 @@ def test_an_episode_that_does_not_come_out_the_same_is_left_and_training_goes_on
     assert checkpoint.load(tmp_path / "teacher.safetensors")[1]["steps"] == config.teacher.total_steps
 
 
+def test_pictures_with_more_channels_than_rows_are_trained_on_as_they_are(tmp_path):
+    environment = {"id": "carla_digr_tests/Counter-v0", "stack": 3}
+    layers = {"convolutions": [[4, 3, 1], [4, 2, 1], [4, 2, 1]], "features": 16}
+    config = parse_config({**CHAIN, "environment": environment, "policy": layers}, "small")
+    train_teacher(replace(config, teacher=replace(config.teacher, total_steps=64)), tmp_path)
+    policy, _ = checkpoint.load(tmp_path / "teacher.safetensors")
+    assert policy.input_shape == (9, 6, 7) and policy.recipe.stack == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
