@@ -32,6 +32,7 @@ from carla_digr.training.rollout import greedy
 MARGIN = 2  # pixels around an object's mask that count as its own
 DECIDING = 0.3  # KL from which on an object decides, if it has the largest effect
 HELD = 0.1  # share of the map that an object must hold whose removal changes the action
+LOOKS = 20  # for each scene that is wanted, after which there are no more
 RESAMPLES = 500  # of the episodes, for the standard errors
 FLAT, OTHER, RANDOM_WEIGHTS, CONTRAST, NEAR = (
     "every pixel alike",
@@ -97,12 +98,14 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     def row(whose: str, name: str) -> Any:
         return part(f"causal, {name} of the {whose}", lambda: causal_row(scenes()[0], maps(whose, name), whose))
 
+    facts = part("causal, effects", lambda: _effects(*scenes()))
+    if not facts["scenes"]:
+        return {**facts, "rows": {}}
     rows = {}
     for whose, policy in policies.items():
         names = [m.title for m in METHODS.values() if m.can_explain(policy) and m.title != METHODS["digr"].title]
         controls = [FLAT, OTHER, CONTRAST, NEAR, *([RANDOM_WEIGHTS] if policy.offers == "layers" else [])]
         rows[whose] = {name: row(whose, name) for name in (*names, *controls)}
-    facts = part("causal, effects", lambda: _effects(*scenes()))
     return {**facts, "rows": rows}
 
 
@@ -110,8 +113,8 @@ def collect_scenes(evaluation: Evaluation) -> tuple[list[Scene], float]:
     """Scenes of the student's greedy episodes that nothing was trained on, and how often its decision changes.
 
     Returns:
-        ``causal_scenes`` scenes with as many named objects as the task asks for, and the share of consecutive
-        decisions that differ.
+        ``causal_scenes`` scenes with as many named objects as the task asks for, fewer where such are rare; and the
+        share of consecutive decisions that differ.
     """
     settings = evaluation.config.evaluation
     env: Any = evaluation.task.make_vec_env(settings.causal_environments, evaluation.seed + 5)
@@ -124,8 +127,8 @@ def collect_scenes(evaluation: Evaluation) -> tuple[list[Scene], float]:
     try:
         observations = np.asarray(env.reset())
         with Progress(total=settings.causal_scenes, unit="scene", desc="scenes") as progress:
-            step = 0
-            while len(scenes) < settings.causal_scenes:
+            step = looks = 0
+            while len(scenes) < settings.causal_scenes and looks < LOOKS * settings.causal_scenes + env.num_envs:
                 actions = act(observations)
                 changed += 0 if before is None else int((actions != before).sum())
                 steps += 0 if before is None else len(actions)
@@ -137,6 +140,7 @@ def collect_scenes(evaluation: Evaluation) -> tuple[list[Scene], float]:
                     before = None
                 if step % settings.causal_interval:
                     continue
+                looks += env.num_envs
                 for i, objects in enumerate(env.objects()):
                     if sum(item.named for item in objects) >= env.least_named and len(scenes) < settings.causal_scenes:
                         scenes.append(_scene(observations[i].copy(), int(episodes[i]), objects, policies))
@@ -277,6 +281,8 @@ def _effects(scenes: list[Scene], changes: float) -> dict[str, Any]:
 def report_causal(results: dict[str, Any]) -> list[str]:
     """Lines of Markdown for ``measure_causal``."""
     kind = results["kind"]
+    if not results["scenes"]:
+        return ["## Which object decides?", "", "No scene had as many objects as it takes to ask.", ""]
     lines = [
         "## Which object decides?",
         "",

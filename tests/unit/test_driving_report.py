@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from carla_digr.cli import main
+from carla_digr.evaluation.causal import COLUMNS, CONTRAST, FLAT, NEAR, OTHER, RANDOM_WEIGHTS
 from carla_digr.evaluation.decision import RANDOM, REMOVED, area
 from carla_digr.evaluation.driving import MARGINS
 from carla_digr.evaluation.report import known_mean
@@ -29,6 +30,9 @@ SHORT = {
         "examples": 2,
         "table_states": 12,
         "slow_states": 4,
+        "causal_scenes": 3,
+        "causal_interval": 10,
+        "causal_environments": 2,
         "attack_episodes": 1,
         "attack_epsilons": [0.02],
         "attack_seconds": 1.0,
@@ -45,6 +49,22 @@ def evaluation(tmp_path_factory):
     assert main(["evaluate", str(out / "short.yaml"), "--out", str(out)]) == 0
     directory = out / "evaluation"
     return directory, json.loads((directory / "results.json").read_text()), (directory / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_map_of_both_policies_is_held_against_what_decides(evaluation):
+    _, results, report = evaluation
+    causal = results["causal"]
+    assert causal["scenes"] == 3 and causal["kind"] == "vehicle" and 0 <= causal["changes"] <= 1
+    controls = {FLAT, OTHER, CONTRAST, NEAR, RANDOM_WEIGHTS}
+    titles = {method.title for method in METHODS.values()} - {"DIGR"}
+    for whose in ("teacher", "student"):
+        assert causal["rows"][whose].keys() == titles | controls
+        assert set(causal["effects"][whose]) >= {"vehicle", "lane line", "barrier", "guard rail"}
+        for row in causal["rows"][whose].values():
+            assert row.keys() == COLUMNS.keys()
+            assert 0 <= row["nothing"]["mean"] <= 1 and row["nothing"]["count"] == 3
+    assert "## Which object decides?" in report and "Linearised Perturbation" in report
 
 
 @pytest.mark.slow
