@@ -136,7 +136,7 @@ def tried(network: nn.Module, shape: tuple[int, int, int], layout: str, states: 
     except Exception:  # whatever a stranger's network raises
         return None
     results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-    return results if all(isinstance(item, Tensor) for item in results) else None
+    return results if results and all(isinstance(item, Tensor) for item in results) else None
 
 
 def input_size(network: nn.Module, channels: int, layout: str, say: str) -> tuple[int, int]:

@@ -36,6 +36,8 @@ DTYPES = {
 """torch._export.serde.schema.ScalarType."""
 SCHEMA = 8  # its major version, since torch 2.5
 CHECKS = ("_assert", "sym_constrain", "_functional_assert", "_functional_sym")  # operations that compute nothing
+# What data of another form than the schema's makes raise
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, StopIteration)
 TOLERANCE = 1e-4  # between a batch and its states one by one, relative
 
 
@@ -61,11 +63,11 @@ def find_exported(file: Path, archive: Archive, options: ImportOptions) -> Found
         sizes = [size.get("as_int") for size in meta["sizes"]]
         description = {"kind": "exported", "nodes": nodes, "input": reader.input, "outputs": reader.outputs}
         network = networks.ExportedGraph(nodes, weights, reader.input, reader.outputs)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        whole = meta["dtype"] == 1 or _divides(nodes, weights, reader.input)
+    except MALFORMED as error:
         raise UserError(
             f"{file} is no sound exported program ({type(error).__name__}: {error}); export it again."
         ) from error
-    whole = meta["dtype"] == 1 or _divides(nodes, weights, reader.input)
     return _of_graph(file, "torch.export", network, description, sizes, whole, options)
 
 
@@ -224,16 +226,7 @@ def find_onnx(file: Path, data: bytes, options: ImportOptions) -> Found:
             model = onnx.inliner.inline_local_functions(model)
         description, weights, sizes, whole = _onnx_graph(file, model)
         network = networks.OnnxGraph(**{k: v for k, v in description.items() if k != "kind"}, weights=weights)
-    except (
-        DecodeError,
-        RecursionError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-    ) as error:
+    except (DecodeError, *MALFORMED) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
             f"{file} is no sound ONNX model ({reason or type(error).__name__}); export it again."
