@@ -200,7 +200,7 @@ class _Game:
         try:
             if not isinstance(self.env.action_space, spaces.Discrete):
                 raise UserError(
-                    f"environment.id: {config.id} has the actions {self.env.action_space}, but discrete ones are "
+                    f"Key environment.id: {config.id} has the actions {self.env.action_space}, but discrete ones are "
                     f"needed; ask for them in environment.kwargs if it has some, as CarRacing by continuous: false."
                 )
             self.actions, self.first = int(self.env.action_space.n), int(self.env.action_space.start)
@@ -208,7 +208,7 @@ class _Game:
             channels, height, width = picture
             if config.grey and channels not in (1, 3):
                 raise UserError(
-                    f"environment.grey: the pictures of {config.id} have {channels} channels; only those of RGB "
+                    f"Key environment.grey: the pictures of {config.id} have {channels} channels; only those of RGB "
                     f"pictures can be made grey."
                 )
             height, width = config.size or (height, width)
@@ -225,7 +225,7 @@ class _Game:
         if own is not None:
             if len(own) != self.actions:
                 raise UserError(
-                    f"environment.actions has {len(own)} names, but {self.config.id} has {self.actions} actions."
+                    f"Key environment.actions has {len(own)} names, but {self.config.id} has {self.actions} actions."
                 )
             return own
         return _names_of(self.env, self.actions) or tuple(f"action {k}" for k in range(self.actions))
@@ -293,21 +293,21 @@ def make(config: GymnasiumConfig) -> gymnasium.Env:
         env = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(
-            f"environment.id: {config.id} needs a package that is not installed: {_sentence(error)} "
+            f"Key environment.id: {config.id} needs a package that is not installed: {_sentence(error)} "
             f"(pip install 'gymnasium[box2d]' for CarRacing and its like)."
         ) from error
     except gymnasium.error.UnregisteredEnv as error:
         near = difflib.get_close_matches(config.id, list(gymnasium.registry), 1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise UserError(
-            f"environment.id: there is no gymnasium environment '{config.id}'{hint}; name the package that registers "
-            f"it in environment.module."
+            f"Key environment.id: there is no gymnasium environment '{config.id}'{hint}; name the package that "
+            f"registers it in environment.module."
         ) from error
     except gymnasium.error.Error as error:
-        raise UserError(f"environment.id: gymnasium cannot make '{config.id}': {_sentence(error)}.") from error
+        raise UserError(f"Key environment.id: gymnasium cannot make '{config.id}': {_sentence(error)}.") from error
     except (TypeError, ImportError, ValueError) as error:
         raise UserError(
-            f"environment.id: {config.id} cannot be made with these environment.kwargs: {_sentence(error)}."
+            f"Key environment.id: {config.id} cannot be made with these environment.kwargs: {_sentence(error)}."
         ) from error
     for k, wrapper in enumerate(config.wrappers):
         env = _wrapped(env, wrapper, f"environment.wrappers[{k}]")
@@ -365,16 +365,16 @@ def _picture_space(space: spaces.Space, config: GymnasiumConfig) -> tuple[str | 
             key = pictures[0]
         if key not in space.spaces:
             raise UserError(
-                f"environment.observation_key must name a picture among the observations of {config.id}, which are "
+                f"Key environment.observation_key must name a picture among the observations of {config.id}, which are "
                 f"{', '.join(space.spaces)}, not {key!r}."
             )
         space = space[key]
     elif key is not None:
-        raise UserError(f"environment.observation_key: the observations of {config.id} are no dict; leave it out.")
+        raise UserError(f"Key environment.observation_key: the observations of {config.id} are no dict; leave it out.")
     axes = _axes(space)
     if axes is None:
         raise UserError(
-            f"environment.id: {config.id} does not show pictures (uint8, height x width x channels) but {space}; "
+            f"Key environment.id: {config.id} does not show pictures (uint8, height x width x channels) but {space}; "
             f"a wrapper in environment.wrappers may, such as AddRenderObservation with environment.kwargs "
             f"render_mode: rgb_array."
         )
