@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.evaluation.report import Evaluation, markdown_table
+from carla_digr.evaluation.saliency_methods import DIGR, MapOf, saliency_methods
 from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import METHODS, metrics
 from carla_digr.saliency.faithfulness import randomised
@@ -29,6 +30,7 @@ from carla_digr.tasks.objects import SceneObject
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import greedy
 
+LINEAR = METHODS["linear"].title
 MARGIN = 2  # pixels around an object's mask that count as its own
 DECIDING = 0.3  # KL from which on an object decides, if it has the largest effect
 HELD = 0.1  # share of the map that an object must hold whose removal changes the action
@@ -92,8 +94,10 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     """
     part = evaluation.part
     scenes = cache(lambda: collect_scenes(evaluation))
+    perturbation = Perturbation.from_settings(evaluation.config.saliency_dataset)
     policies: dict[str, Policy] = {"teacher": evaluation.teacher, "student": evaluation.student}
-    maps = cache(lambda whose, name: _maps(evaluation, policies[whose], whose, name, scenes()[0]))
+    methods = {whose: saliency_methods(policy, policy, perturbation)[0] for whose, policy in policies.items()}
+    maps = cache(lambda whose, name: _maps(evaluation, methods[whose], whose, name, scenes()[0]))
 
     def row(whose: str, name: str) -> Any:
         return part(f"causal, {name} of the {whose}", lambda: causal_row(scenes()[0], maps(whose, name), whose))
@@ -103,7 +107,7 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
         return {**facts, "rows": {}}
     rows = {}
     for whose, policy in policies.items():
-        names = [m.title for m in METHODS.values() if m.can_explain(policy) and m.title != METHODS["digr"].title]
+        names = [name for name in methods[whose] if name != DIGR]  # eq. 2 is Vanilla Gradient's already
         controls = [FLAT, OTHER, CONTRAST, NEAR, *([RANDOM_WEIGHTS] if policy.offers == "layers" else [])]
         rows[whose] = {name: row(whose, name) for name in (*names, *controls)}
     return {**facts, "rows": rows}
@@ -164,11 +168,9 @@ def _scene(state: NDArray[np.uint8], episode: int, objects: list[SceneObject], p
 
 
 def _maps(
-    evaluation: Evaluation, policy: Policy, whose: str, name: str, scenes: list[Scene]
+    evaluation: Evaluation, methods: dict[str, MapOf], whose: str, name: str, scenes: list[Scene]
 ) -> list[NDArray[np.float64]]:
     """Maps of the first scenes, float (H, W) each, not negative; of a slow method of fewer."""
-    settings = evaluation.config.evaluation
-    perturbation = Perturbation.from_settings(evaluation.config.saliency_dataset)
     states = to_input(torch.from_numpy(np.stack([scene.state for scene in scenes])))
     if name == FLAT:
         return list(np.ones((len(scenes), *states.shape[2:])))
@@ -178,15 +180,16 @@ def _maps(
         contrast = (gaussian_blur(states, 10.0) - states).square().sum(dim=1, keepdim=True)
         return list(gaussian_blur(contrast, 1.5)[:, 0].double().numpy())
     if name == OTHER:
-        linear = _maps(evaluation, policy, whose, METHODS["linear"].title, scenes)
+        linear = _maps(evaluation, methods, whose, LINEAR, scenes)
         return linear[1:] + linear[:1]
-    method = next((m for m in METHODS.values() if m.title == name), METHODS["linear"])
+    method = methods.get(name, methods[LINEAR])
     if name == RANDOM_WEIGHTS:
-        *_, (_, policy) = randomised(policy, evaluation.seed)
-    if method.speed == "slow":
-        states = states[: settings.slow_states]
+        *_, (_, drawn) = randomised(method.policy, evaluation.seed)
+        method = replace(method, policy=drawn)
+    if method.slow:
+        states = states[: evaluation.config.evaluation.slow_states]
     found = [
-        normalise(method(policy, batch, perturbation=perturbation))[0]
+        normalise(method(batch))[0]
         for batch in Progress(states.split(16), desc=f"causal, {name} of the {whose}", unit="batch")
     ]
     return list(torch.cat(found).double().numpy())
