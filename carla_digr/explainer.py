@@ -149,6 +149,11 @@ class Explainer:
         self._target = None if target is None else action_index(target, self.action_names)
 
     @property
+    def target_name(self) -> str:
+        """Its name; empty where the decision is explained."""
+        return "" if self._target is None else self.action_names[self._target]
+
+    @property
     def discrete(self) -> bool:
         """Whether the policy chooses between actions."""
         return self._distribution.discrete

@@ -178,7 +178,7 @@ class _Copy:
             "method": explainer.method,
         }
         if explainer.target is not None:
-            self._facts["target"] = explainer.action_names[explainer.target]
+            self._facts["target"] = explainer.target_name
         self._frames = {frame.picture(camera): frame for frame in drive.frames}
         self._decode, self._store = Decoder(), typestore()
         self._ours = {
@@ -281,6 +281,8 @@ class _Copy:
             policy_hash=self._explainer.policy_hash,
             inference_ms=math.nan,
             saliency_ms=math.nan,
+            method=self._explainer.method,
+            target=self._explainer.target_name,
         )
 
     def _image(self, header: Any, picture: np.ndarray, encoding: str) -> Any:

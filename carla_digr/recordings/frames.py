@@ -121,7 +121,7 @@ class _Work:
             "input": path.name,
             "policy": explainer.policy_hash,
             "method": explainer.method,
-            "target": None if explainer.target is None else explainer.action_names[explainer.target],
+            "target": explainer.target_name or None,
             "action_names": list(explainer.action_names),
             "resized": explainer.resize,
             "version": __version__,

@@ -76,6 +76,7 @@ def decision(frame: int, **changes: object) -> dict[str, object]:
         "brake": 0.0,
         "value": 6.2 + float(np.sin(frame / 50)),
         "policy_hash": "3fa94c17e2b0",
+        "map": "Linearised Perturbation of brake",
         "inference_ms": 0.6 + 0.3 * float(wave),
         "saliency_ms": 1.9 + 0.8 * float(wave),
         "latency_ms": 6.0 + 5.0 * float(wave),

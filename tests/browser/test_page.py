@@ -207,6 +207,7 @@ def test_figures_belong_to_the_frame(pages: Pages, viewer: ViewerServer):
         "latency": "62.5",
         "stamp": "0.35",
         "policy": "3fa94c17e2b0",
+        "map": "Linearised Perturbation of brake",
         "skipped": "0",
     }.items():
         assert page.locator(f"#{name}").inner_text() == text

@@ -178,7 +178,7 @@ def test_two_recordings_stand_side_by_side(visit, both):
     assert abs(first - second).mean() > 3
     captions = page.locator("#captions span")
     expect(captions.nth(0)).to_contain_text("drive: aaaaaaaaaaaa – keep")
-    expect(captions.nth(1)).to_contain_text("explained: gb, bbbbbbbbbbbb – keep")
+    expect(captions.nth(1)).to_contain_text("explained: Gaussian-Blur Perturbation, bbbbbbbbbbbb – keep")
     assert float(page.locator("#agreement").inner_text()) > 0.9
     page.get_by_label("Frame of the recording").fill("40")
     wait_for_frame(page, 41)

@@ -6,6 +6,13 @@ import math
 from typing import Any
 
 from carla_digr.driving.control import VehicleCommand, pedals
+from carla_digr.saliency import METHODS
+
+
+def map_title(method: str, target: str = "") -> str:
+    """What the page calls a map: "DIGR", or "Vanilla Gradient of brake"; of a method that is not installed its key."""
+    title = METHODS[method].title if method in METHODS else method
+    return f"{title} of {target}" if target else title
 
 
 def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any) -> dict[str, Any]:
@@ -29,6 +36,8 @@ def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any) -> dict
             inference_ms=message.inference_ms,
             saliency_ms=message.saliency_ms,
         )
+        if method := getattr(message, "method", ""):  # older recordings do not say it
+            shown["map"] = map_title(method, message.target)
         attack = getattr(message, "attack", "")  # recordings before attacks lack it
         if attack and fallback is None:
             shown["status"] = f"The policy sees the picture under attack: {attack}."

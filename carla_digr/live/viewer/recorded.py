@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from carla_digr.errors import UserError
 from carla_digr.images import to_array, to_rgb
 from carla_digr.live.viewer.message import encode, plain
-from carla_digr.live.viewer.page_decision import page_decision
+from carla_digr.live.viewer.page_decision import map_title, page_decision
 from carla_digr.recordings.bag import Bag, Channel, open_bag
 from carla_digr.recordings.drive import Decoder, Drive, read_drive
 from carla_digr.recordings.topics import IMAGE, SALIENCY
@@ -50,7 +50,8 @@ class Side:
     @property
     def method(self) -> str:
         """How its maps were made."""
-        return self.drive.facts.get("method", "live")
+        facts = self.drive.facts
+        return map_title(facts["method"], facts.get("target", "")) if "method" in facts else "live"
 
     def _survey(self, channel: Channel, time: int, data: bytes) -> None:
         if channel.topic != SALIENCY:

@@ -39,7 +39,8 @@ def scene_objects(drive: InProcessDrive) -> list[SceneObject]:
     ids = world.instances(replace(camera, width=size, height=size)).reshape(IMAGE_SIZE, SAMPLES, IMAGE_SIZE, SAMPLES)
     picture = _rgb(world.render(camera))
     found = []
-    for row in world.vehicles:
+    in_view = np.unique(ids)
+    for row in world.vehicles[np.isin(world.vehicles["id"], in_view)]:
         mask = (ids == row["id"]).any(axis=(1, 3))
         if row["id"] != drive.ego and mask.sum() >= LEAST_PIXELS:
             kind = "oncoming vehicle" if row["driver"] == ONCOMING else "vehicle"

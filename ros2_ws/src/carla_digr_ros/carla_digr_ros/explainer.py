@@ -265,6 +265,8 @@ class ExplainerNode(ManagedNode):
             inference_ms=decision.inference_ms,
             saliency_ms=self._saliency_ms,
             unexplained=not self._settings["explanation"],
+            method=self._method,
+            target=self._explainer.target_name,
         )
 
     def _publish_map(self, header: Header, rgb: NDArray[np.uint8], saliency: Saliency) -> None:
