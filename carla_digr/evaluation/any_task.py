@@ -11,6 +11,7 @@ from typing import Any
 
 from carla_digr.config import Config
 from carla_digr.evaluation import figures
+from carla_digr.evaluation.causal import draw_causal, measure_causal, named_objects, report_causal
 from carla_digr.evaluation.decision import (
     maps_of,
     measure_decision,
@@ -37,13 +38,16 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     """Everything of this module.
 
     Returns:
-        "decision": ``measure_decision``; "randomised": ``measure_randomised``; "robustness": ``robustness_curves``.
+        "causal": ``measure_causal``, if the task knows objects; "decision": ``measure_decision``; "randomised":
+        ``measure_randomised``; "robustness": ``robustness_curves``.
     """
     settings = evaluation.config.evaluation
     states = functools.cache(lambda: fresh_states(evaluation, settings.saliency_states)[0])
     maps = functools.cache(lambda name: maps_of(name, evaluation.methods[name], states(), settings.slow_states))
     policies = compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path)
+    causal = {"causal": measure_causal(evaluation)} if named_objects(evaluation) else {}
     return {
+        **causal,
         "decision": measure_decision(evaluation, states, maps),
         "randomised": measure_randomised(evaluation, states),
         "robustness": robustness_curves(
@@ -66,6 +70,8 @@ def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
         "figure_attacks.png": figures.success_against_epsilon(results["robustness"], band, "return", share=False),
         "figure_decision.png": figures.decision_curves(results["decision"]),
     }
+    if "causal" in results:
+        drawn |= draw_causal(evaluation)
     if results["randomised"]:
         drawn["figure_randomised.png"] = figures.randomised_curves(results["randomised"])
     return drawn
@@ -73,7 +79,9 @@ def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
 
 def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     """Lines of Markdown."""
+    causal = report_causal(results["causal"]) if "causal" in results else []
     return [
+        *causal,
         "## Do the maps tell the truth?",
         "",
         *report_decision(results["decision"]),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from carla_digr.config import Config
+from carla_digr.evaluation.causal import draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.report import Evaluation, fresh_states, markdown_table, number
 from carla_digr.evaluation.saliency_methods import MapOf
 from carla_digr.policy import to_input
@@ -45,12 +46,13 @@ def quick(config: Config) -> Config:
 
 
 def measure(evaluation: Evaluation) -> dict[str, Any]:
-    """Maps against ball and paddle.
+    """Maps against what decides, and against ball and paddle.
 
     Returns:
-        "truth": method -> ``truth_row``, and one of a map that marks every pixel alike.
+        "causal": ``measure_causal``; "truth": method -> ``truth_row``, and one of a map that marks every pixel alike.
     """
     settings = evaluation.config.evaluation
+    causal = measure_causal(evaluation)
     truth = functools.cache(lambda: _held_out_states(evaluation))
     rows = {}
     methods: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {**evaluation.methods, UNIFORM: _uniform}
@@ -58,12 +60,12 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
         slow = isinstance(method, MapOf) and method.slow
         count = min(settings.saliency_states, settings.slow_states if slow else settings.saliency_states)
         rows[name] = evaluation.part(f"ball and paddle, {name}", partial(_row, name, method, truth, count))
-    return {"truth": rows}
+    return {"causal": causal, "truth": rows}
 
 
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
-    """The student's play with its DIGR map over the game's colours, beside the game as it is."""
-    return {"play.gif": _play(evaluation)}
+    """What decides, and the student's play with its DIGR map over the game's colours, beside the game as it is."""
+    return {**draw_causal(evaluation), "play.gif": _play(evaluation)}
 
 
 def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
@@ -77,6 +79,7 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     )
     lines += [
         "",
+        *report_causal(results["causal"]),
         f"## Maps against ball and paddle, {settings.saliency_states} fresh states (the paper has pictures only)",
         "",
         "Shares of a map's mass on ball and paddle in either picture of the state, and within some pixels of them; "

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from carla_digr.distributions import DISTRIBUTIONS
+from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import Evaluation, markdown_table
 from carla_digr.evaluation.saliency_methods import DIGR, MapOf, saliency_methods
 from carla_digr.policy import Policy, to_input
@@ -34,6 +35,8 @@ LINEAR = METHODS["linear"].title
 MARGIN = 2  # pixels around an object's mask that count as its own
 DECIDING = 0.3  # KL from which on an object decides, if it has the largest effect
 HELD = 0.1  # share of the map that an object must hold whose removal changes the action
+EXAMPLES = ("linear", "vg", "gb")  # keys of the methods whose maps the figure shows
+LOOKED_THROUGH = 10  # scenes for each one that the figure shows
 LOOKS = 20  # for each scene that is wanted, after which there are no more
 RESAMPLES = 500  # of the episodes, for the standard errors
 FLAT, OTHER, RANDOM_WEIGHTS, CONTRAST, NEAR = (
@@ -46,11 +49,11 @@ FLAT, OTHER, RANDOM_WEIGHTS, CONTRAST, NEAR = (
 COLUMNS = {
     "correlation": "rank correlation, all",
     "first": "first right, all",
-    "own_correlation": "rank correlation, {kind}s",
+    "own_correlation": "rank correlation, {named}",
     "mass": "mass on the decider",
     "brightest": "brightest pixel on it",
     "nothing": "mass on nothing",
-    "held": "flipping {kind}s with 10 %",
+    "held": "flipping {named} with 10 %",
 }
 
 
@@ -74,11 +77,11 @@ class Scene:
     flips: dict[str, NDArray[np.bool_]]
 
 
-def knows_objects(evaluation: Evaluation) -> bool:
-    """Whether the task can take things out of its world."""
+def named_objects(evaluation: Evaluation) -> str | None:
+    """What the task calls the objects of which one may decide; None: it cannot take things out of its world."""
     env = evaluation.task.make_vec_env(1, evaluation.seed)
     try:
-        return hasattr(env, "objects")
+        return getattr(env, "named_objects", None)
     finally:
         env.close()
 
@@ -87,7 +90,7 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     """Both policies' maps against what decides.
 
     Returns:
-        scenes: how many. kind: of most named objects. effects: whose -> kind of object -> mean of the
+        scenes: how many. named: what the named objects are called. effects: whose -> kind of object -> mean of the
         largest effect of its kind, and share of the scenes in which one of them changes the greedy action. changes:
         share of consecutive decisions of the student's drive that differ. rows: whose -> method or control -> column ->
         mean, standard_error (bootstrap over episodes) and count; None where there is nothing to count.
@@ -102,7 +105,7 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     def row(whose: str, name: str) -> Any:
         return part(f"causal, {name} of the {whose}", lambda: causal_row(scenes()[0], maps(whose, name), whose))
 
-    facts = part("causal, effects", lambda: _effects(*scenes()))
+    facts = {"named": named_objects(evaluation), **part("causal, effects", lambda: _effects(*scenes()))}
     if not facts["scenes"]:
         return {**facts, "rows": {}}
     rows = {}
@@ -113,14 +116,18 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     return {**facts, "rows": rows}
 
 
-def collect_scenes(evaluation: Evaluation) -> tuple[list[Scene], float]:
+def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[list[Scene], float]:
     """Scenes of the student's greedy episodes that nothing was trained on, and how often its decision changes.
 
+    Args:
+        wanted: how many; None: ``causal_scenes``.
+
     Returns:
-        ``causal_scenes`` scenes with as many named objects as the task asks for, fewer where such are rare; and the
+        The scenes, with as many named objects as the task asks for, fewer where such are rare; and the
         share of consecutive decisions that differ.
     """
     settings = evaluation.config.evaluation
+    wanted = wanted or settings.causal_scenes
     env: Any = evaluation.task.make_vec_env(settings.causal_environments, evaluation.seed + 5)
     act = greedy(evaluation.student)
     policies = {"teacher": evaluation.teacher, "student": evaluation.student}
@@ -130,9 +137,9 @@ def collect_scenes(evaluation: Evaluation) -> tuple[list[Scene], float]:
     before: NDArray[np.int64] | None = None
     try:
         observations = np.asarray(env.reset())
-        with Progress(total=settings.causal_scenes, unit="scene", desc="scenes") as progress:
+        with Progress(total=wanted, unit="scene", desc="scenes") as progress:
             step = looks = 0
-            while len(scenes) < settings.causal_scenes and looks < LOOKS * settings.causal_scenes + env.num_envs:
+            while len(scenes) < wanted and looks < LOOKS * wanted + env.num_envs:
                 actions = act(observations)
                 changed += 0 if before is None else int((actions != before).sum())
                 steps += 0 if before is None else len(actions)
@@ -146,7 +153,7 @@ def collect_scenes(evaluation: Evaluation) -> tuple[list[Scene], float]:
                     continue
                 looks += env.num_envs
                 for i, objects in enumerate(env.objects()):
-                    if sum(item.named for item in objects) >= env.least_named and len(scenes) < settings.causal_scenes:
+                    if sum(item.named for item in objects) >= env.least_named and len(scenes) < wanted:
                         scenes.append(_scene(observations[i].copy(), int(episodes[i]), objects, policies))
                         progress.update()
     finally:
@@ -271,19 +278,54 @@ def _effects(scenes: list[Scene], changes: float) -> dict[str, Any]:
                 largest.append(max((scene.effects[whose][k] for k in of_kind), default=0.0))
                 flipped.append(any(scene.flips[whose][k] for k in of_kind))
             effects[whose][kind] = {"largest": float(np.mean(largest)), "flips": float(np.mean(flipped))}
-    named = [item.kind for scene in scenes for item in scene.objects if item.named]
     return {
         "scenes": len(scenes),
         "episodes": len({scene.episode for scene in scenes}),
-        "kind": max(set(named), key=named.count) if named else "object",
         "effects": effects,
         "changes": changes,
     }
 
 
+def draw_causal(evaluation: Evaluation) -> dict[str, bytes]:
+    """The scenes in which a named object has most effect, one of each of as many stretches as there are ``examples``.
+
+    Returns:
+        figure_causal.png, of the student's effects and maps; nothing if there was no scene.
+    """
+    count = evaluation.config.evaluation.examples
+    scenes = collect_scenes(evaluation, LOOKED_THROUGH * count)[0]
+    if not scenes:
+        return {}
+    student = evaluation.student
+    stretches = np.array_split(np.arange(len(scenes)), min(count, len(scenes)))
+    shown = [scenes[max(stretch, key=lambda k: _named_effect(scenes[k]))] for stretch in stretches]
+    methods = [METHODS[key].title for key in EXAMPLES if METHODS[key].can_explain(student)]
+    maps = {name: _maps(evaluation, student, "student", name, shown) for name in methods}
+    rows = [
+        figures.ObjectsOfState(
+            scene.state,
+            [item.name for item in scene.objects],
+            np.stack([item.mask for item in scene.objects]),
+            scene.effects["student"],
+            {
+                name: (found[k], (scene.masks * found[k]).sum(axis=(1, 2)))
+                for name, found in maps.items()
+                if k < len(found)
+            },
+        )
+        for k, scene in enumerate(shown)
+    ]
+    return {"figure_causal.png": figures.causal_grid(rows)}
+
+
+def _named_effect(scene: Scene) -> float:
+    """The student's largest effect of a named object."""
+    return max(effect for effect, item in zip(scene.effects["student"], scene.objects, strict=True) if item.named)
+
+
 def report_causal(results: dict[str, Any]) -> list[str]:
     """Lines of Markdown for ``measure_causal``."""
-    kind = results["kind"]
+    named = results["named"]
     if not results["scenes"]:
         return ["## Which object decides?", "", "No scene had as many objects as it takes to ask.", ""]
     lines = [
@@ -293,11 +335,11 @@ def report_causal(results: dict[str, Any]) -> list[str]:
         "taken out and the instant drawn again: its effect is KL(pi || pi'). A map's share on an object is its mass "
         f"within {MARGIN} pixels of it. Rank correlation: of effects and shares, mean over scenes. First right: the "
         "largest share is where the largest effect is. The decider: the object with the largest effect, where that is "
-        f"at least {DECIDING} and it is a {kind}. Nothing: outside all objects. With 10 %: of the {kind}s without "
-        "which the greedy action is another one. ± one standard error by bootstrap over episodes.",
+        f"at least {DECIDING} and it is among the {named}. Nothing: outside all objects. With 10 %: of the {named} "
+        "without which the greedy action is another one. ± one standard error by bootstrap over episodes.",
         "",
     ]
-    header = ["map", *(title.format(kind=kind) for title in COLUMNS.values())]
+    header = ["map", *(title.format(named=named) for title in COLUMNS.values())]
     for whose, rows in results["rows"].items():
         lines += [f"Maps of the {whose}:", ""]
         lines += markdown_table(header, [[name, *(_text(row[c]) for c in COLUMNS)] for name, row in rows.items()])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from carla_digr.config import Config
 from carla_digr.driving.control import TICK
 from carla_digr.evaluation import driving_figures, figures
-from carla_digr.evaluation.causal import measure_causal, report_causal
+from carla_digr.evaluation.causal import draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.decision import (
     maps_of,
     measure_decision,
@@ -202,6 +202,7 @@ def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
     states, classes = held_out_frames(evaluation, 8 * evaluation.config.evaluation.examples)
     seconds = _settings(evaluation.config).drive_seconds
     return {
+        **draw_causal(evaluation),
         "figure_attacks.png": figures.success_against_epsilon(results["robustness"], band, "share driven"),
         "figure_mass.png": driving_figures.mass_by_class(results["truth"]),
         "figure_truth.png": driving_figures.truth_grid(evaluation, states, classes),

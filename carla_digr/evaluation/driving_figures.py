@@ -17,12 +17,11 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import ACTION_NAMES, TICK
-from carla_digr.evaluation.figures import png
+from carla_digr.evaluation.figures import lit, png
 from carla_digr.evaluation.report import Evaluation
 from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
 from carla_digr.policy import to_input
 from carla_digr.saliency.gradient import normalise, vanilla_gradient
-from carla_digr.saliency.overlay import overlay
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks.driving import Driving
 from carla_digr.tasks.driving.classes import CLASSES, RELEVANT
@@ -70,7 +69,7 @@ def truth_grid(evaluation: Evaluation, states: NDArray[np.uint8], classes: NDArr
     columns = {"Frame": list(pictures), "What it shows": list(colours[classes[rows]])}
     for name in (name for name in SHOWN if name in evaluation.methods):
         maps = normalise(evaluation.methods[name](inputs))[0].numpy()
-        columns[name] = [_lit(picture, found) for picture, found in zip(pictures, maps, strict=True)]
+        columns[name] = [lit(picture, found) for picture, found in zip(pictures, maps, strict=True)]
     figure = Figure(figsize=(2.1 * len(columns), 2.1 * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for j, (title, column) in enumerate(columns.items()):
@@ -152,7 +151,7 @@ def sequence(
     for k, frame in enumerate(shown):
         picture = drive.pictures[frame].transpose(1, 2, 0)
         rows["camera"].append((picture, f"{k * SEQUENCE_STEP:.1f} s"))
-        rows["DIGR"].append((_lit(picture, maps[frame]), "of this frame"))
+        rows["DIGR"].append((lit(picture, maps[frame]), "of this frame"))
     for name, stride, seconds in (
         (f"perturbation,\nevery {dataset.stride}th pixel", dataset.stride, delay["stride"]),
         ("perturbation,\nevery pixel", 1, delay["every_pixel"]),
@@ -190,7 +189,7 @@ def _as_they_arrive(
             state = to_input(torch.from_numpy(drive.pictures[of : of + 1]))
             maps[of] = normalise(method(state))[0][0].numpy()
         picture = drive.pictures[frame].transpose(1, 2, 0)
-        result.append((_lit(picture, maps[of]), f"{(frame - of) * TICK:.2f} s old"))
+        result.append((lit(picture, maps[of]), f"{(frame - of) * TICK:.2f} s old"))
     return result
 
 
@@ -204,7 +203,7 @@ def animation(drive: RecordedDrive, maps: NDArray[np.float32], frames: range) ->
     pictures = []
     for frame in frames:
         rgb = drive.pictures[frame].transpose(1, 2, 0)
-        pair = np.concatenate([rgb, np.full((len(rgb), 2, 3), 255, np.uint8), _lit(rgb, maps[frame])], axis=1)
+        pair = np.concatenate([rgb, np.full((len(rgb), 2, 3), 255, np.uint8), lit(rgb, maps[frame])], axis=1)
         pair = cv2.resize(pair, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         bar = np.full((24, pair.shape[1], 3), 255, np.uint8)
         for k, (name, probability) in enumerate(zip(ACTION_NAMES, drive.probabilities[frame], strict=True)):
@@ -223,12 +222,6 @@ def animation(drive: RecordedDrive, maps: NDArray[np.float32], frames: range) ->
 def _in_batches(function: Any, pictures: NDArray[np.uint8]) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat([function(to_input(batch)) for batch in torch.from_numpy(pictures).split(64)])
-
-
-def _lit(picture: NDArray[np.uint8], found: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A map in colours over the darkened grey picture."""
-    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-    return overlay(np.repeat((grey * 0.45).astype(np.uint8)[:, :, None], 3, axis=2), np.sqrt(found), opacity=1.0)
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

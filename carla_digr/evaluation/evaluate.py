@@ -41,6 +41,8 @@ QUICK: dict[str, Any] = {
     "examples": 3,
     "table_states": 200,
     "slow_states": 8,
+    "causal_scenes": 6,
+    "causal_environments": 2,
     "attack_episodes": 4,
     "attack_epsilons": (0.04,),
 }

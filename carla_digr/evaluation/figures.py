@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ from carla_digr.evaluation.decision import OTHER, RANDOM, REMOVED
 from carla_digr.evaluation.report import Curves
 from carla_digr.evaluation.robustness import NOISE
 from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
-from carla_digr.saliency.overlay import rgb_of
+from carla_digr.saliency.overlay import overlay, rgb_of
 
 COLOURS = {
     "teacher": "#555555",
@@ -25,6 +28,7 @@ COLOURS = {
     "DIGR": "#d55e00",
 }
 METHOD_COLOURS = {"DIGR": COLOURS["DIGR"], GAUSSIAN_BLUR: "#009e73", "Vanilla Gradient": COLOURS["teacher"]}
+OBJECT_COLOURS = ("#ff5a36", "#ffb000", "#35c2ff", "#b98bff", "#4fd07a", "#9aa5b1")  # by effect, the largest first
 # Figure 1(b) and the text beside it
 PAPER_MILLISECONDS = {"Vanilla Gradient": 2.1, GAUSSIAN_BLUR: 970.0}
 
@@ -189,6 +193,85 @@ def map_grid(pictures: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]]) 
             axes[i, j].set_axis_off()
     figure.colorbar(shown, ax=axes, shrink=0.6, aspect=40, pad=0.01, label="saliency, of each map's maximum")
     return png(figure)
+
+
+@dataclass(frozen=True)
+class ObjectsOfState:
+    """A row of ``causal_grid``.
+
+    Attributes:
+        state: uint8 (C, H, W).
+        names, masks, effects: of its K objects: text, bool (K, H, W), float (K,).
+        maps: method -> float (H, W), not negative, and its mass on each object, float (K,).
+    """
+
+    state: NDArray[np.uint8]
+    names: list[str]
+    masks: NDArray[np.bool_]
+    effects: NDArray[np.float64]
+    maps: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
+def causal_grid(rows: list[ObjectsOfState]) -> bytes:
+    """A row a state: the frame, what taking out each object does, and the maps over it with what they say of the first.
+
+    The objects of the largest effects are outlined, the thicker the larger, and have the colour of their bar; those
+    that hardly have one are not.
+    """
+    titles = list(rows[0].maps)
+    figure = Figure(figsize=(2.1 * (len(titles) + 1) + 3.6, 2.35 * len(rows) + 0.7), layout="constrained")
+    panels = figure.subplots(len(rows), len(titles) + 2, squeeze=False)
+    for row, axes in zip(rows, panels, strict=True):
+        picture = rgb_of(row.state[None])[0]
+        order = np.argsort(-row.effects)[: len(OBJECT_COLOURS)]
+        shown = {int(k): colour for k, colour in zip(order, OBJECT_COLOURS, strict=False)}
+        axes[0].imshow(picture)
+        for k, colour in reversed(shown.items()):
+            share = row.effects[k] / max(row.effects.max(), 1e-30)
+            if share > 0.02:
+                _outline(axes[0], row.masks[k], colour, 0.8 + 2 * share)
+        axes[1].barh(range(len(shown)), row.effects[list(shown)], color=list(shown.values()))
+        axes[1].set_yticks(range(len(shown)), [row.names[k] for k in shown], fontsize=8)
+        axes[1].tick_params(axis="x", labelsize=8)
+        axes[1].invert_yaxis()
+        axes[1].spines[["top", "right"]].set_visible(False)
+        first = int(order[0])
+        for panel, title in zip(axes[2:], titles, strict=True):
+            if title not in row.maps:
+                panel.set_axis_off()
+                continue
+            found, masses = row.maps[title]
+            total = max(float(found.sum()), 1e-30)
+            panel.imshow(lit(picture, (found / max(found.max(), 1e-30)).astype(np.float32)))
+            _outline(panel, row.masks[first], OBJECT_COLOURS[0], 0.8)
+            said = row.names[int(masses.argmax())] if masses.any() else "nothing"
+            panel.set_xlabel(f"{100 * masses[first] / total:.0f} % on it; most: {said}", fontsize=8)
+        for panel in (axes[0], *axes[2:]):
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.spines[:].set_visible(False)
+    for panel, title in zip(panels[0], ["frame", "KL without each object", *titles], strict=True):
+        panel.set_title(title, fontsize=10)
+    figure.suptitle(
+        'Which object decides, and what maps say of it; "it": the object of the largest effect, outlined in the maps',
+        fontsize=10,
+    )
+    return png(figure)
+
+
+def _outline(axes: Axes, mask: NDArray[np.bool_], colour: str, width: float) -> None:
+    """The edge of a mask, drawn between the pixels."""
+    scale = 4  # so that an edge of one pixel has an inside
+    enlarged = np.pad(mask, 1).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+    for edge in cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]:
+        points = np.concatenate([edge[:, 0], edge[:1, 0]]) / scale - 1.5 + 0.5 / scale
+        axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=width)
+
+
+def lit(picture: NDArray[np.uint8], found: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A map in colours over the darkened grey picture."""
+    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+    return overlay(np.repeat((grey * 0.45).astype(np.uint8)[:, :, None], 3, axis=2), np.sqrt(found), opacity=1.0)
 
 
 def png(figure: Figure) -> bytes:

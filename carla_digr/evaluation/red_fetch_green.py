@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from carla_digr.evaluation import figures
+from carla_digr.evaluation.causal import draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.report import Evaluation, attack_table, markdown_table
 from carla_digr.evaluation.robustness import compared_policies, robustness_curves
 from carla_digr.evaluation.rooms import evaluation_rooms
@@ -34,15 +35,16 @@ TABLE_1 = {
 
 
 def measure(evaluation: Evaluation) -> dict[str, Any]:
-    """Table 1 and Figure 8.
+    """What decides, Table 1 and Figure 8.
 
     Returns:
-        "table_1": method -> ``table_row``; "robustness": ``robustness_curves``.
+        "causal": ``measure_causal``; "table_1": method -> ``table_row``; "robustness": ``robustness_curves``.
 
     Raises:
         UserError: the saliency evaluation dataset or a policy beside the student is damaged.
     """
     settings = evaluation.config.evaluation
+    causal = measure_causal(evaluation)
     cells = evaluation_rooms(evaluation.directory, settings.table_states, evaluation.seed)
     table = {}
     for name, method in evaluation.methods.items():
@@ -57,14 +59,15 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
         evaluation.seed + 1,
         evaluation.part,
     )
-    return {"table_1": table, "robustness": robustness}
+    return {"causal": causal, "table_1": table, "robustness": robustness}
 
 
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
-    """Figure 8, and Figure 9 where distillation's curve lies beside the student's weights."""
+    """What decides, Figure 8, and Figure 9 where distillation's curve lies beside the student's weights."""
     episodes = evaluation.config.evaluation.attack_episodes
     band = f"{episodes} episodes a point; band: one standard deviation over the episodes"
-    drawn = {"figure_attacks.png": figures.success_against_epsilon(results["robustness"], band)}
+    drawn = draw_causal(evaluation)
+    drawn["figure_attacks.png"] = figures.success_against_epsilon(results["robustness"], band)
     student_path = evaluation.student_path
     curve_path = student_path.with_name(f"{student_path.stem}_curve.csv")  # as it ships
     if not curve_path.exists():
@@ -78,7 +81,7 @@ def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
 
 
 def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
-    """Lines of Markdown for Table 1 and the attacks."""
+    """Lines of Markdown for what decides, Table 1 and the attacks."""
     rows = []
     for name, row in results["table_1"].items():
         ours = [f"{row['important']:.2f}", f"{row['unimportant']:.2f}", f"{row['auc']:.4f}"]
@@ -88,7 +91,7 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
             ours = [f"{own} ({theirs})" for own, theirs in zip(ours, paper, strict=True)]
         rows.append([name, *ours, f"{row['states']:,}"])
     columns = ["method", "important, of 128", "unimportant, of 2,048", "AUC", "states"]
-    lines = ["## Table 1, ours (paper)", "", *markdown_table(columns, rows), ""]
+    lines = [*report_causal(results["causal"]), "## Table 1, ours (paper)", "", *markdown_table(columns, rows), ""]
     lines += [
         "Important: sum of the normalised map over the tiles of agent and target; unimportant: over empty floor. "
         "AUCs are comparable with the paper's, sums are not: it does not give the size of its pictures.",

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from carla_digr.config import setting
 from carla_digr.tasks.environment import BatchedEnvironment, Steps
+from carla_digr.tasks.objects import SceneObject
 
 ACTION_NAMES = ("noop", "fire", "right", "left")
 _ACTIONS = (Action.NOOP, Action.FIRE, Action.RIGHT, Action.LEFT)
@@ -46,6 +47,11 @@ OBSERVATION_SHAPE = (STACK, SIDE, SIDE)
 SCREEN = (210, 160)  # pixels: rows, columns
 _OBJECTS = [99, 101, 72, 108]  # RAM: x and y of the ball (y 0: none), x and half the width of the paddle
 _FLOOR = 196  # screen row below which nothing is drawn
+_FIELD = np.s_[32:_FLOOR, 8:152]  # of the screen, within the walls, which begin under the score
+_WALL_TOP = 17
+_BRICKS = np.s_[57:93, 8:152]  # of the screen: 6 rows of 18
+_BRICK_ROWS, _BRICK = 6, (6, 8)  # a brick's pixels: rows, columns
+_PADDLE_ROWS = slice(189, 193)
 WALL_POINTS = 432  # of one whole wall: 36 bricks each of 1, 4 and 7 points
 
 
@@ -88,6 +94,8 @@ class BreakoutVecEnv(BatchedEnvironment):
     An episode's info has "metrics" ("score" in points, "steps") and "is_success" (the first wall is gone) if the game
     ended with it.
     """
+
+    named_objects, least_named = "ball and paddle", 2
 
     def __init__(self, environments: int, seed: int, config: BreakoutConfig, evaluation: bool = True):
         super().__init__(environments, OBSERVATION_SHAPE, len(_ACTIONS))
@@ -136,6 +144,13 @@ class BreakoutVecEnv(BatchedEnvironment):
         """Where ball and paddle are, int8 (N, 84, 84): 1 there and 0 elsewhere; see tasks.KnowsImportance."""
         return importance_of(self.classes())
 
+    def objects(self) -> list[list[SceneObject]]:
+        """Ball, paddle, rows of bricks, walls and the line of the score; see tasks.objects.KnowsObjects.
+
+        After ``set_state`` not before two actions: the emulators' screens are not part of a state.
+        """
+        return [game.scene() for game in self.games]
+
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on besides the constructor's arguments.
 
@@ -170,7 +185,7 @@ class _Game:
         self.frames = self.steps = self.score = self.lives = 0  # of this game
         self.pictures = np.zeros(OBSERVATION_SHAPE, np.uint8)
         self.objects = np.zeros((STACK, 2, len(_OBJECTS)), np.uint8)  # in the two frames of each picture
-        self._screens = np.zeros((2, *SCREEN), np.uint8)
+        self.screens = np.zeros((STACK, 2, *SCREEN), np.uint8)  # those two frames
         self.ale = ALEInterface()
         self.ale.setFloat("repeat_action_probability", config.repeat_action_probability)
         self.ale.loadROM(_rom())
@@ -203,6 +218,7 @@ class _Game:
         self.act(Action.FIRE)
         self.pictures[:] = self.pictures[-1]
         self.objects[:] = self.objects[-1]
+        self.screens[:] = self.screens[-1]
         self.steps -= 1
 
     def act(self, action: Action) -> tuple[int, bool]:
@@ -212,20 +228,20 @@ class _Game:
             points, whether a life was lost.
         """
         points = 0
-        self.pictures[0], self.objects[0] = self.pictures[1], self.objects[1]
+        for kept in (self.pictures, self.objects, self.screens):
+            kept[0] = kept[1]
         for frame in range(FRAME_SKIP):
             points += self.ale.act(action)
             self.frames += 1
             over = self.ale.game_over(with_truncation=False)
             if over:
-                self._screens[:] = self.ale.getScreenGrayscale()
+                self.screens[1] = self.ale.getScreenGrayscale()
                 self.objects[1] = self.ale.getRAM()[_OBJECTS]
                 break
             if frame >= FRAME_SKIP - 2:
-                self.ale.getScreenGrayscale(self._screens[frame % 2])
+                self.ale.getScreenGrayscale(self.screens[1, frame % 2])
                 self.objects[1, frame % 2] = self.ale.getRAM()[_OBJECTS]
-        pooled = np.maximum(self._screens[0], self._screens[1])
-        cv2.resize(pooled, (SIDE, SIDE), self.pictures[1], interpolation=cv2.INTER_AREA)
+        self.pictures[1] = _picture(self.screens[1])
         self.steps += 1
         self.score += points
         lives = self.ale.lives()
@@ -242,6 +258,63 @@ class _Game:
                 result[_touched(ball_x - 49, ball_y + 9, 2, 4)] = BALL
         return result
 
+    def scene(self) -> list[SceneObject]:
+        """What can be taken out of the pictures, which are put together anew from the screens with it painted black.
+
+        Black is behind everything, but for a ball before bricks, which has their colour (`_pieces`).
+        """
+        assert np.array_equal([_picture(pair) for pair in self.screens], self.pictures), "too early after set_state"
+        frames = self.screens.reshape(-1, *SCREEN)
+        values = self.objects.reshape(-1, len(_OBJECTS)).astype(int)
+        pieces = [_pieces(*pair) for pair in zip(frames, values, strict=True)]
+        away = 189 - (values[-1, 1] + 9) if values[-1, 1] else SCREEN[0]  # the ball from the paddle's row
+        nearness = {"ball": 1.0, "paddle": 1 / (1 + abs(float(away)))}
+        objects = []
+        for kind, name in pieces[0]:
+            shown = np.stack([piece[kind, name] for piece in pieces])
+            if not shown.any():
+                continue
+            screens = np.where(shown, 0, frames).reshape(self.screens.shape)
+            mask = _picture(shown * np.uint8(255)) > 0
+            without = np.stack([_picture(pair) for pair in screens])
+            objects.append(SceneObject(kind, name, mask, without, kind in nearness, nearness.get(kind, 0.0)))
+        return objects
+
+
+def _pieces(screen: NDArray[np.uint8], values: NDArray[np.int64]) -> dict[tuple[str, str], NDArray[np.bool_]]:
+    """Pixels of a screen by the kind and the name of what is painted there, bool (210, 160).
+
+    A brick is a cell of which more than half is lit. The ball, drawn in the colour of the bricks' row that it is in, is
+    what else is lit above the paddle: at a bounce RAM is a frame ahead of the screen. Where two overlap in one colour
+    the pixels are of neither.
+
+    Args:
+        values: of _OBJECTS.
+    """
+    ball_x, ball_y, paddle_x, half_width = values
+    lit = screen > 0
+    field, bricks, ball, paddle, below = (np.zeros(SCREEN, bool) for _ in range(5))
+    field[_FIELD] = below[_PADDLE_ROWS] = True
+    height, width = _BRICK
+    cells = lit[_BRICKS].reshape(_BRICK_ROWS, height, -1, width).mean(axis=(1, 3)) > 0.5
+    bricks[_BRICKS] = cells.repeat(height, axis=0).repeat(width, axis=1)
+    if ball_y:
+        ball[ball_y + 9 : ball_y + 13, max(ball_x - 49, 0) : max(ball_x - 47, 0)] = True
+    paddle[_PADDLE_ROWS, paddle_x - 47 : paddle_x - 47 + 2 * half_width] = True
+    line = np.arange(SCREEN[0])[:, None]
+    top = _BRICKS[0].start
+    rows = {
+        ("bricks", f"row {k + 1} of bricks"): bricks & (line >= top + k * height) & (line < top + (k + 1) * height)
+        for k in range(_BRICK_ROWS)
+    }
+    return {
+        ("ball", "ball"): lit & field & np.where(below, ball & ~paddle, ~bricks),
+        ("paddle", "paddle"): lit & field & below & ~ball,
+        **{name: row & ~ball for name, row in rows.items()},
+        ("wall", "walls"): lit & ~field & (line >= _WALL_TOP),
+        ("score", "score and lives"): lit & (line < _WALL_TOP),
+    }
+
 
 def importance_of(classes: NDArray[np.int8]) -> NDArray[np.int8]:
     """``BreakoutVecEnv.importance`` of its ``classes``."""
@@ -252,6 +325,13 @@ def _touched(x: int, y: int, width: int, height: int) -> tuple[slice, slice]:
     """Rows and columns of the state that a box of the screen, in its pixels, contributes to."""
     rows = slice(y * SIDE // SCREEN[0], -(-min(y + height, _FLOOR) * SIDE // SCREEN[0]))
     return rows, slice(max(0, x) * SIDE // SCREEN[1], -(-(x + width) * SIDE // SCREEN[1]))
+
+
+def _picture(screens: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The maximum of screens uint8 (N, 210, 160), scaled by area to uint8 (84, 84)."""
+    return cv2.resize(np.maximum.reduce(screens), (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(
+        np.uint8, copy=False
+    )
 
 
 def _rom() -> Path:

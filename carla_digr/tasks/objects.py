@@ -35,9 +35,11 @@ class KnowsObjects(Protocol):
     """A batch whose task can take things out of the world.
 
     Attributes:
+        named_objects: what the named ones are called together, such as "vehicles".
         least_named: named objects that a state must have for asking which of them decides.
     """
 
+    named_objects: str
     least_named: int
 
     def objects(self) -> list[list[SceneObject]]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from carla_digr.config import setting
 from carla_digr.tasks.environment import BatchedEnvironment, Steps
+from carla_digr.tasks.objects import SceneObject
 
 SIZE = 8  # cells
 TILE = 8  # pixels
@@ -71,6 +72,8 @@ class RedFetchGreenVecEnv(BatchedEnvironment):
         seed: episode e of environment i follows from (seed, i, e).
         max_steps: length at which an episode is truncated.
     """
+
+    named_objects, least_named = "balls", 2
 
     def __init__(self, environments: int, seed: int = 0, max_steps: int = 256):
         super().__init__(environments, OBSERVATION_SHAPE, len(ACTION_NAMES))
@@ -156,6 +159,29 @@ class RedFetchGreenVecEnv(BatchedEnvironment):
         the split of the paper's Table 1.
         """
         return importance_of(self.cells())
+
+    def objects(self) -> list[list[SceneObject]]:
+        """Balls, walls and agent of the present rooms, with floor in their place; see tasks.objects.KnowsObjects.
+
+        Without its walls or its agent no room was ever seen, without a ball none but the one in which it is taken.
+        """
+        cells = self.cells()
+        return [self._objects_of(i, cells[i]) for i in range(self.num_envs)]
+
+    def _objects_of(self, i: int, cells: np.ndarray) -> list[SceneObject]:
+        places: dict[str, tuple[str, np.ndarray]] = {
+            f"{colour} ball": ("distractor" if ball else "target", cells == _BALL + ball)
+            for ball, colour in enumerate(BALLS)
+        }
+        places |= {"walls": ("wall", cells == _WALL), "agent": ("agent", cells >= _AGENT)}
+        pictures = pictures_of(np.stack([np.where(here, _FLOOR, cells) for _, here in places.values()]))
+        objects = []
+        for (name, (kind, here)), without in zip(places.items(), pictures, strict=True):
+            mask = here.repeat(TILE, axis=0).repeat(TILE, axis=1)
+            named = kind in ("target", "distractor")
+            away = np.abs(np.argwhere(here)[0, ::-1] - self.agent[i]).sum() if named else 0
+            objects.append(SceneObject(kind, name, mask, without, named, 1 / (1 + float(away)) if named else 0.0))
+        return objects
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on besides the constructor's arguments."""

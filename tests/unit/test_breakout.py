@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ale_py
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -185,6 +186,90 @@ def test_ball_and_paddle_in_ram_are_where_the_pictures_show_them():
         narrow += sum(game.objects[1, 1, 3] == 6 for game in env.games)
     assert narrow > 100
     assert seen > 0.97 * checked
+
+
+def pictured(screens):
+    """The state's picture of two screens, as the preprocessing makes it."""
+    return cv2.resize(np.maximum(*screens), (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def test_a_ball_that_is_taken_out_leaves_what_the_emulator_draws_without_it():
+    """The ball is set to none a frame before the screen; what it does to bricks and paddle is left out."""
+    env = BreakoutVecEnv(1, 5, CONFIG)
+    env.reset()
+    game = env.games[0]
+    rng = np.random.default_rng(2)
+    compared = high = 0
+    for step in range(160):
+        env.step(follow(env, offset=int(rng.integers(-6, 7))))
+        if step % 20 == 10:  # to and fro among and behind the bricks
+            game.ale.setRAM(101, 40 + step % 40)
+        state = game.ale.cloneState(include_rng=True)
+        screens = []
+        for hidden in (False, True):
+            game.ale.restoreState(state)
+            if hidden:
+                game.ale.setRAM(101, 0)
+            game.ale.act(ale_py.Action.NOOP)
+            screens.append((game.ale.getScreenGrayscale(), game.ale.getRAM()))
+        game.ale.restoreState(state)
+        (screen, ram), (expected, other) = screens
+        if not ram[101] or (ram[np.r_[:36, 108]] != other[np.r_[:36, 108]]).any():
+            continue
+        kept = game.screens, game.objects, game.pictures
+        game.screens = np.broadcast_to(screen, kept[0].shape).copy()
+        game.objects = np.broadcast_to(ram[[99, 101, 72, 108]], kept[1].shape).copy()
+        game.pictures = np.stack([pictured((screen, screen))] * 2)
+        (ball,) = [item for item in game.scene() if item.name == "ball"] or [None]
+        game.screens, game.objects, game.pictures = kept
+        shown = pictured((expected, expected))
+        if ball is None:
+            np.testing.assert_array_equal(pictured((screen, screen)), shown)
+            continue
+        np.testing.assert_array_equal(ball.without, [shown, shown])
+        compared += 1
+        high += int(ram[101]) + 9 < 93
+    assert compared > 100 and high > 30
+
+
+def test_what_is_taken_out_of_a_game_leaves_no_trace_in_either_picture_and_nothing_lit_is_left_over():
+    env = BreakoutVecEnv(4, 3, CONFIG)
+    observations = env.reset()
+    for _ in range(40):
+        observations = env.step(follow(env))[0]
+    for state, classes, objects in zip(observations, env.classes(), env.objects(), strict=True):
+        found = {item.name: item for item in objects}
+        rows = [item for item in objects if item.kind == "bricks"]
+        assert {"ball", "paddle", "walls", "score and lives"} < found.keys() and 4 <= len(rows) <= 6
+        assert [item.name for item in objects if item.named] == ["ball", "paddle"]
+        for item in objects:
+            changed = (item.without != state).any(axis=0)
+            assert changed.any() and not changed[~item.mask].any(), item.name
+            assert (item.without <= state).all()  # all that is drawn is brighter than what is behind it
+        np.testing.assert_array_equal(found["ball"].mask & (classes != 2), False)
+        np.testing.assert_array_equal(found["paddle"].mask & (classes == 0), False)
+        below = np.s_[:, 38:74, 5:79]  # between the bricks and the paddle nothing but the ball is drawn
+        assert not found["ball"].without[below].any()
+        lit = (state > 0).any(axis=0)
+        assert not (lit & ~np.any([item.mask for item in objects], axis=0)).any()
+        tops = [np.flatnonzero(item.mask.any(axis=1))[0] for item in rows]
+        assert tops == sorted(tops) and tops[0] == 22  # of 84 rows, as row 57 of 210
+
+
+def test_a_restored_game_does_not_say_what_is_in_it_before_it_has_seen_it():
+    env, copy = (BreakoutVecEnv(1, 1, CONFIG) for _ in range(2))
+    env.reset()
+    copy.reset()
+    for _ in range(9):
+        env.step([RIGHT])
+    copy.set_state(env.get_state())
+    with pytest.raises(AssertionError, match="too early"):
+        copy.objects()
+    for _ in range(2):
+        env.step([LEFT])
+        copy.step([LEFT])
+    for one, other in zip(env.objects()[0], copy.objects()[0], strict=True):
+        np.testing.assert_array_equal(one.without, other.without)
 
 
 def test_observations_are_of_the_declared_form():

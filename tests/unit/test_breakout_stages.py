@@ -35,7 +35,15 @@ TINY = {
         "buffer_batch": 4,
         "held_out": 0.3,
     },
-    "evaluation": {"episodes": 3, "environments": 3, "saliency_states": 9, "slow_states": 4, "examples": 2},
+    "evaluation": {
+        "episodes": 3,
+        "environments": 3,
+        "saliency_states": 9,
+        "slow_states": 4,
+        "examples": 2,
+        "causal_scenes": 5,
+        "causal_environments": 2,
+    },
 }
 
 
@@ -52,9 +60,19 @@ def test_the_stages_end_in_a_report_with_scores_maps_and_play(tmp_path, capsys):
     assert len(results["saliency"]) == len(METHODS)
     assert results["truth"]["SARFA"]["states"] <= 4 and results["truth"][UNIFORM]["states"] == 9
     assert 0.001 < results["truth"][UNIFORM]["share"]["0"] < 0.02 and results["truth"][UNIFORM]["auc"] == 0.5
+    causal = results["causal"]
+    assert causal["scenes"] == 5 and causal["named"] == "ball and paddle"
+    assert set(causal["effects"]["student"]) == {"ball", "paddle", "bricks", "wall", "score"}
     assert results["performance"]["always noop"]["score"]["mean"] == 0  # nobody hits the ball back
     report = (tmp_path / "evaluation" / "report.md").read_text()
-    for said in ("paper's teacher: 320", "| teacher, sampled |", "(play.gif)", "(figure_maps.png)", f"| {UNIFORM} |"):
+    for said in (
+        "paper's teacher: 320",
+        "| teacher, sampled |",
+        "(play.gif)",
+        "(figure_maps.png)",
+        "(figure_causal.png)",
+        f"| {UNIFORM} |",
+    ):
         assert said in report
     with Image.open(io.BytesIO((tmp_path / "evaluation" / "play.gif").read_bytes())) as play:
         assert play.n_frames > 50 and play.size == (320, 210)

@@ -39,7 +39,7 @@ SHORT = {
         "drive_seconds": 6.0,
     },
 }
-FIGURES = ("attacks", "mass", "truth", "decision", "randomised", "sequence")
+FIGURES = ("causal", "attacks", "mass", "truth", "decision", "randomised", "sequence")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def evaluation(tmp_path_factory):
 def test_every_map_of_both_policies_is_held_against_what_decides(evaluation):
     _, results, report = evaluation
     causal = results["causal"]
-    assert causal["scenes"] == 3 and causal["kind"] == "vehicle" and 0 <= causal["changes"] <= 1
+    assert causal["scenes"] == 3 and causal["named"] == "vehicles" and 0 <= causal["changes"] <= 1
     controls = {FLAT, OTHER, CONTRAST, NEAR, RANDOM_WEIGHTS}
     titles = {method.title for method in METHODS.values()} - {"DIGR"}
     for whose in ("teacher", "student"):

@@ -40,11 +40,15 @@ def test_quick_writes_every_table_and_figure_and_takes_a_method_that_the_paper_d
         assert list(by_attack) == ["FGSM", "PGD", "MI-FGSM", "MAD", "uniform noise"]
         clean = {curve["0"]["mean"] for curve in by_attack.values()}
         assert len(clean) == 1  # without an attack the curves meet
+    causal = results["causal"]
+    assert causal["scenes"] == 6 and causal["named"] == "balls"
+    assert set(causal["effects"]["student"]) == {"target", "distractor", "wall", "agent"}
+    assert causal["rows"].keys() == {"teacher", "student"} and "Brightness" in causal["rows"]["student"]
     report = (directory / "report.md").read_text()
     (row,) = (line for line in report.splitlines() if line.startswith("| Brightness") and line.endswith("| 200 |"))
     assert "(" not in row  # no figures of the paper's beside it
     assert "72.52" in report and "| SARFA |" in report
-    for name in ("figure_time", "figure_maps", "figure_attacks", "figure_training"):
+    for name in ("figure_time", "figure_maps", "figure_causal", "figure_attacks", "figure_training"):
         picture = cv2.imread(str(directory / f"{name}.png"))
         assert picture is not None and np.ptp(picture) > 200, name
         assert f"({name}.png)" in report

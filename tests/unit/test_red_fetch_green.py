@@ -162,3 +162,27 @@ def test_the_weights_that_ship_belong_together_and_fetch_the_target():
         episodes = run_episodes(task.make_vec_env(32, seed=4_000_003), act, 64)
         assert np.mean([episode["success"] for episode in episodes]) > 0.9
     assert cards["student"]["teacher_sha256"] == cards["teacher"]["weights_sha256"]
+
+
+def test_each_object_taken_out_leaves_the_room_that_minigrid_draws_without_it():
+    batch = RedFetchGreenVecEnv(3, seed=8, max_steps=MAX_STEPS)
+    pictures = batch.reset()
+    border = [(x, y) for x in range(SIZE) for y in range(SIZE) if {x, y} & {0, SIZE - 1}]
+    for i, objects in enumerate(batch.objects()):
+        cells = {f"{colour} ball": [tuple(batch.balls[i, k])] for k, colour in enumerate(BALLS)} | {"walls": border}
+        assert {item.name for item in objects} == {*cells, "agent"}
+        for item in objects:
+            reference = reference_of(batch, i)
+            for x, y in cells.get(item.name, ()):
+                reference.grid.set(int(x), int(y), None)
+            agent = (-1, -1) if item.name == "agent" else reference.agent_pos
+            picture = reference.grid.render(TILE, agent, reference.agent_dir).transpose(2, 0, 1)
+            np.testing.assert_array_equal(item.without, picture)
+            changed = (item.without != pictures[i]).any(axis=0)
+            assert changed.any() and not changed[~item.mask].any()
+            assert item.mask.sum() == TILE**2 * len(cells.get(item.name, [agent]))
+        named = {item.name: item.kind for item in objects if item.named}
+        assert named == {"green ball": "target", "blue ball": "distractor", "yellow ball": "distractor"}
+        away = {item.name: abs(batch.agent[i] - cells[item.name][0]).sum() for item in objects if item.named}
+        nearest = max((item for item in objects if item.named), key=lambda item: item.nearness)
+        assert away[nearest.name] == min(away.values())
