@@ -111,7 +111,8 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     rows = {}
     for whose, policy in policies.items():
         names = [name for name in methods[whose] if name != DIGR]  # eq. 2 is Vanilla Gradient's already
-        controls = [FLAT, OTHER, CONTRAST, NEAR, *([RANDOM_WEIGHTS] if policy.offers == "layers" else [])]
+        controls = [FLAT, *([OTHER] if LINEAR in methods[whose] else []), CONTRAST, NEAR]
+        controls += [RANDOM_WEIGHTS] if policy.offers == "layers" else []
         rows[whose] = {name: row(whose, name) for name in (*names, *controls)}
     return {**facts, "rows": rows}
 
@@ -189,7 +190,7 @@ def _maps(
     if name == OTHER:
         linear = _maps(evaluation, methods, whose, LINEAR, scenes)
         return linear[1:] + linear[:1]
-    method = methods.get(name, methods[LINEAR])
+    method = methods[LINEAR if name == RANDOM_WEIGHTS else name]
     if name == RANDOM_WEIGHTS:
         *_, (_, drawn) = randomised(method.policy, evaluation.seed)
         method = replace(method, policy=drawn)
@@ -299,8 +300,10 @@ def draw_causal(evaluation: Evaluation) -> dict[str, bytes]:
     student = evaluation.student
     stretches = np.array_split(np.arange(len(scenes)), min(count, len(scenes)))
     shown = [scenes[max(stretch, key=lambda k: _named_effect(scenes[k]))] for stretch in stretches]
-    methods = [METHODS[key].title for key in EXAMPLES if METHODS[key].can_explain(student)]
-    maps = {name: _maps(evaluation, student, "student", name, shown) for name in methods}
+    perturbation = Perturbation.from_settings(evaluation.config.saliency_dataset)
+    methods = saliency_methods(student, student, perturbation)[0]
+    titles = [METHODS[key].title for key in EXAMPLES]
+    maps = {name: _maps(evaluation, methods, "student", name, shown) for name in titles if name in methods}
     rows = [
         figures.ObjectsOfState(
             scene.state,

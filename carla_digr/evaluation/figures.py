@@ -251,9 +251,9 @@ def causal_grid(rows: list[ObjectsOfState]) -> bytes:
             panel.set_yticks([])
             panel.spines[:].set_visible(False)
     for panel, title in zip(panels[0], ["frame", "KL without each object", *titles], strict=True):
-        panel.set_title(title, fontsize=10)
+        panel.set_title(f"{title} (eq. 2)" if title == "Vanilla Gradient" else title, fontsize=10)
     figure.suptitle(
-        'Which object decides, and what maps say of it; "it": the object of the largest effect, outlined in the maps',
+        'Which object decides, and what the maps say; "it": the object of the largest effect, outlined in the maps',
         fontsize=10,
     )
     return png(figure)
