@@ -69,7 +69,7 @@ def test_a_port_in_use_is_one_sentence(offset):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert f"port {port} of 127.0.0.1 is in use" in done.stderr
+    assert f"Port {port} of 127.0.0.1 is in use" in done.stderr
 
 
 def test_it_listens_on_loopback_only(simulator):
