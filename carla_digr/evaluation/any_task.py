@@ -11,7 +11,7 @@ from typing import Any
 
 from carla_digr.config import Config
 from carla_digr.evaluation import figures
-from carla_digr.evaluation.causal import draw_causal, measure_causal, named_objects, report_causal
+from carla_digr.evaluation.causal import asked_of, draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.decision import (
     maps_of,
     measure_decision,
@@ -45,7 +45,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     states = functools.cache(lambda: fresh_states(evaluation, settings.saliency_states)[0])
     maps = functools.cache(lambda name: maps_of(name, evaluation.methods[name], states(), settings.slow_states))
     policies = compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path)
-    causal = {"causal": measure_causal(evaluation)} if named_objects(evaluation) else {}
+    causal = {"causal": measure_causal(evaluation)} if asked_of(evaluation) else {}
     return {
         **causal,
         "decision": measure_decision(evaluation, states, maps),

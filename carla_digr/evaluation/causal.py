@@ -29,7 +29,7 @@ from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
 from carla_digr.tasks.objects import SceneObject
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import greedy
+from carla_digr.training.rollout import greedy, sampled
 
 LINEAR = METHODS["linear"].title
 MARGIN = 2  # pixels around an object's mask that count as its own
@@ -77,11 +77,11 @@ class Scene:
     flips: dict[str, NDArray[np.bool_]]
 
 
-def named_objects(evaluation: Evaluation) -> str | None:
-    """What the task calls the objects of which one may decide; None: it cannot take things out of its world."""
-    env = evaluation.task.make_vec_env(1, evaluation.seed)
+def asked_of(evaluation: Evaluation) -> dict[str, str]:
+    """What the named objects are called and how the student plays; empty if the task cannot take things out."""
+    env: Any = evaluation.task.make_vec_env(1, evaluation.seed)
     try:
-        return getattr(env, "named_objects", None)
+        return {"named": env.named_objects, "plays": env.plays} if hasattr(env, "objects") else {}
     finally:
         env.close()
 
@@ -90,7 +90,7 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     """Both policies' maps against what decides.
 
     Returns:
-        scenes: how many. named: what the named objects are called. effects: whose -> kind of object -> mean of the
+        scenes: how many. named, plays: ``asked_of``. effects: whose -> kind of object -> mean of the
         largest effect of its kind, and share of the scenes in which one of them changes the greedy action. changes:
         share of consecutive decisions of the student's drive that differ. rows: whose -> method or control -> column ->
         mean, standard_error (bootstrap over episodes) and count; None where there is nothing to count.
@@ -105,7 +105,7 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     def row(whose: str, name: str) -> Any:
         return part(f"causal, {name} of the {whose}", lambda: causal_row(scenes()[0], maps(whose, name), whose))
 
-    facts = {"named": named_objects(evaluation), **part("causal, effects", lambda: _effects(*scenes()))}
+    facts = {**asked_of(evaluation), **part("causal, effects", lambda: _effects(*scenes()))}
     if not facts["scenes"]:
         return {**facts, "rows": {}}
     rows = {}
@@ -118,7 +118,7 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[list[Scene], float]:
-    """Scenes of the student's greedy episodes that nothing was trained on, and how often its decision changes.
+    """Scenes of the student's episodes that nothing was trained on, and how often its most probable action changes.
 
     Args:
         wanted: how many; None: ``causal_scenes``.
@@ -130,7 +130,9 @@ def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[l
     settings = evaluation.config.evaluation
     wanted = wanted or settings.causal_scenes
     env: Any = evaluation.task.make_vec_env(settings.causal_environments, evaluation.seed + 5)
-    act = greedy(evaluation.student)
+    decide = greedy(evaluation.student)
+    rng = np.random.default_rng((evaluation.seed + 5, 1))
+    play = sampled(evaluation.student, rng) if env.plays == "sampled" else decide
     policies = {"teacher": evaluation.teacher, "student": evaluation.student}
     scenes: list[Scene] = []
     episodes = np.arange(env.num_envs)
@@ -141,11 +143,11 @@ def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[l
         with Progress(total=wanted, unit="scene", desc="scenes") as progress:
             step = looks = 0
             while len(scenes) < wanted and looks < LOOKS * wanted + env.num_envs:
-                actions = act(observations)
-                changed += 0 if before is None else int((actions != before).sum())
-                steps += 0 if before is None else len(actions)
-                observations, _, dones, _ = env.step(actions)
-                before = actions
+                decisions = decide(observations)
+                changed += 0 if before is None else int((decisions != before).sum())
+                steps += 0 if before is None else len(decisions)
+                observations, _, dones, _ = env.step(decisions if play is decide else play(observations))
+                before = decisions
                 step += 1
                 if dones.any():
                     episodes = np.where(dones, episodes.max() + 1 + np.arange(len(dones)), episodes)
@@ -334,10 +336,10 @@ def report_causal(results: dict[str, Any]) -> list[str]:
     lines = [
         "## Which object decides?",
         "",
-        f"Each object of {results['scenes']} fresh scenes of {results['episodes']} greedy episodes of the student was "
-        "taken out and the instant drawn again: its effect is KL(pi || pi'). A map's share on an object is its mass "
-        f"within {MARGIN} pixels of it. Rank correlation: of effects and shares, mean over scenes. First right: the "
-        "largest share is where the largest effect is. The decider: the object with the largest effect, where that is "
+        f"Each object of {results['scenes']} fresh scenes of {results['episodes']} {results['plays']} episodes of the "
+        "student was taken out and the instant drawn again: its effect is KL(pi || pi'). A map's share on an object is "
+        f"its mass within {MARGIN} pixels of it. Rank correlation: of effects and shares, mean over scenes. First right: "
+        "the largest share is where the largest effect is. The decider: the object with the largest effect, where that is "
         f"at least {DECIDING} and it is among the {named}. Nothing: outside all objects. With 10 %: of the {named} "
         "without which the greedy action is another one. ± one standard error by bootstrap over episodes.",
         "",

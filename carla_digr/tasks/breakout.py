@@ -96,6 +96,7 @@ class BreakoutVecEnv(BatchedEnvironment):
     """
 
     named_objects, least_named = "ball and paddle", 2
+    plays = "sampled"  # the games of a greedy player are a few, which the frames without action choose from
 
     def __init__(self, environments: int, seed: int, config: BreakoutConfig, evaluation: bool = True):
         super().__init__(environments, OBSERVATION_SHAPE, len(_ACTIONS))

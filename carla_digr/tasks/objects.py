@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +37,12 @@ class KnowsObjects(Protocol):
     Attributes:
         named_objects: what the named ones are called together, such as "vehicles".
         least_named: named objects that a state must have for asking which of them decides.
+        plays: how the student comes to states to ask in; "sampled" where greedy episodes repeat one another.
     """
 
     named_objects: str
     least_named: int
+    plays: Literal["greedy", "sampled"]
 
     def objects(self) -> list[list[SceneObject]]:
         """Of each of the N present observations its objects."""

@@ -73,7 +73,7 @@ class RedFetchGreenVecEnv(BatchedEnvironment):
         max_steps: length at which an episode is truncated.
     """
 
-    named_objects, least_named = "balls", 2
+    named_objects, least_named, plays = "balls", 2, "greedy"
 
     def __init__(self, environments: int, seed: int = 0, max_steps: int = 256):
         super().__init__(environments, OBSERVATION_SHAPE, len(ACTION_NAMES))

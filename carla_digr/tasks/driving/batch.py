@@ -165,7 +165,7 @@ class DrivingVecEnv(BatchedEnvironment):
         """Which pixels matter, int8 (N, 128, 128); see tasks.KnowsImportance."""
         return importance_of(self.classes())
 
-    named_objects, least_named = "vehicles", 2
+    named_objects, least_named, plays = "vehicles", 2, "greedy"
 
     def objects(self) -> list[list[SceneObject]]:
         """What can be taken out of the present pictures; see tasks.objects.KnowsObjects."""
