@@ -338,10 +338,10 @@ def report_causal(results: dict[str, Any]) -> list[str]:
         "",
         f"Each object of {results['scenes']} fresh scenes of {results['episodes']} {results['plays']} episodes of the "
         "student was taken out and the instant drawn again: its effect is KL(pi || pi'). A map's share on an object is "
-        f"its mass within {MARGIN} pixels of it. Rank correlation: of effects and shares, mean over scenes. First right: "
-        "the largest share is where the largest effect is. The decider: the object with the largest effect, where that is "
-        f"at least {DECIDING} and it is among the {named}. Nothing: outside all objects. With 10 %: of the {named} "
-        "without which the greedy action is another one. ± one standard error by bootstrap over episodes.",
+        f"its mass within {MARGIN} pixels of it. Rank correlation: of effects and shares, mean over scenes. First "
+        "right: the largest share is where the largest effect is. The decider: the object with the largest effect, "
+        f"where that is at least {DECIDING} and it is among the {named}. Nothing: outside all objects. With 10 %: of "
+        f"the {named} without which the greedy action is another one. ± one standard error by bootstrap over episodes.",
         "",
     ]
     header = ["map", *(title.format(named=named) for title in COLUMNS.values())]
