@@ -124,7 +124,7 @@ def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[l
         wanted: how many; None: ``causal_scenes``.
 
     Returns:
-        The scenes, with as many named objects as the task asks for, fewer where such are rare; and the
+        The scenes, all different, with as many named objects as the task asks for, fewer where such are rare; and the
         share of consecutive decisions that differ.
     """
     settings = evaluation.config.evaluation
@@ -135,6 +135,7 @@ def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[l
     play = sampled(evaluation.student, rng) if env.plays == "sampled" else decide
     policies = {"teacher": evaluation.teacher, "student": evaluation.student}
     scenes: list[Scene] = []
+    seen: set[bytes] = set()  # an agent that is stuck comes to the same states again and again
     episodes = np.arange(env.num_envs)
     changed = steps = 0
     before: NDArray[np.int64] | None = None
@@ -156,7 +157,10 @@ def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[l
                     continue
                 looks += env.num_envs
                 for i, objects in enumerate(env.objects()):
-                    if sum(item.named for item in objects) >= env.least_named and len(scenes) < wanted:
+                    state = observations[i].tobytes()
+                    enough = sum(item.named for item in objects) >= env.least_named
+                    if enough and state not in seen and len(scenes) < wanted:
+                        seen.add(state)
                         scenes.append(_scene(observations[i].copy(), int(episodes[i]), objects, policies))
                         progress.update()
     finally:

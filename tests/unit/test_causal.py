@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from carla_digr.evaluation.causal import COLUMNS, Scene, causal_row
+from carla_digr.evaluation import causal
+from carla_digr.evaluation.causal import COLUMNS, Scene, causal_row, collect_scenes
+from carla_digr.policy import ActorCritic
 from carla_digr.simulator.shading import FIRST_LINE_BIT, WITHOUT_BARRIER, WITHOUT_RAILS, WITHOUT_TREES
+from carla_digr.tasks import load_config, make_task
 from carla_digr.tasks.driving.drive import InProcessDrive
 from carla_digr.tasks.driving.objects import scene_objects
 from carla_digr.tasks.objects import SceneObject
+from carla_digr.tasks.red_fetch_green import OBSERVATION_SHAPE
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +119,17 @@ def test_errors_come_from_the_episodes_not_the_scenes():
     assert causal_row(same, maps, "student")["first"]["standard_error"] == 0
     error = causal_row(halves, maps, "student")["first"]["standard_error"]
     assert error == pytest.approx(np.sqrt(1 / 8), rel=0.1)  # two episodes, one right and one wrong
+
+
+def test_no_scene_is_there_twice_and_each_is_of_the_students_way(monkeypatch):
+    """An agent that turns left for ever sees four states of its room."""
+    config = load_config("red_fetch_green")
+    settings = replace(config.evaluation, causal_scenes=40, causal_interval=1, causal_environments=2)
+    config = replace(config, evaluation=settings)
+    policy = ActorCritic(config.policy, *OBSERVATION_SHAPE, 4)
+    evaluation = SimpleNamespace(config=config, task=make_task(config), teacher=policy, student=policy, seed=1)
+    monkeypatch.setattr(causal, "greedy", lambda policy: lambda observations: np.zeros(len(observations), int))
+    scenes, changes = collect_scenes(evaluation)
+    assert len(scenes) == 8 and changes == 0
+    assert len({scene.state.tobytes() for scene in scenes}) == 8
+    assert {scene.episode for scene in scenes} == {0, 1}
