@@ -121,7 +121,7 @@ def test_errors_come_from_the_episodes_not_the_scenes():
     assert error == pytest.approx(np.sqrt(1 / 8), rel=0.1)  # two episodes, one right and one wrong
 
 
-def test_no_scene_is_there_twice_and_each_is_of_the_students_way(monkeypatch):
+def test_no_scene_is_there_twice(monkeypatch):
     """An agent that turns left for ever sees four states of its room."""
     config = load_config("red_fetch_green")
     settings = replace(config.evaluation, causal_scenes=40, causal_interval=1, causal_environments=2)
@@ -130,6 +130,6 @@ def test_no_scene_is_there_twice_and_each_is_of_the_students_way(monkeypatch):
     evaluation = SimpleNamespace(config=config, task=make_task(config), teacher=policy, student=policy, seed=1)
     monkeypatch.setattr(causal, "greedy", lambda policy: lambda observations: np.zeros(len(observations), int))
     scenes, changes = collect_scenes(evaluation)
-    assert len(scenes) == 8 and changes == 0
-    assert len({scene.state.tobytes() for scene in scenes}) == 8
-    assert {scene.episode for scene in scenes} == {0, 1}
+    assert changes == 0
+    assert len({scene.state.tobytes() for scene in scenes}) == len(scenes) < 40
+    assert len(scenes) == 4 * len({scene.episode for scene in scenes})
