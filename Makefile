@@ -61,7 +61,7 @@ test: setup browser check
 	$(BIN)/python -m pytest tests/browser tests/faults tests/ros tests/wire
 
 quick: check
-	$(BIN)/python -m pytest tests/unit -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile
 
 bench: setup
 	$(BIN)/python -m pytest tests/bench -s

@@ -1,5 +1,6 @@
 """Settings all tests share."""
 
+import signal
 from pathlib import Path
 
 import live_support
@@ -12,6 +13,9 @@ from carla_digr.live.supervisor import free_domain
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in a shell's background: processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW_FOLDERS = {"ros", "faults", "browser", "wire", "package"}
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from tiny_run import TINY
 from torch import nn
 
 from carla_digr import checkpoint

@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 from captum.attr import IntegratedGradients
-from conftest import TINY
 from foreign_policies import FOREIGN, NatureAgent, Pictures, QNetwork, asked, stable_baselines3, to_onnx, trained
+from tiny_run import TINY
 from torch import nn
 
 import carla_digr
