@@ -78,6 +78,7 @@ class SaliencyDatasetConfig:
     state_interval: int = setting(4, minimum=1)  # environment steps between kept states of one episode
     environments: int = setting(16, minimum=1)
     workers: int = setting(1, minimum=1)  # processes, one torch thread each
+    effects: bool = False  # also what each object does to the decision, if the task can take objects out of its world
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,17 @@ class DistillConfig:
     """
 
     start: Literal["teacher", "random"] = "teacher"  # the student's first weights
-    # What may keep saliency: where M_p is above the threshold, what the task knows to matter, or where both hold
-    supervision: Literal["perturbation", "annotation", "both"] = "perturbation"
-    annotation_margin: int = setting(0, minimum=0)  # pixels around what the task knows to matter that are kept too
+    # What may keep saliency: where M_p is above the threshold, what the task knows to matter, or where both hold; with
+    # effects, each object as much as it does to the teacher's decision
+    supervision: Literal["perturbation", "annotation", "both", "effects"] = "perturbation"
+    annotation_margin: int = setting(0, minimum=0)  # pixels around what the task knows, or an object, that are kept too
+    effect_power: float = setting(1.0, minimum=0.1, maximum=10)  # an object's share is in proportion to effect ** this
     activation: Literal["relu", "softplus"] = "softplus"  # the student's
-    loss: Literal["coverage", "log_ratio", "share", "paper", "none"] = "coverage"
+    # "effects" compares shares of the map with the objects' effects, the others what is kept with what is not
+    loss: Literal["coverage", "log_ratio", "share", "paper", "effects", "none"] = "coverage"
+    map: Literal["gradient", "linear"] = "gradient"  # that is regularised: eq. 2's or the linearised perturbation map
+    # Of the linearised map's Jacobian; fewer than the actions less one give it in expectation; none: all of them
+    map_rows: int | None = setting(None, minimum=1)
     regularisation_weight: tuple[float, float] = setting((0.05, 0.12), minimum=0)
     l1_weight: tuple[float, float] = setting((3e-3, 1.5e-2), minimum=0)
     l1_states: Literal["saliency", "all"] = "saliency"  # the dataset's, or those of the online buffer too

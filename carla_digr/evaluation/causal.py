@@ -28,6 +28,7 @@ from carla_digr.saliency.faithfulness import randomised
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
 from carla_digr.tasks.objects import SceneObject
+from carla_digr.training.effects import outputs_without
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import greedy, sampled
 
@@ -169,11 +170,9 @@ def collect_scenes(evaluation: Evaluation, wanted: int | None = None) -> tuple[l
 
 
 def _scene(state: NDArray[np.uint8], episode: int, objects: list[SceneObject], policies: dict[str, Policy]) -> Scene:
-    pictures = torch.from_numpy(np.stack([state, *(item.without for item in objects)]))
     effects, flips = {}, {}
     for whose, policy in policies.items():
-        with torch.no_grad():
-            outputs = policy(to_input(pictures))[0].double()
+        outputs = outputs_without(policy, state, objects)
         effects[whose] = DISTRIBUTIONS[policy.output].divergence(outputs[:1], outputs[1:]).numpy()
         flips[whose] = (outputs[1:].argmax(dim=1) != outputs[0].argmax()).numpy()
     masks = metrics.widened(np.stack([item.mask for item in objects]).astype(np.int8), MARGIN) == 1

@@ -5,6 +5,8 @@ i. To first order the outputs change by c(i) = sum over pixels and channels of G
 outputs, and to second order the divergence from the undisturbed decision is 1/2 c^T F c, F the Fisher metric of the
 outputs: of logits half the variance of c under pi. J is taken on the way to the blurred picture, at s + t delta, for at
 s itself a network's gradient says nothing of where the change leads.
+
+``differentiable_maps`` is the same map for training: one ordinary backward pass through it trains the weights.
 """
 
 from __future__ import annotations
@@ -50,6 +52,58 @@ def linear_maps(
         contrast = (jacobian(policy, states + t * delta) * delta[:, None]).sum(dim=2)
         change = gaussian_blur(contrast, radius)
         return distribution.metric(outputs[:, None, None], change.permute(0, 2, 3, 1), target) / 2
+
+
+def differentiable_maps(policy: ActorCritic, states: Tensor, logits: Tensor, signs: Tensor | None = None) -> Tensor:
+    """``linear_maps`` of a softmax policy, differentiable in its weights.
+
+    The Jacobian's rows are not the logits' but those of ``fisher_rows``. Where time matters, the first ones are taken
+    as they are and the others summed with random signs to one more: the expectation over the signs is the map.
+
+    Args:
+        policy: the network.
+        states: float (B, C, H, W) in [0, 1].
+        logits: float (B, A), the policy's at the states; the gradient flows through them too.
+        signs: float (B, A - R), 1 or -1 at random, for R rows in all; None: all A - 1, exactly.
+
+    Returns:
+        float (B, H, W), not negative, not normalised.
+    """
+    delta = gaussian_blur(states, BLUR_SIGMA) - states
+    rows, importance = fisher_rows(logits)
+    if signs is not None:
+        exact = rows.shape[1] - signs.shape[1]
+        scaled = rows[:, exact:] * (importance[:, exact:].clamp(min=1e-30).sqrt() * signs)[:, :, None]
+        rows = torch.cat([rows[:, :exact], scaled.sum(dim=1, keepdim=True)], dim=1)
+        importance = torch.cat([importance[:, :exact], torch.ones_like(importance[:, :1])], dim=1)
+    hidden = policy.trace(states + TOWARDS_BLUR * delta)[2]
+    repeated = [layer.repeat_interleave(rows.shape[1], dim=0) for layer in hidden]
+    gradients = input_gradient(policy, repeated, rows.flatten(0, 1)).view(*rows.shape[:2], *states.shape[1:])
+    change = gaussian_blur((gradients * delta[:, None]).sum(dim=2), BUMP_RADIUS)
+    return (importance[:, :, None, None] * change.square()).sum(dim=1) / 2
+
+
+def fisher_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The variance under pi as a sum of squares: Var_pi[c] = sum_k d_k (u_k . c)^2.
+
+    With the actions in descending order of probability, u_k is c_k less the mean of c over those after it, and
+    d_k = pi_k s_k / (pi_k + s_k) with s_k the probability of those after it: the variance between k and the rest, the
+    rest's own following in the next terms. No small number is a difference of large ones.
+
+    Args:
+        logits: float (B, A).
+
+    Returns:
+        u float (B, A - 1, A) in the order of the logits, and d float (B, A - 1), differentiable.
+    """
+    ordered, order = logits.sort(dim=1, descending=True)
+    log_pi = ordered.log_softmax(dim=1)
+    tails = log_pi.flip(1).logcumsumexp(dim=1).flip(1)  # log of pi_k + s_k
+    importance = (log_pi[:, :-1] + tails[:, 1:] - tails[:, :-1]).exp()
+    after = torch.ones(logits.shape[1], logits.shape[1], dtype=torch.bool).triu(1)[:-1]
+    shares = (log_pi[:, None] - tails[:, 1:, None]).masked_fill(~after, -torch.inf).exp()
+    rows = torch.eye(logits.shape[1], dtype=logits.dtype)[:-1] - shares
+    return rows.gather(2, order.argsort(dim=1)[:, None].expand_as(rows)), importance
 
 
 def jacobian(policy: Policy, states: Tensor) -> Tensor:

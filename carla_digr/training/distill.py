@@ -2,7 +2,9 @@
 
 The student drives; the states that it meets fill an online buffer, on which it is pulled towards the teacher's action
 distribution. On the offline dataset its input gradient is penalised wherever the teacher's perturbation map M_p is at
-or below the threshold. The checkpoint is the one that does best on held-out maps.
+or below the threshold. By setting it is not the gradient but the linearised perturbation map, and what it is held
+against not M_p but what the task knows to matter, or what each object does to the teacher's decision. The checkpoint is
+the one that does best on held-out maps.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from carla_digr.saliency.gradient import (
     normalise,
     vanilla_gradient,
 )
+from carla_digr.saliency.linear import differentiable_maps, linear_maps
 from carla_digr.saliency.metrics import widened
 from carla_digr.tasks import make_task
+from carla_digr.training.effects import LEAST_EFFECT, effects_loss, target_shares
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, policy_logits, restore_batch, sample_actions
@@ -77,7 +81,10 @@ class _Distillation:
         self.config, self.settings, self.out = config, config.distill, out
         self.teacher = teacher
         self.teacher_sha256 = card["weights_sha256"]
-        if self.settings.supervision != "perturbation":
+        check_supervision(self.settings)
+        if self.settings.supervision == "effects":
+            dataset = with_effects(dataset, self.settings.annotation_margin)
+        elif self.settings.supervision != "perturbation":
             above = config.saliency_dataset.threshold if self.settings.supervision == "both" else None
             dataset = annotated(dataset, config.task, self.settings.annotation_margin, above)
         self.train_set, self.held_out = split(dataset, config.distill.held_out)
@@ -131,7 +138,7 @@ class _Distillation:
             "action_names": list(make_task(self.config).action_names),
             "seed": self.config.seed,
             "steps": int(self.best["iteration"]),
-            "metrics": {f"held_out_{name}": self.best[name] for name in ("share", "penalised", "kl")},
+            "metrics": {f"held_out_{name}": self.best[name] for name in HELD_OUT if name in self.best},
             "teacher_sha256": self.teacher_sha256,
             "config": self.config.to_dict(),
         }
@@ -165,8 +172,7 @@ class _Distillation:
         hidden_n, logits_n = [item[:n] for item in hidden], logits[:n]
         if self.iteration >= settings.warm_up:
             if settings.loss != "none":
-                g = input_gradient(self.student, hidden_n, eq2_weights(logits_n)).abs()
-                saliency = saliency_loss(settings.loss, g, self.train_set.maps[rows] <= self.threshold, ramp["floor"])
+                saliency = self._saliency_loss(rows, states[:n], logits_n, hidden_n, ramp["floor"])
                 regularisation = regularisation + ramp["regularisation_weight"] * saliency
                 losses["loss_saliency"] = saliency.item()
             if settings.l1_weight[1] > 0:
@@ -178,6 +184,24 @@ class _Distillation:
                 losses["loss_l1"] = l1.item()
         self._step(regularisation, distillation)
         return losses
+
+    def _saliency_loss(
+        self, rows: NDArray[np.int64], states: Tensor, logits: Tensor, hidden: list[Tensor], floor: float
+    ) -> Tensor:
+        """The regularisation of the student's maps of the training set's states ``rows``."""
+        settings, actions = self.settings, logits.shape[1]
+        if settings.map == "gradient":
+            g = input_gradient(self.student, hidden, eq2_weights(logits)).abs()
+        else:
+            signs = None
+            if settings.map_rows is not None and settings.map_rows < actions - 1:
+                drawn = self.rng.choice(np.array([-1, 1], np.float32), (len(rows), actions - settings.map_rows))
+                signs = torch.from_numpy(drawn)
+            g = differentiable_maps(self.student, states, logits, signs)[:, None]
+        if settings.loss == "effects":
+            targets = targets_of(self.train_set.part(torch.from_numpy(rows)), settings.effect_power)
+            return effects_loss(g.amax(dim=1), *targets, floor).mean()
+        return saliency_loss(settings.loss, g, self.train_set.maps[rows] <= self.threshold, floor)
 
     def _step(self, regularisation: Tensor, distillation: Tensor) -> None:
         settings, optimiser = self.settings, self.optimiser
@@ -218,7 +242,7 @@ class _Distillation:
 
         A student that is to learn nothing from maps is not chosen by them either: the last one is kept.
         """
-        figures = held_out_figures(self.average, self.teacher, self.held_out, self.threshold)
+        figures = held_out_figures(self.average, self.teacher, self.held_out, self.threshold, self.settings)
         if not math.isfinite(figures["score"]):
             raise UserError(
                 f"The student diverged at iteration {self.iteration} of distill; lower distill.learning_rate or the "
@@ -279,6 +303,7 @@ class _Distillation:
 
 _MODELS = ("student", "average", "best_model")
 _PLAIN = ("iteration", "best", "history", "recent_returns")
+HELD_OUT = ("share", "penalised", "effects", "kl")
 _RAMPED = ("regularisation_weight", "l1_weight", "distillation_weight", "floor")
 
 
@@ -336,6 +361,38 @@ def annotated(dataset: SaliencyDataset, task: str, margin: int = 0, above: float
     return replace(dataset, maps=masks, largest=masks.amax(dim=(1, 2)).float())
 
 
+def with_effects(dataset: SaliencyDataset, margin: int = 0) -> SaliencyDataset:
+    """The dataset without the states in which no object decides anything.
+
+    Args:
+        margin: pixels around an object's mask that count as its own.
+
+    Raises:
+        UserError: the dataset knows no effects.
+    """
+    if dataset.objects is None:
+        raise UserError(
+            "The saliency dataset does not know what objects do; set saliency_dataset.effects: true and run "
+            "make-dataset in a new --out directory."
+        )
+    totals = dataset.objects.totals(len(dataset.states))
+    decided = torch.where(totals >= LEAST_EFFECT, totals, torch.zeros_like(totals))
+    return replace(dataset, largest=decided, objects=dataset.objects.widened(margin, dataset.states.shape[3]))
+
+
+def check_supervision(settings: DistillConfig) -> None:
+    """Refuse a loss that cannot use the supervision.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if settings.loss != "none" and (settings.supervision == "effects") != (settings.loss == "effects"):
+        raise UserError(
+            f"The loss of effects needs their supervision, and that needs this loss, but distill.supervision is "
+            f"{settings.supervision} and distill.loss {settings.loss}; set both to effects or neither."
+        )
+
+
 def split(dataset: SaliencyDataset, held_out: float) -> tuple[SaliencyDataset, SaliencyDataset]:
     """Training and held-out part, by time of collection; states without saliency are left out of both."""
     usable = torch.nonzero(dataset.largest > 0).squeeze(1)
@@ -345,12 +402,7 @@ def split(dataset: SaliencyDataset, held_out: float) -> tuple[SaliencyDataset, S
             f"The saliency dataset has {len(usable)} maps with saliency, too few to hold {held_out:.0%} out; "
             f"raise saliency_dataset.maps."
         )
-
-    def part(rows: Tensor) -> SaliencyDataset:
-        importance = None if dataset.importance is None else dataset.importance[rows]
-        return SaliencyDataset(dataset.states[rows], dataset.maps[rows], dataset.largest[rows], importance)
-
-    return part(usable[:count]), part(usable[count:])
+    return dataset.part(usable[:count]), dataset.part(usable[count:])
 
 
 def saliency_loss(kind: str, g: Tensor, penalised: Tensor, floor: float) -> Tensor:
@@ -391,26 +443,43 @@ def saliency_loss(kind: str, g: Tensor, penalised: Tensor, floor: float) -> Tens
 
 
 def held_out_figures(
-    student: ActorCritic, teacher: Policy, dataset: SaliencyDataset, threshold: float
+    student: ActorCritic,
+    teacher: Policy,
+    dataset: SaliencyDataset,
+    threshold: float,
+    settings: DistillConfig | None = None,
 ) -> dict[str, float]:
-    """What chooses the checkpoint, means over the dataset's states.
+    """What chooses the checkpoint, means over the dataset's states, of the map that is regularised.
 
-    share: of the gradient mass on penalised pixels; penalised: eq. 4 on the map that is shown; kl: to the teacher;
-    score: their sum.
+    share: of the map's mass on penalised pixels; penalised: eq. 4 on the map that is shown; in place of both, for the
+    loss of that name, effects: its value with the last floor. kl: to the teacher; score: their sum.
+
+    Args:
+        settings: None: the defaults.
     """
-    share, penalised, kl = [], [], []
+    settings = settings or DistillConfig()
+    maps_of = linear_maps if settings.map == "linear" else vanilla_gradient
+    parts: dict[str, list[Tensor]] = {name: [] for name in HELD_OUT}
     for rows in torch.arange(len(dataset.states)).split(64):
         states = to_input(dataset.states[rows])
-        outside = dataset.maps[rows] <= threshold
-        raw = vanilla_gradient(student, states)
-        share.append((raw * outside).sum(dim=(1, 2)) / raw.sum(dim=(1, 2)).clamp(min=1e-30))
-        penalised.append((normalise(raw)[0] * outside).mean(dim=(1, 2)))
+        raw = maps_of(student, states)
+        if settings.loss == "effects":
+            targets = targets_of(dataset.part(rows), settings.effect_power)
+            parts["effects"].append(effects_loss(raw, *targets, settings.floor[1]))
+        else:
+            outside = dataset.maps[rows] <= threshold
+            parts["share"].append((raw * outside).sum(dim=(1, 2)) / raw.sum(dim=(1, 2)).clamp(min=1e-30))
+            parts["penalised"].append((normalise(raw)[0] * outside).mean(dim=(1, 2)))
         with torch.no_grad():
-            kl.append(kl_divergence(teacher(states)[0], student(states)[0]))
-    figures = {
-        name: float(torch.cat(parts).mean()) for name, parts in (("share", share), ("penalised", penalised), ("kl", kl))
-    }
+            parts["kl"].append(kl_divergence(teacher(states)[0], student(states)[0]))
+    figures = {name: float(torch.cat(values).mean()) for name, values in parts.items() if values}
     return {**figures, "score": sum(figures.values())}
+
+
+def targets_of(dataset: SaliencyDataset, power: float) -> tuple[Tensor, Tensor]:
+    """``target_shares`` of all states of a dataset with effects."""
+    assert dataset.objects is not None
+    return target_shares(dataset.objects, len(dataset.states), dataset.states.shape[3], power)
 
 
 def ramped(ends: tuple[float, float], done: float) -> float:

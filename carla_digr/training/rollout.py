@@ -19,6 +19,7 @@ from carla_digr.tasks import Batch, Task
 from carla_digr.training.progress import Progress
 
 Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
+Look = Callable[[Batch, NDArray[np.uint8]], None]  # is shown the environments and the observations that are kept
 
 
 def load_policy(path: Path, task: Task, module: str | None = None) -> tuple[Policy, dict[str, Any]]:
@@ -129,7 +130,7 @@ def run_episodes(env: Batch, act: Act, episodes: int, label: str = "") -> list[d
 
 
 def collect_states(
-    env: Batch, act: Act, count: int, interval: int, label: str = "importance"
+    env: Batch, act: Act, count: int, interval: int, label: str = "importance", look: Look | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
     """States of running episodes, every ``interval`` steps of each environment.
 
@@ -152,6 +153,8 @@ def collect_states(
                 states.append(observations.copy())
                 if importance is not None:
                     labels.append(importance())
+                if look is not None:
+                    look(env, states[-1])
                 progress.update(min(env.num_envs, count - progress.n))
     return np.concatenate(states)[:count], np.concatenate(labels)[:count] if labels else None
 
@@ -165,6 +168,7 @@ def states_of(
     seed: int,
     draws: tuple[int, int] | None = None,
     label: str = "importance",
+    look: Look | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int8] | None]:
     """``collect_states`` of fresh episodes of a policy that samples its actions.
 
@@ -175,7 +179,7 @@ def states_of(
     env = task.make_vec_env(environments, seed)
     try:
         act = sampled(policy, np.random.default_rng(draws or (seed, 1)))
-        return collect_states(env, act, count, interval, label)
+        return collect_states(env, act, count, interval, label, look)
     finally:
         env.close()
 

@@ -31,11 +31,13 @@ from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import make_task
 from carla_digr.training import prepare_process
+from carla_digr.training.effects import EffectsOfStates, ObjectEffects
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, states_of
 from carla_digr.training.state import check_same_job, only_job_in
 
 STATES = "states.safetensors"
+_OBJECTS = ("object_states", "object_masks", "object_effects")  # the fields of ObjectEffects
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,20 @@ class SaliencyDataset:
         maps: float16 (N, H, W), normalised to [0, 1].
         largest: float32 (N,), each raw map's maximum, the KL that normalising divided by; 0 for a map without saliency.
         importance: int8 (N, H, W) where the task knows what matters, else None; see ``metrics.score``.
+        objects: what each object does to the teacher's decision, with ``saliency_dataset.effects``.
     """
 
     states: Tensor
     maps: Tensor
     largest: Tensor
     importance: Tensor | None
+    objects: ObjectEffects | None = None
+
+    def part(self, rows: Tensor) -> SaliencyDataset:
+        """The states ``rows``, int64, and what belongs to them."""
+        importance = None if self.importance is None else self.importance[rows]
+        objects = None if self.objects is None else self.objects.of(rows)
+        return SaliencyDataset(self.states[rows], self.maps[rows], self.largest[rows], importance, objects)
 
 
 def make_dataset(config: Config, out: Path, teacher_path: Path, module: str | None = None) -> None:
@@ -123,6 +133,7 @@ def load_dataset(directory: Path, teacher_sha256: str | None = None) -> Saliency
         maps=torch.cat([shard["maps"] for shard in shards]),
         largest=torch.cat([shard["largest"] for shard in shards]),
         importance=states.get("importance"),
+        objects=ObjectEffects(*(states[name] for name in _OBJECTS)) if _OBJECTS[0] in states else None,
     )
 
 
@@ -132,10 +143,16 @@ def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, po
         return
     settings = config.saliency_dataset
     seed = config.seed + 1_000_003  # the stages see different episodes
+    task = make_task(config)
+    effects = EffectsOfStates(policy) if settings.effects else None
+    look = None if effects is None else effects.look
     states, importance = states_of(
-        make_task(config), policy, settings.environments, settings.maps, settings.state_interval, seed
+        task, policy, settings.environments, settings.maps, settings.state_interval, seed, look=look
     )
     tensors = {"states": torch.from_numpy(states)}
+    if effects is not None:
+        objects = effects.of_first(settings.maps)
+        tensors |= zip(_OBJECTS, (objects.states, objects.masks, objects.effects), strict=True)
     if importance is not None:
         tensors["importance"] = torch.from_numpy(importance)
     with atomic_write(directory / STATES) as file:

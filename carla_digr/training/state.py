@@ -18,6 +18,13 @@ from carla_digr.files import atomic_write, exclusive
 
 # What a resumed job may change without becoming another job.
 _FREE = {"total_steps", "checkpoint_interval", "iterations"}
+# Settings that jobs begun by an earlier version do not know, and what they did.
+_NEWER = {
+    "saliency_dataset.effects": False,
+    "distill.effect_power": 1.0,
+    "distill.map": "gradient",
+    "distill.map_rows": None,
+}
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -56,6 +63,8 @@ def only_job_in(directory: Path) -> AbstractContextManager[None]:
 def check_same_job(path: Path, saved: dict[str, Any], present: dict[str, Any]) -> None:
     """Refuse to continue a job under another configuration.
 
+    A setting that the saved job does not know had its default: there was none when the job began.
+
     Args:
         path: the saved state, named in the error.
         saved: the configuration sections that the saved job depends on.
@@ -64,7 +73,8 @@ def check_same_job(path: Path, saved: dict[str, Any], present: dict[str, Any]) -
     Raises:
         UserError: a value differs that would make it another job.
     """
-    before, now = _flatten(saved), _flatten(present)
+    before, now = _NEWER | _flatten(saved), _flatten(present)
+    before = {key: value for key, value in before.items() if key not in _NEWER or key in now}
     for key in [*now, *before]:
         if before.get(key) != now.get(key) and key.rpartition(".")[2] not in _FREE:
             raise UserError(
