@@ -240,6 +240,25 @@ class Explainer:
             saliency_ms=(time.perf_counter() - start) * 1000.0,
         )
 
+    def instead(self, decision: Decision, states: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What would be decided on other states, in one forward pass.
+
+        Args:
+            decision: what was decided.
+            states: float32 (B, C, H, W) in [0, 1].
+
+        Returns:
+            divergence: float32 (B,), of the decision from those on ``states``, nats; of the explained action alone if
+                there is a target
+            actions: (B,), the most probable ones; -1 of a continuous policy.
+        """
+        with torch.inference_mode():
+            outputs = self._policy(states)[0]
+            decided = torch.from_numpy(decision.outputs)[None]
+            divergence = self._distribution.divergence(decided, outputs, self._target)
+        actions = outputs.argmax(dim=1) if self.discrete else torch.full((len(states),), -1)
+        return divergence.numpy(), actions.numpy()
+
     def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
         recipe = self._policy.recipe
         if self._is_whole(rgb):

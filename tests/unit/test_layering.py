@@ -19,7 +19,7 @@ LIBRARY = ROOT / "carla_digr"
 FLOORS = (
     *("errors", "images", "files", "registry", "config", "distributions"),
     *("simulator", "driving", "policy", "onnx_operators", "networks", "checkpoint", "importing", "saliency"),
-    *("tasks", "attacks", "training", "explainer", "api"),
+    *("tasks", "attacks", "training", "explainer", "objects", "api"),
     *("evaluation", "recordings", "live", "cli"),
 )
 KNOWS_NO_JOB = tuple(
