@@ -294,9 +294,9 @@ def add_simulator(commands: argparse._SubParsersAction) -> None:
 
     def run(args: argparse.Namespace) -> None:
         _end_on_ctrl_c()
-        from carla_digr.simulator.server import run
+        from carla_digr.simulator.server import run_with
 
-        run(args.host, args.port, args.parent)
+        run_with(args)
 
     parser = commands.add_parser(
         "simulator",

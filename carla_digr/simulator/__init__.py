@@ -20,6 +20,16 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parent", type=int, help="end with this process, which must be the parent (default: whoever started this)"
     )
+    parser.add_argument(
+        "--like", choices=("carla",), help="be as awkward as a real CARLA server: all traits of docs/carla_server.md"
+    )
+    parser.add_argument(
+        "--traits",
+        default="",
+        metavar="NAME[=SIZE],...",
+        help="single traits or groups of docs/carla_server.md; with --like, -NAME takes one out",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the traits' chance (default: %(default)s)")
 
 
 def _keep_compiled_code_per_version() -> None:

@@ -11,17 +11,16 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from carla_digr.simulator import blueprints, streaming, wire
+from carla_digr.simulator import streaming, wire
 from carla_digr.simulator.episode import CallFailed, Entry, Episode, check_place
 from carla_digr.simulator.palette import PALETTES
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.vehicle import KINDS
-from carla_digr.simulator.wire import Rotation, Transform, Vector3D
+from carla_digr.simulator.wire import Transform, Vector3D
 
 MIN_DELTA, MAX_DELTA = 1e-6, 1.0  # s; rates over a still shorter step would not fit the protocol's 32 bits
 MAX_SPIN = 720.0  # deg/s
 MAX_SPEED = 150.0  # m/s; faster velocities are refused
-SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it
 BRAKE_LIGHT = 8  # bit of VehicleLightState
 NESTED_BATCHES = 4  # deepest chain of commands to run after a spawn
 
@@ -94,8 +93,7 @@ def set_actor_transform(episode: Episode, actor_id: int, transform: Transform) -
     entry = episode.entry(actor_id)
     check_place(transform)
     if entry.kind >= 0:
-        (x, y, _), (_, yaw, _) = transform
-        episode.world.place(actor_id, x, y, math.radians(yaw))
+        episode.put(entry, transform)
         return
     entry.transform = transform
     if entry.camera is not None:
@@ -139,7 +137,7 @@ def set_actor_target_angular_velocity(episode: Episode, actor_id: int, velocity:
     entry = episode.vehicle(actor_id)
     if abs(velocity.z) > MAX_SPIN:
         raise CallFailed(f"vehicles turn at most {MAX_SPIN:.0f} deg/s, not {velocity.z:g}")
-    entry.spin = math.radians(velocity.z)
+    episode.spin(entry, math.radians(velocity.z))
 
 
 @rpc
@@ -201,9 +199,9 @@ def get_actor_bounding_box(episode: Episode, actor_id: int) -> wire.BoundingBox:
 @rpc
 def apply_control_to_vehicle(episode: Episode, actor_id: int, control: wire.VehicleControl) -> None:
     """Set pedals and wheels until the next call; values beyond their range are cut."""
-    episode.vehicle(actor_id).ackermann = None
-    throttle, steer, brake, hand_brake, reverse, *_ = control
-    episode.world.set_control(actor_id, throttle, steer, brake, hand_brake, reverse)
+    entry = episode.vehicle(actor_id)
+    entry.ackermann = None
+    episode.control(entry, control)
 
 
 @rpc
@@ -233,10 +231,7 @@ def apply_ackermann_controller_settings(episode: Episode, actor_id: int, setting
 @rpc
 def get_physics_control(episode: Episode, actor_id: int) -> wire.VehiclePhysics:
     """What was applied last, else the kind's own values."""
-    entry = episode.vehicle(actor_id)
-    if entry.physics is not None:
-        return entry.physics
-    return blueprints.physics(KINDS[entry.kind], *episode.pose(actor_id))
+    return episode.physics(episode.vehicle(actor_id))
 
 
 @rpc
@@ -306,16 +301,13 @@ def get_available_maps(episode: Episode) -> list[str]:
 @rpc
 def get_map_info(episode: Episode) -> tuple[str, list[Transform]]:
     """Name of the map and its spawn points."""
-    points = episode.world.road.spawn_points
-    return f"Carla/Maps/{MAP_NAME}", [
-        Transform(Vector3D(x, y, SPAWN_HEIGHT), Rotation(0.0, math.degrees(yaw), 0.0)) for x, y, yaw in points.tolist()
-    ]
+    return f"Carla/Maps/{MAP_NAME}", episode.spawn_points()
 
 
 @rpc
 def get_map_data(episode: Episode) -> str:
     """The map as OpenDRIVE text."""
-    return episode.world.road.opendrive()
+    return episode.opendrive()
 
 
 @rpc
@@ -333,7 +325,7 @@ def get_navigation_mesh(episode: Episode) -> bytes:
 @rpc
 def get_actor_definitions(episode: Episode) -> tuple[wire.ActorDefinition, ...]:
     """The blueprint library."""
-    return blueprints.DEFINITIONS
+    return episode.definitions
 
 
 @rpc

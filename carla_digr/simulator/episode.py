@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.simulator import blueprints, sensors, streaming, wire
-from carla_digr.simulator.road import SPEED_LIMIT
+from carla_digr.simulator.road import SPEED_LIMIT, Road
 from carla_digr.simulator.vehicle import DRAG, KINDS, MAX_ACCELERATION, MAX_BRAKING, MAX_STEER, ROLLING
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 from carla_digr.simulator.world import Camera, SpawnCollision, World
 
 DEFAULT_DELTA = 0.05  # s, the step while a client has set none
 MAX_DISTANCE = 1e5  # m from the origin; farther positions are refused
+SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it
 MAX_TURN = 1e6  # degrees; larger angles mean nothing and do not fit the protocol's 32 bits
 
 ORIGIN = Transform()
@@ -74,13 +76,21 @@ class Episode:
         frame: frames counted so far; they go on across episodes.
         settings: as CARLA's clients set them.
         streaming_port: goes into the streams' tokens.
+        road: of the world; None: the ring.
+
+    Attributes:
+        definitions: the blueprints there are.
     """
 
-    def __init__(self, number: int, frame: int, settings: wire.EpisodeSettings, streaming_port: int):
+    definitions = blueprints.DEFINITIONS
+
+    def __init__(
+        self, number: int, frame: int, settings: wire.EpisodeSettings, streaming_port: int, road: Road | None = None
+    ):
         self.number = number
         self.settings = settings
         self.streaming_port = streaming_port
-        self.world = World()
+        self.world = World(road)
         self.world.frame = frame
         self.weather = CLEAR_NOON
         self.actors: dict[int, Entry] = {}
@@ -116,7 +126,7 @@ class Episode:
                     spinning.append(entry)
         for entry in spinning:
             self.world.vehicle(entry.id)["yaw"] += entry.spin * self.delta
-        self.world.step(self.delta)
+        self.step()
         for entry in spinning:
             self.world.vehicle(entry.id)["yaw_rate"] += entry.spin
             entry.spin = 0.0
@@ -130,8 +140,19 @@ class Episode:
         yield streaming.WORLD_STREAM, self.state()
         self.map_changed = False
 
+    def step(self) -> None:
+        """Move the world by a frame."""
+        self.world.step(self.delta)
+
     def state(self) -> bytes:
         """The world state message of the present frame."""
+        world = self.world
+        return streaming.world_state(
+            world.frame, world.elapsed, self.number, time.time(), self.delta, self.records(), self.map_changed
+        )
+
+    def records(self) -> NDArray[np.void]:
+        """What the world state says of the actors, (N,) of streaming.ACTOR_STATE: vehicles first, in their order."""
         world = self.world
         vehicles = world.vehicles
         others = [e for e in self.actors.values() if e.kind < 0]
@@ -155,17 +176,15 @@ class Episode:
         for record, entry in zip(records[len(vehicles) :], others, strict=True):
             place = self.place(entry)
             record["id"], record["location"], record["rotation"] = entry.id, place.location, place.rotation
-        return streaming.world_state(
-            world.frame, world.elapsed, self.number, time.time(), self.delta, records, self.map_changed
-        )
+        return records
 
     def _measure(self, entry: Entry) -> Iterator[bytes]:
         world = self.world
         when = world.frame, world.elapsed
         if entry.camera is not None:
             if not self.settings.no_rendering:
-                kind, draw = sensors.PICTURES[entry.description.id]
-                picture = draw(world, entry.camera)
+                kind, _ = sensors.PICTURES[entry.description.id]
+                picture = self.picture(entry, entry.camera)
                 yield streaming.image(kind, *when, self.place(entry), entry.camera.fov, picture)
             return
         if entry.noise is not None:
@@ -188,6 +207,11 @@ class Episode:
                     struck,
                     Vector3D(*map(float, contact.impulse)),
                 )
+
+    def picture(self, entry: Entry, camera: Camera) -> NDArray[np.uint8]:
+        """What a camera sees now, (H, W, 4) uint8 BGRA, encoded as its kind does."""
+        _, draw = sensors.PICTURES[entry.description.id]
+        return draw(self.world, camera)
 
     def _drive_ackermann(self, entry: Entry, wanted: wire.AckermannControl) -> None:
         """Pedals and wheels that bring the vehicle nearest to an Ackermann target within the next frame."""
@@ -237,6 +261,39 @@ class Episode:
         cos, sin = math.cos(heading), math.sin(heading)
         turned = float(wrapped_degrees(heading + math.radians(yaw)))
         return Transform(Vector3D(x0 + cos * x - sin * y, y0 + sin * x + cos * y, z), Rotation(pitch, turned, roll))
+
+    def put(self, entry: Entry, transform: Transform) -> None:
+        """Put a vehicle elsewhere."""
+        (x, y, _), (_, yaw, _) = transform
+        self.world.place(entry.id, x, y, math.radians(yaw))
+
+    def control(self, entry: Entry, control: wire.VehicleControl) -> None:
+        """Set a vehicle's pedals and wheels until the next call."""
+        throttle, steer, brake, hand_brake, reverse, *_ = control
+        self.world.set_control(entry.id, throttle, steer, brake, hand_brake, reverse)
+
+    def spin(self, entry: Entry, rate: float) -> None:
+        """Turn a vehicle at a rate (rad/s) in the next frame, besides what its wheels do."""
+        entry.spin = rate
+
+    def physics(self, entry: Entry) -> wire.VehiclePhysics:
+        """A vehicle's mechanics: what a client applied last, else its kind's own."""
+        return entry.physics or blueprints.physics(KINDS[entry.kind], *self.pose(entry.id))
+
+    def opendrive(self) -> str:
+        """The map."""
+        return self.world.road.opendrive()
+
+    def spawn_points(self) -> list[Transform]:
+        """Where the map offers to put vehicles."""
+        return [
+            Transform(Vector3D(x, y, SPAWN_HEIGHT), Rotation(0.0, math.degrees(yaw), 0.0))
+            for x, y, yaw in self.world.road.spawn_points.tolist()
+        ]
+
+    def takes_tick(self, client: int) -> bool:
+        """Whether a tick that a client (a number of its own) asks for will be done."""
+        return True
 
     def pose(self, vehicle: int) -> tuple[float, float, float]:
         """x, y (m) and yaw (rad) of a vehicle."""

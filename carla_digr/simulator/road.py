@@ -8,6 +8,7 @@ driving direction. OpenDRIVE's t is -d and its y is -y (ASAM OpenDRIVE 1.4, sect
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -148,9 +149,19 @@ class Road:
             (80.0, 0.0),
             (140.0, -250.0),
         ]
+        return cls.closed(half)
+
+    @classmethod
+    def closed(cls, half: Sequence[tuple[float, float]]) -> Road:
+        """A point-symmetric ring of twice the same pieces.
+
+        Args:
+            half: (length in m or angle in degrees, radius in m; 0 = straight, positive turns right) of each piece;
+                together they turn by 180 degrees.
+        """
         rows = []
         s = x = y = heading = 0.0
-        for size, radius in half + half:
+        for size, radius in (*half, *half):
             length = size if radius == 0.0 else math.radians(size) * abs(radius)
             curvature = 0.0 if radius == 0.0 else 1.0 / radius
             row = np.array([s, x, y, heading, length, curvature])

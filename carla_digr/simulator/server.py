@@ -20,6 +20,7 @@ import struct
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,8 @@ HOLD_LIMIT = 5.0  # s a frame waits for clients that read slowly; then they are 
 MAX_CONNECTIONS = 500
 CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER value with which closing forgets what the kernel still holds
+
+NewEpisode = Callable[[int, int, wire.EpisodeSettings, int], Episode]
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +82,14 @@ class Server:
     Args:
         host: address to listen on.
         port: of the RPC channel, streams are one above; 0 takes two free ones.
+        new_episode: makes an episode from its number, first frame, settings and the port of the streams.
 
     Raises:
         UserError: a port cannot be had.
     """
 
-    def __init__(self, host: str, port: int):
+    def __init__(self, host: str, port: int, new_episode: NewEpisode = Episode):
+        self._new_episode = new_episode
         self._selector = selectors.DefaultSelector()
         self._rpc = _bind(host, port)
         self.port: int = self._rpc.getsockname()[1]
@@ -152,7 +157,7 @@ class Server:
         self._episode.world.render(camera)
         self._episode.world.depths(camera)
         self._step()
-        self._episode = Episode(1, self._episode.world.frame, wire.EpisodeSettings(), self.streaming_port)
+        self._episode = self._new_episode(1, self._episode.world.frame, wire.EpisodeSettings(), self.streaming_port)
         self._step()
 
     def _timeout(self) -> float:
@@ -218,7 +223,7 @@ class Server:
         old, (_, _, reset) = self._episode, self._switch
         self._switch = None
         settings = wire.EpisodeSettings() if reset else old.settings
-        self._episode = Episode(old.number + 1, old.world.frame, settings, self.streaming_port)
+        self._episode = self._new_episode(old.number + 1, old.world.frame, settings, self.streaming_port)
         self._episode.traffic_managers = old.traffic_managers
         self._end_dead_streams()
 
@@ -227,7 +232,8 @@ class Server:
     def _dispatch(self, connection: RpcConnection, request: wire.Request) -> None:
         name, arguments = request.method, request.arguments
         if name == "tick_cue":
-            self._ticks.append((connection, request.call_id))
+            if self._episode.takes_tick(id(connection)):
+                self._ticks.append((connection, request.call_id))
             return
         result: Any
         if name == "apply_batch":
@@ -457,10 +463,13 @@ def exit_with(parent: int) -> None:
     look()
 
 
-def run(host: str, port: int, parent: int | None = None) -> None:
+def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode = Episode) -> None:
     """Serve until SIGTERM, SIGINT or the end of the parent process.
 
     SIGTERM ends it at once, SIGINT when its clients have left, see :meth:`Server.leave`.
+
+    Args:
+        new_episode: see :class:`Server`.
 
     Raises:
         UserError: a port cannot be had.
@@ -469,7 +478,7 @@ def run(host: str, port: int, parent: int | None = None) -> None:
         signal.signal(number, _end)
     parent = parent or os.getppid()
     exit_with(parent)
-    server = Server(host, port)
+    server = Server(host, port, new_episode)
     signal.signal(signal.SIGINT, lambda *_: server.leave())
     print(
         f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "
@@ -479,6 +488,21 @@ def run(host: str, port: int, parent: int | None = None) -> None:
     server.serve(parent)
 
 
+def run_with(arguments: argparse.Namespace) -> None:
+    """Serve with the options of :func:`add_server_options`.
+
+    Raises:
+        UserError: a port cannot be had, or there is no such trait.
+    """
+    new_episode: NewEpisode = Episode
+    if arguments.like or arguments.traits:
+        from carla_digr.simulator import awkward
+
+        sizes = awkward.chosen_traits(arguments.like, arguments.traits)
+        new_episode = awkward.episodes(sizes, abs(arguments.seed))
+    run(arguments.host, arguments.port, arguments.parent, new_episode)
+
+
 def main() -> None:
     """``python -m carla_digr.simulator.server``."""
     parser = argparse.ArgumentParser(description="Embedded highway that speaks CARLA 0.9.16's protocol.")
@@ -486,7 +510,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     try:
-        run(arguments.host, arguments.port, arguments.parent)
+        run_with(arguments)
     except UserError as error:
         sys.exit(tell(error))
 
