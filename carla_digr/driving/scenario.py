@@ -18,6 +18,7 @@ from carla_digr.driving.control import (
     CRUISE_SPEED,
     EGO_BLUEPRINT,
     IMAGE_SIZE,
+    TICK,
     DriveFrame,
     VehicleCommand,
     pedals,
@@ -69,6 +70,21 @@ class Scenario:
         self._wait_for_pictures()
         self._speed = 0.0
         self._first_frame = 0
+
+    @property
+    def ego(self) -> carla.Vehicle:
+        """The car that is driven."""
+        return self._ego
+
+    @property
+    def session(self) -> Session:
+        """The session with the server."""
+        return self._session
+
+    @property
+    def seconds(self) -> float:
+        """Driven in the present episode, the first frame included."""
+        return (self._session.frame - self._first_frame + 1) * TICK
 
     @classmethod
     def connect(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 READY = re.compile(r"ready: .* on 127\.0\.0\.1:(\d+), streams on (\d+)")
 
@@ -19,11 +19,12 @@ class Simulator:
 
     Parameters:
         altered: a program that runs in the process before it serves
+        options: of the server's command line
     """
 
-    def __init__(self, port: int = 0, altered: str = "") -> None:
+    def __init__(self, port: int = 0, altered: str = "", options: Sequence[str] = ()) -> None:
         program = f"{textwrap.dedent(altered)}\nfrom carla_digr.simulator.server import main\nmain()"
-        command = [sys.executable, "-c", program, "--port", str(port), "--parent", str(os.getpid())]
+        command = [sys.executable, "-c", program, "--port", str(port), "--parent", str(os.getpid()), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

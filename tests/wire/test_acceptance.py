@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,7 +16,9 @@ import pytest
 from simulator_process import Simulator, run_client
 
 from carla_digr.cli import main
+from carla_digr.driving import acceptance
 from carla_digr.driving.acceptance import CHECKS
+from carla_digr.simulator.awkward import TRAITS
 
 
 def check(port: int, *options: str) -> tuple[int, list[str]]:
@@ -47,7 +50,7 @@ def test_it_passes_with_the_traffic_of_a_carla_server_too(simulator):
     client = run_client(program, simulator)
     said, _ = client.communicate(timeout=200)
     assert client.returncode == 0, said
-    assert "with 20 others" in said
+    assert "saw 20 vehicles, " in said
 
 
 def test_an_absent_server_fails_the_first_check_and_the_others_are_not_tried(capsys):
@@ -74,21 +77,26 @@ WITHOUT_CONTACTS_AND_HIGHWAY = """
 """
 UNFIT = """
     import time
-    from itertools import count
+    from itertools import cycle
     import numpy as np
     from carla_digr.simulator import world
-    from carla_digr.simulator.calls import METHODS, apply_control_to_vehicle, destroy_actor, set_actor_transform
-    from carla_digr.simulator.wire import Transform
+    from carla_digr.simulator.calls import METHODS, apply_control_to_vehicle, destroy_actor, spawn_actor
+    from carla_digr.simulator.calls import set_actor_target_velocity, set_actor_transform
+    from carla_digr.simulator.wire import ActorDescription, Transform, Vector3D
     from carla_digr.simulator.world import World
 
-    step, traffic, shift = World.step, World.spawn_traffic, count()
+    strangers = iter(range(3, 200, 8))
+    step, traffic, shift = World.step, World.spawn_traffic, cycle((0.0, 1.0))
 
     def slow_at_first(world, delta):
-        time.sleep(0.06 * (world.frame < 60))
+        time.sleep(0.06 * (50 < world.frame < 120))
         return step(world, delta)
 
-    def without_brakes(episode, vehicle, control):
-        apply_control_to_vehicle(episode, vehicle, control._replace(brake=0.0))
+    def without_pedals(episode, vehicle, control):
+        apply_control_to_vehicle(episode, vehicle, control._replace(throttle=0.0, brake=0.0))
+
+    def a_third(episode, vehicle, velocity):
+        set_actor_target_velocity(episode, vehicle, Vector3D(*(part / 3.0 for part in velocity)))
 
     def never_to_the_same_place(episode, actor, place):
         x, y, z = place.location
@@ -97,11 +105,19 @@ UNFIT = """
     def sensors_only(episode, actor):
         return episode.entry(actor).kind >= 0 or destroy_actor(episode, actor)
 
+    def with_a_stranger(episode, description, place):
+        if "traffic" in description.id:
+            x, y, z = episode.spawn_points()[next(strangers)].location
+            episode.spawn(ActorDescription(0, "vehicle.audi.a2", []), Transform(Vector3D(x, y, z)), 0)
+        return spawn_actor(episode, description, place)
+
     World.step = slow_at_first
     world.render = lambda road, pose, width, height, *rest, **palette: np.zeros((height, width, 4), np.uint8)
     World.spawn_traffic = lambda world, seed, vehicles, *rest: traffic(world, seed, min(vehicles, 3), rest[0], 0)
     for changed, function in {
-        "apply_control_to_vehicle": without_brakes,
+        "apply_control_to_vehicle": without_pedals,
+        "set_actor_target_velocity": a_third,
+        "spawn_actor": with_a_stranger,
         "set_actor_transform": never_to_the_same_place,
         "destroy_actor": sensors_only,
     }.items():
@@ -133,20 +149,77 @@ def test_missing_blueprints_and_roads_that_are_no_highway_are_named(capsys):
     assert re.search(r"has no highway: none of its \d+ spawn points .*what to do: load Town04", failed["map"])
 
 
-def test_each_line_fails_for_its_own_reason(capsys):
-    """Too slow, without a picture, brakes and traffic, with other places each time and vehicles that stay."""
+def test_each_line_that_no_trait_breaks_fails_for_its_own_reason(capsys):
+    """Too slow, without a picture, pedals and traffic, with other places each time and vehicles that stay."""
     failed = failures(UNFIT, capsys)
     expected = {
-        "ticks": r"saw 0\.0500 s a frame, \d+ frames a second; what to do: lower the graphics",
+        "ticks": r"saw 0\.0500 s a frame, \d+ frames a second, .*what to do: start the server with -RenderOffScreen",
         "camera": r"contrast 0 of 255; what to do: turn rendering on",
-        "control": r"saw 22\.\d m/s after setting 22, \+\d\.\d degrees, -?0\.\d m/s slower; what to do: use CARLA 0",
-        "drive": r"m with 4 others, \d of them moving, .*what to do: choose other spawn points",
+        "rolling start": r"saw 7\.\d m/s at first, .*what to do: hold the velocity",
+        "cruise": r"saw -1\d\.\d+ m/s, .*what to do: lower the damping",
+        "pedals": r"throttle 1 -0\.1.*what to do: use CARLA 0",
+        "drive": r"saw \d\d m, \d+ frames a second with pictures; what to do: choose other spawn points",
+        "traffic": r"saw \d+ vehicles, .*what to do: give each vehicle",
         "repetition": r"saw 1\.00 m between the two; what to do: stop other clients that move actors",
-        "leaving": r"saw vehicle\.tesla\.model3 \d+, .*settings as before; what to do: stop other clients that make",
+        "resets": r"saw \+3 actors after 3 resets .*what to do: stop other clients that make",
+        "leaving": r"saw .*vehicle\.audi\.a2 \d+, .*settings as before; what to do: stop other clients that make",
     }
     assert list(failed) == list(expected)
     for what, text in expected.items():
         assert re.search(text, failed[what]), failed[what]
+
+
+TURNS_RED = {
+    "gears": "rolling start",
+    "damping": "cruise",
+    "brakes": "pedals",
+    "steering": "steering",
+    "settling": "settling",
+    "momentum": "teleport",
+    "contacts": "contacts",
+    "limits": "traffic",
+    "town": "reach",
+    "exposure": "pictures",
+    "blur": "pictures",
+    "sight": "sight",
+    "edges": "instances",
+    "weather": "weather",
+    "ids": "ids",
+    "slow": "ticks",
+    "deadlock": "ticks",
+}
+
+
+def test_every_trait_has_its_line():
+    assert list(TURNS_RED) == [kind.name for kind in TRAITS]
+    assert set(TURNS_RED.values()) < {check.what for check in CHECKS}
+
+
+@pytest.mark.parametrize("trait", [name for name in TURNS_RED if name != "slow"])
+def test_a_trait_turns_its_line_red_and_no_other(trait, tmp_path):
+    size = {"deadlock": "=90"}.get(trait, "")  # within the frames that are timed
+    simulator = Simulator(options=["--traits", trait + size])
+    try:
+        code, lines = check(simulator.port, "--timeout", "5", "--report", str(tmp_path / "report.json"))
+    finally:
+        simulator.stop()
+    assert code == 1
+    assert [line.split(":")[0] for line in lines if line.startswith("FAIL")] == [f"FAIL  {TURNS_RED[trait]}"], lines
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [line["check"] for line in report["checks"] if not line["passed"]] == [TURNS_RED[trait]]
+    assert report["figures"]["reach"]["starts"]
+
+
+def test_a_slow_server_turns_the_line_of_the_ticks_red(capsys, monkeypatch):
+    """Only the first lines, as all of them would take a minute and a half there."""
+    monkeypatch.setattr(acceptance, "CHECKS", CHECKS[: 1 + [check.what for check in CHECKS].index("ids")])
+    simulator = Simulator(options=["--traits", "slow"])
+    try:
+        assert main(["check-simulator", "--port", str(simulator.port)]) == 1
+    finally:
+        simulator.stop()
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failed] == ["FAIL  ticks"]
 
 
 def test_a_world_that_is_not_rendered_is_named(shared_simulator, capsys):
@@ -161,8 +234,10 @@ def test_a_world_that_is_not_rendered_is_named(shared_simulator, capsys):
     finally:
         world.apply_settings(found)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0][:4] for line in lines] == ["pass"] * 4 + ["FAIL"] + ["  --"] * 4
-    assert re.search(r"camera.rgb sent nothing for frame \d+ .*what to do: turn rendering on", lines[4])
+    camera = [check.what for check in CHECKS].index("camera")
+    rest = ["  --"] * (len(CHECKS) - camera - 1)
+    assert [line.split(":")[0][:4] for line in lines] == ["pass"] * camera + ["FAIL"] + rest
+    assert re.search(r"camera.rgb sent nothing for frame \d+ .*what to do: turn rendering on", lines[camera])
 
 
 def test_the_owner_of_the_tick_is_named(session, shared_simulator):

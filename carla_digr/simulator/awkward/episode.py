@@ -227,6 +227,14 @@ class AwkwardEpisode(Episode):
             height, slope = height + h, slope + k
         return height, slope
 
+    def _tilt(self, row: Any) -> tuple[float, float]:
+        """Height of the ground under a vehicle (m), and its slope in the direction the vehicle looks in (tangent)."""
+        height, slope = self.ground(float(row["s"]), float(row["d"]))
+        if slope:
+            heading = float(self.world.road.pose(float(row["s"]), 0.0)[2])
+            slope *= math.cos(float(row["yaw"]) - heading)
+        return height, slope
+
     # What clients are told.
 
     def records(self) -> NDArray[np.void]:
@@ -235,7 +243,7 @@ class AwkwardEpisode(Episode):
         vehicles = self.world.vehicles
         cars = records[: len(vehicles)]
         for record, row in zip(cars, vehicles, strict=True):
-            height, slope = self.ground(float(row["s"]), float(row["d"]))
+            height, slope = self._tilt(row)
             stance = self.stances.get(int(row["id"]))
             rise = slope * float(row["speed"])
             pitch = math.atan(slope)
@@ -254,8 +262,7 @@ class AwkwardEpisode(Episode):
         vehicle = entry.id if entry.kind >= 0 else entry.parent
         if not vehicle:
             return place
-        row = self.world.vehicle(vehicle)
-        height, slope = self.ground(float(row["s"]), float(row["d"]))
+        height, slope = self._tilt(self.world.vehicle(vehicle))
         stance = self.stances.get(vehicle, Stance())
         pitch = math.degrees(math.atan(slope) + stance.pitch)
         forward = 0.0 if entry.kind >= 0 else entry.transform.location.x
