@@ -24,8 +24,8 @@ CAMERA = {"x": -9.5, "y": 0.0, "z": float(np.float32(4.2)), "pitch": -9.0, "yaw"
 """Where the camera sits on the ego (m and degrees from the centre of its box on the ground) and its field of view;
 float32 numbers, as they cross CARLA's protocol."""
 
-ACTION_NAMES = ("left", "keep", "right", "brake")
-WHEEL_ANGLE = 0.02  # rad, what left and right set at once; a curve of 250 m radius needs 0.011
+WHEEL_ANGLE = 0.02  # rad, the largest that an action sets or adds; a curve of 250 m radius needs 0.011
+FINE_WHEEL_ANGLE = 0.006  # rad, 1 m/s2 across at the cruise speed
 MAX_WHEEL_ANGLE = math.radians(70.0)  # rad at steer 1, CARLA's passenger cars
 CRUISE_SPEED = 22.0  # m/s
 BRAKE = 0.5  # brake pedal of the action "brake", about 4 m/s2
@@ -39,13 +39,15 @@ class VehicleCommand:
     """What the car is asked to do until the next tick.
 
     ``steer`` in [-1, 1], ``throttle`` and ``brake`` in [0, 1]. While ``target_speed`` (m/s) is a number, the cruise
-    control sets throttle and brake from it; when it is NaN they are applied as they are.
+    control sets throttle and brake from it; when it is NaN they are applied as they are. ``along_lane``: the steering
+    is added to what the lane's curve asks for, see ``steering``.
     """
 
     steer: float
     throttle: float = 0.0
     brake: float = 0.0
     target_speed: float = math.nan
+    along_lane: bool = False
 
 
 UNKNOWN = VehicleCommand(math.nan, math.nan, math.nan)
@@ -90,12 +92,31 @@ def start_index(seed: int, spawn_points: int) -> int:
     return int(np.random.default_rng(seed).integers(spawn_points))
 
 
-def command(action: int) -> VehicleCommand:
-    """The command an action stands for: 0 left, 1 keep, 2 right (speed held), 3 brake (wheels straight)."""
-    if action == 3:
-        return VehicleCommand(steer=0.0, brake=BRAKE)
-    steer = (action - 1) * WHEEL_ANGLE / MAX_WHEEL_ANGLE
-    return VehicleCommand(steer=steer, target_speed=CRUISE_SPEED)
+def _commands(wheel_angles: Mapping[str, float], along_lane: bool) -> dict[str, VehicleCommand]:
+    """Actions that hold the cruise speed at these wheel angles (rad), and one that brakes."""
+    steering = {name: angle / MAX_WHEEL_ANGLE for name, angle in wheel_angles.items()}
+    held = {name: VehicleCommand(s, target_speed=CRUISE_SPEED, along_lane=along_lane) for name, s in steering.items()}
+    return held | {"brake": VehicleCommand(steer=0.0, brake=BRAKE, along_lane=along_lane)}
+
+
+ACTIONS = {
+    "wheels": _commands({"left": -WHEEL_ANGLE, "keep": 0.0, "right": WHEEL_ANGLE}, along_lane=False),
+    "lane": _commands(
+        {
+            "left": -WHEEL_ANGLE,
+            "slightly left": -FINE_WHEEL_ANGLE,
+            "keep": 0.0,
+            "slightly right": FINE_WHEEL_ANGLE,
+            "right": WHEEL_ANGLE,
+        },
+        along_lane=True,
+    ),
+}
+"""The driving task's sets of actions, each with the commands that they stand for.
+
+Three absolute wheel angles can only follow a curve by pulsing between two of them, ten times a second: whatever decides
+on one picture must. Angles relative to the lane's curve leave "keep" to do what it says.
+"""
 
 
 def commands_of(card: Mapping[str, Any]) -> tuple[VehicleCommand, ...] | None:
@@ -103,14 +124,14 @@ def commands_of(card: Mapping[str, Any]) -> tuple[VehicleCommand, ...] | None:
 
     Args:
         card: of the checkpoint. Its ``controls`` are one mapping an action of steer, throttle, brake and target_speed;
-            without them the actions must be this task's own.
+            without them the actions must be one of this task's own sets.
 
     Raises:
         UserError: the card's controls are not of this kind.
     """
     controls, names = card.get("controls"), card["action_names"]
     if controls is None:
-        return tuple(command(k) for k in range(len(names))) if tuple(names) == ACTION_NAMES else None
+        return next((tuple(own.values()) for own in ACTIONS.values() if list(own) == list(names)), None)
     if not isinstance(controls, list) or len(controls) != len(names):
         raise UserError(f"The policy's controls must be a list of {len(names)} entries, one for each action.")
     return tuple(_command_of(name, values) for name, values in zip(names, controls, strict=True))
@@ -118,8 +139,15 @@ def commands_of(card: Mapping[str, Any]) -> tuple[VehicleCommand, ...] | None:
 
 def _command_of(action: str, values: Any) -> VehicleCommand:
     limits = {"steer": (-1.0, 1.0), "throttle": (0.0, 1.0), "brake": (0.0, 1.0), "target_speed": (0.0, 100.0)}
-    if not isinstance(values, dict) or not values.keys() <= limits.keys():
-        raise UserError(f"The control of the action {action} must have no other keys than {', '.join(limits)}.")
+    switch = "along_lane"
+    if not isinstance(values, dict) or not values.keys() <= limits.keys() | {switch}:
+        raise UserError(
+            f"The control of the action {action} must have no other keys than {', '.join((*limits, switch))}."
+        )
+    values = dict(values)
+    along_lane = values.pop(switch, False)
+    if not isinstance(along_lane, bool):
+        raise UserError(f"The control of the action {action}: {switch} must be true or false, not {along_lane!r}.")
     for key, value in values.items():
         low, high = limits[key]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -127,7 +155,7 @@ def _command_of(action: str, values: Any) -> VehicleCommand:
             raise UserError(
                 f"The control of the action {action}: {key} must lie in [{low:g}, {high:g}], not {value!r}."
             )
-    return VehicleCommand(**{"steer": 0.0, **{key: float(value) for key, value in values.items()}})
+    return VehicleCommand(**{"steer": 0.0, **{k: float(v) for k, v in values.items()}}, along_lane=along_lane)
 
 
 def signed_speed(vx: float, vy: float, yaw: float) -> float:
@@ -138,6 +166,20 @@ def signed_speed(vx: float, vy: float, yaw: float) -> float:
     """
     forward = vx * math.cos(yaw) + vy * math.sin(yaw)
     return float(np.float32(math.copysign(math.hypot(np.float32(vx), np.float32(vy)), forward)))
+
+
+def steering(wanted: VehicleCommand, curvature: float) -> float:
+    """Steering for a command, a float32 number in [-1, 1], on a lane of this curvature (1/m, positive turns right).
+
+    Along the lane it is the command's steering and the wheel angle at which the centre of a bicycle of the ego's
+    wheelbase, half of it ahead of the rear axle, drives that curvature.
+    """
+    steer = wanted.steer
+    if wanted.along_lane and curvature:
+        turn = min(abs(curvature) * EGO_WHEELBASE, 1.0)
+        angle = math.copysign(math.atan(turn / math.sqrt(1.0 - 0.25 * turn * turn)), curvature)
+        steer = min(max(steer + angle / MAX_WHEEL_ANGLE, -1.0), 1.0)
+    return float(np.float32(steer))
 
 
 def pedals(wanted: VehicleCommand, speed: float) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,23 @@ class Palette:
             (self.lamps, 0.0, 0.0),
         )
         return np.array(rows, np.float64)
+
+
+def drawn_palette(rng: np.random.Generator) -> Palette:
+    """A weather drawn around one of PALETTES: sun from anywhere, other clouds, light and ground of another tint."""
+    base = PALETTES[rng.integers(len(PALETTES))]
+    light, tint = rng.uniform(0.8, 1.2), rng.uniform(0.92, 1.08, 3)
+    return replace(
+        base,
+        name=f"like {base.name}",
+        cloud_cover=float(rng.uniform(0.0, 1.0)),
+        ambient=tuple(float(v) for v in light * tint * base.ambient),
+        sun=tuple(float(v) for v in rng.uniform(0.6, 1.2) * tint * base.sun),
+        sun_azimuth=float(rng.uniform(-180.0, 180.0)),
+        sun_elevation=float(rng.uniform(12.0, 65.0)),
+        shadow=float(rng.uniform(0.3, 0.65)),
+        lamps=float(rng.uniform(0.2, 1.0)),
+    )
 
 
 # Rows of Palette.pack(); AIR holds cloud cover, haze distance and shadow, LAMPS the glow of vehicle lamps.

@@ -9,6 +9,7 @@ its lane changes; the cheapest plan's first step is taken, and all is planned an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numba import njit
@@ -17,8 +18,6 @@ from numpy.typing import NDArray
 from carla_digr.simulator.road import LANE_WIDTH, LANES, MEDIAN_HALF_WIDTH, lane_center
 from carla_digr.simulator.traffic import ONCOMING, TRAFFIC, curvature_at
 from carla_digr.simulator.world import World
-
-LEFT, KEEP, RIGHT, BRAKE = range(4)
 
 _STEP, _STEPS = 0.125, 64  # s and number of steps of a rollout: 8 s
 _REPLAN = 3  # ticks from plan to plan; in between it steers towards the chosen lane and brakes if it must
@@ -41,14 +40,14 @@ _AHEAD, _OFFSET, _SPEED, _GOAL, _HALF_LENGTH, _HALF_WIDTH, _SLOWING = range(7)
 
 
 @njit(cache=True, nogil=True)
-def _wanted_curvature(d, angle, speed, goal, curvature, tightest):
-    """Path curvature that brings the ego to the offset ``goal``, at most ``tightest`` to either side."""
+def _wanted_curvature(d, angle, speed, goal, curvature, tightest, given):
+    """Path curvature that brings the ego to the offset ``goal``, at most ``tightest`` to either side of ``given``."""
     error = goal - d
     side = min(_SIDE_SPEED, math.sqrt(1.6 * _SIDE_ACCELERATION * abs(error)), abs(error) / 0.7)
     side = side if error > 0.0 else -side
     wanted = side / max(speed, 5.0)
     wanted = curvature / (1.0 - curvature * d) + (wanted - angle) / (0.25 * max(speed, 5.0))
-    return min(max(wanted, -tightest), tightest)
+    return given + min(max(wanted - given, -tightest), tightest)
 
 
 @njit(cache=True, nogil=True)
@@ -82,11 +81,12 @@ def _must_brake(obstacles, ahead, d, speed, goal, half_length, half_width, braki
 
 
 @njit(cache=True, nogil=True)
-def _rollout(pieces, start, obstacles, plan, size, limits):
+def _rollout(pieces, start, obstacles, plan, size, limits, along):
     """Cost of a plan.
 
     ``start``: s, d, angle to the road, speed. ``plan``: lane now, lane from t1, t1, lane from t2, t2, seconds of
-    braking. ``size``: half length and half width. ``limits``: tightest curvature, cruise speed, braking.
+    braking. ``size``: half length and half width. ``limits``: tightest curvature, cruise speed, braking. ``along``: 1
+    if the wheels follow the road's curve by themselves, else 0.
     """
     last = pieces.shape[0] - 1
     ring = pieces[last, 0] + pieces[last, 4]
@@ -102,8 +102,9 @@ def _rollout(pieces, start, obstacles, plan, size, limits):
         lane = plan[0] if t < plan[2] else (plan[1] if t < plan[4] else plan[3])
         goal = MEDIAN_HALF_WIDTH + (lane + 0.5) * LANE_WIDTH
         curvature = curvature_at(pieces, (s + ahead) % ring)
-        effective = _braking_left(curvature, tightest, speed, cruise, braking)
-        turn = _wanted_curvature(d, angle, speed, goal, curvature, tightest)
+        given = along * curvature
+        effective = _braking_left(curvature - given, tightest, speed, cruise, braking)
+        turn = _wanted_curvature(d, angle, speed, goal, curvature, tightest, given)
         if t < plan[5] or _must_brake(others, ahead, d, speed, goal, half_length, half_width, effective):
             speed = max(speed - effective * _STEP, 0.0)
         else:
@@ -138,7 +139,7 @@ def _rollout(pieces, start, obstacles, plan, size, limits):
 
 
 @njit(cache=True, nogil=True)
-def _best_plan(pieces, start, obstacles, lane, size, limits):
+def _best_plan(pieces, start, obstacles, lane, size, limits, along):
     """(lane to head for now, whether to brake now) of the cheapest plan."""
     best, best_lane, best_brake = math.inf, lane, False
     plan = np.empty(6)
@@ -155,7 +156,7 @@ def _best_plan(pieces, start, obstacles, lane, size, limits):
                             continue
                         plan[0], plan[1], plan[2] = lane, first, t1
                         plan[3], plan[4], plan[5] = second, t1 + pause, brake_time
-                        cost = _rollout(pieces, start, obstacles, plan, size, limits)
+                        cost = _rollout(pieces, start, obstacles, plan, size, limits, along)
                         cost += _CHANGE * (abs(first - lane) + abs(second - first))
                         now = first if t1 == 0.0 else lane
                         if now != lane:
@@ -166,16 +167,18 @@ def _best_plan(pieces, start, obstacles, lane, size, limits):
 
 
 class Planner:
-    """Drives one ego by the four actions of the driving task.
+    """Drives one ego by actions that steer at a few wheel angles, and one that brakes.
 
     Args:
-        wheel_angle: rad that the actions left and right set.
+        wheel_angles: rad that the actions set, from left to right, the middle one 0; the last action brakes.
         cruise_speed: m/s held by every action but brake.
         braking: m/s2 of the action brake.
+        along_lane: the angles are added to what the road's curve asks for.
     """
 
-    def __init__(self, wheel_angle: float, cruise_speed: float, braking: float):
-        self.wheel_angle = wheel_angle
+    def __init__(self, wheel_angles: Sequence[float], cruise_speed: float, braking: float, along_lane: bool = False):
+        self.curvatures = np.array([_path_curvature(angle) for angle in wheel_angles])
+        self.along_lane = along_lane
         self.cruise_speed = cruise_speed
         self.braking = braking
         self.lane: int | None = None
@@ -188,7 +191,7 @@ class Planner:
         self.lane, self._brake, self._plan_in = None, False, 0
 
     def observe(self, world: World, ego_id: int) -> int:
-        """The action for the next tick: 0 left, 1 keep, 2 right, 3 brake.
+        """The action for the next tick, an index into the wheel angles, or their number: brake.
 
         Raises:
             KeyError: there is no such vehicle.
@@ -200,27 +203,32 @@ class Planner:
         nearest = min(max(int((ego.d - MEDIAN_HALF_WIDTH) // LANE_WIDTH), 0), LANES - 1)
         if self.lane is None:
             self.lane = nearest
-        # The bicycle's path curvature about its centre at full wheel angle.
-        tightest = math.tan(self.wheel_angle) * math.cos(math.atan(0.5 * math.tan(self.wheel_angle))) / ego.wheelbase
+        levels = self.curvatures / float(ego.wheelbase)
+        tightest = float(levels[-1])
         start = (float(ego.s), float(ego.d), angle, float(ego.speed))
         size = (0.5 * float(ego.length), 0.5 * float(ego.width))
         limits = (tightest, self.cruise_speed, self.braking)
         obstacles = _obstacles(world, ego)
         if self._plan_in == 0:
-            self.lane, self._brake = _best_plan(pieces, start, obstacles, self.lane, size, limits)
+            along = float(self.along_lane)
+            self.lane, self._brake = _best_plan(pieces, start, obstacles, self.lane, size, limits, along)
             self._plan_in = _REPLAN
         self._plan_in -= 1
 
         curvature = curvature_at(pieces, ego.s)
         goal = lane_center(self.lane)
-        effective = _braking_left(curvature, tightest, ego.speed, self.cruise_speed, self.braking)
+        given = curvature if self.along_lane else 0.0
+        effective = _braking_left(curvature - given, tightest, ego.speed, self.cruise_speed, self.braking)
         brake = self._brake or _must_brake(obstacles, 0.0, ego.d, ego.speed, goal, *size, effective)
-        turn = _wanted_curvature(ego.d, angle, ego.speed, goal, curvature, tightest)
+        turn = _wanted_curvature(ego.d, angle, ego.speed, goal, curvature, tightest, given) - given
         if brake and abs(turn) < 0.75 * tightest:
-            return BRAKE
-        if abs(turn) < 0.5 * tightest:
-            return KEEP
-        return LEFT if turn < 0.0 else RIGHT
+            return len(levels)
+        return int(np.abs(levels - turn).argmin())
+
+
+def _path_curvature(wheel_angle: float) -> float:
+    """Curvature of the path of a bicycle's centre, times its wheelbase."""
+    return math.tan(wheel_angle) * math.cos(math.atan(0.5 * math.tan(wheel_angle)))
 
 
 def _obstacles(world: World, ego: np.record) -> NDArray[np.float64]:

@@ -76,6 +76,7 @@ def render(
     palette: int | Palette = 0,
     supersample: int = 2,
     without: int = 0,
+    scenery_seed: int = 0,
 ) -> NDArray[np.uint8]:
     """The picture a camera sees; a pure function of its arguments.
 
@@ -85,6 +86,7 @@ def render(
         palette: index into ``PALETTES`` or a palette of one's own.
         supersample: 1, 2 or 3 samples a pixel in both directions for what stands on the ground.
         without: what is left out, `shading`'s bits.
+        scenery_seed: of the trees and houses; 0: the usual ones.
 
     Returns:
         (height, width, 4) uint8, BGRA with alpha 255, C-contiguous.
@@ -92,7 +94,9 @@ def render(
     Raises:
         UserError: a size, field of view, palette or supersampling that cannot be drawn.
     """
-    bgra, _ = _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, without=without)
+    bgra, _ = _draw(
+        road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, None, without, scenery_seed
+    )
     return bgra
 
 
@@ -103,12 +107,13 @@ def instances(
     height: int,
     fov_deg: float,
     vehicles: VehicleTable,
+    scenery_seed: int = 0,
 ) -> NDArray[np.int32]:
     """(height, width) int32: what the centre of each pixel shows, a vehicle's id or one of the ID_ constants.
 
     Parameters and errors as for :func:`render`, whose drawing code it shares.
     """
-    _, ids = _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1)
+    _, ids = _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1, seed=scenery_seed)
     return ids
 
 
@@ -119,6 +124,7 @@ def depths(
     height: int,
     fov_deg: float,
     vehicles: VehicleTable,
+    scenery_seed: int = 0,
 ) -> NDArray[np.float32]:
     """(height, width) float32: metres along the optical axis to what the centre of each pixel shows, inf for the sky.
 
@@ -126,7 +132,7 @@ def depths(
     objects has the 24 bits of the depth buffer.
     """
     out = np.empty((height, width), np.float32)
-    _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1, out)
+    _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1, out, seed=scenery_seed)
     return out
 
 
@@ -182,7 +188,7 @@ def _workspace(width: int, height: int, supersample: int) -> _Workspace:
     return kept[key]
 
 
-def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, distances=None, without=0):
+def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersample, distances=None, without=0, seed=0):
     if not (1 <= width <= 8192 and 1 <= height <= 8192):
         raise UserError(f"A picture of {width}x{height} pixels cannot be drawn; use 1 to 8192 in each direction.")
     if not 0.0 < fov_deg < 180.0:
@@ -210,7 +216,7 @@ def _draw(road, camera_pose, width, height, fov_deg, vehicles, palette, supersam
     words = bgra.view(np.int32)[..., 0]
     ids = np.empty((height, width), np.int32)
     _paint(
-        view, focal, supersample, scenery(road), textures(), models(), vehicles, palette.pack(), words, ids,
+        view, focal, supersample, scenery(road, seed), textures(), models(), vehicles, palette.pack(), words, ids,
         work.ground, work.ground_ids, work.depth, work.color, work.ids, work.scratch, work.points,
         yaw, axes, work.rays, work.run, work.shown, without,
     )  # fmt: skip

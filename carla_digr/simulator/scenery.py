@@ -1,6 +1,6 @@
 """What stands still beside the ring highway, and the road in the form the renderer reads it fastest.
 
-Everything follows from the road and fixed seeds: the same road always has the same trees.
+Everything follows from the road and a seed: the same road always has the same trees, unless others are asked for.
 """
 
 from __future__ import annotations
@@ -37,26 +37,29 @@ class Scenery(NamedTuple):
     dash_period: float
 
 
-def scenery(road: Road) -> Scenery:
-    """The scenery of a road; made once for each road."""
-    return _scenery(road.pieces.tobytes())
+SCENERIES = 16  # kept at the same time
 
 
-@lru_cache(maxsize=4)
-def _scenery(pieces_bytes: bytes) -> Scenery:
+def scenery(road: Road, seed: int = 0) -> Scenery:
+    """The scenery of a road; made once for each road and seed."""
+    return _scenery(road.pieces.tobytes(), seed)
+
+
+@lru_cache(maxsize=SCENERIES + 4)
+def _scenery(pieces_bytes: bytes, seed: int) -> Scenery:
     road = Road(np.frombuffer(pieces_bytes).reshape(-1, 6).copy())
     pieces = np.stack([_piece_frame(p) for p in road.pieces])
     origin, grid = _piece_grid(road)
     steps = BLOCK * round(road.length / COURSE_STEP / BLOCK)
     x, y, heading = road.pose(np.arange(steps) * (road.length / steps), 0.0)
     course = np.stack([x, y, np.cos(heading), np.sin(heading)], axis=1)
-    houses = _houses(road)
+    houses = _houses(road, seed)
     return Scenery(
         pieces=pieces,
         origin=origin,
         grid=grid,
         course=course,
-        trees=_trees(road, houses),
+        trees=_trees(road, houses, seed),
         models=np.concatenate([houses, _gantries(road)]),
         dash_period=road.dash_period,
     )
@@ -108,8 +111,8 @@ def _clear(road: Road, x, y, distance: float) -> NDArray[np.bool_]:
     return np.hypot(px - x, py - y) > distance
 
 
-def _houses(road: Road) -> NDArray[np.float64]:
-    rng = np.random.Generator(np.random.PCG64(20))
+def _houses(road: Road, seed: int) -> NDArray[np.float64]:
+    rng = np.random.Generator(np.random.PCG64(20 + 1000 * seed))
     s = np.arange(60.0, road.length - 30.0, 75.0)
     s = s + rng.uniform(-25, 25, s.size)
     side = rng.choice([-1.0, 1.0], s.size)
@@ -127,9 +130,9 @@ def _gantries(road: Road) -> NDArray[np.float64]:
     return np.stack([np.full(s.size, GANTRY_MODEL), x, y, heading], axis=1)
 
 
-def _trees(road: Road, houses: NDArray[np.float64]) -> NDArray[np.float64]:
+def _trees(road: Road, houses: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Loose rows along the verge and groves behind; none on a house."""
-    rng = np.random.Generator(np.random.PCG64(21))
+    rng = np.random.Generator(np.random.PCG64(21 + 1000 * seed))
     loose = int(road.length / 22.0)
     s = rng.uniform(0, road.length, loose)
     d = rng.choice([-1.0, 1.0], loose) * (PAVED_EDGE + rng.uniform(6.0, 26.0, loose))

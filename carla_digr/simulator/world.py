@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.simulator.contacts import box_overlap, collide, static_overlap
+from carla_digr.simulator.palette import Palette
 from carla_digr.simulator.renderer import Pose, VehicleTable, depths, instances, render
 from carla_digr.simulator.road import (
     LANE_WIDTH,
@@ -140,7 +141,8 @@ class World:
         road: the road all of it is on.
         frame: steps taken so far; starts at 0 and never goes back.
         elapsed: simulated seconds.
-        palette: index of the renderer's palette, the weather of the pictures.
+        palette: index of the renderer's palette, or a palette: the weather of the pictures.
+        scenery_seed: of the trees and houses beside the road; 0: the usual ones.
         collisions: the contacts of the last step, two entries for one between vehicles.
     """
 
@@ -148,7 +150,8 @@ class World:
         self.road = road if road is not None else Road.ring()
         self.frame = 0
         self.elapsed = 0.0
-        self.palette = 0
+        self.palette: int | Palette = 0
+        self.scenery_seed = 0
         self.collisions: list[Collision] = []
         self._table = np.zeros(16, VEHICLE)
         self._count = 0
@@ -322,15 +325,17 @@ class World:
         if without_vehicle:
             kept = table.id != without_vehicle
             table = VehicleTable(*(column[kept] for column in table))
-        return render(road, pose, width, height, fov, table, palette=self.palette, without=without)
+        return render(
+            road, pose, width, height, fov, table, self.palette, without=without, scenery_seed=self.scenery_seed
+        )
 
     def instances(self, camera: Camera) -> NDArray[np.int32]:
         """What each pixel's centre shows, (height, width) int32: a vehicle's id or one of `shading`'s ID_ constants."""
-        return instances(*self._scene(camera))
+        return instances(*self._scene(camera), self.scenery_seed)
 
     def depths(self, camera: Camera) -> NDArray[np.float32]:
         """Metres along the optical axis to what each pixel's centre shows, (height, width) float32, inf for the sky."""
-        return depths(*self._scene(camera))
+        return depths(*self._scene(camera), self.scenery_seed)
 
     def _scene(self, camera: Camera) -> tuple[Road, Pose, int, int, float, VehicleTable]:
         """The renderer's arguments up to the vehicles."""

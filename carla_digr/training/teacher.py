@@ -261,14 +261,25 @@ class _Job(BaseCallback):
 
 
 def _begin_from(path: Path, task: Task, config: Config, algorithm: PPO) -> None:
-    """Take the weights of ``teacher.start``; optimiser, schedules and episodes begin anew."""
-    policy, _ = load_policy(path, task)
+    """Take the weights of ``teacher.start``; optimiser, schedules and episodes begin anew.
+
+    Of a policy of the same task that decides between other actions everything is taken but the layer that chooses.
+    """
+    policy, card = checkpoint.load(path, task.name)
+    other_actions = card["task"] == task.name and tuple(card["action_names"]) != task.action_names
+    if not other_actions or policy.input_shape != task.observation_shape:
+        policy, card = load_policy(path, task)
     if not isinstance(policy, ActorCritic) or policy.config != config.policy:
         raise UserError(
             f"The policy {path} in teacher.start has another network than the configuration's section policy; give the "
             "two the same."
         )
-    algorithm.policy.network.load_state_dict(policy.state_dict())  # type: ignore[union-attr]
+    weights = policy.state_dict()
+    if other_actions:
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("policy_head.")}
+        note = f"Note: {path} decides between {', '.join(card['action_names'])}; the layer that chooses begins anew."
+        print(note, file=sys.stderr)
+    algorithm.policy.network.load_state_dict(weights, strict=not other_actions)  # type: ignore[union-attr]
 
 
 def _restore(algorithm: PPO, env: VecMonitor, batch: Batch, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

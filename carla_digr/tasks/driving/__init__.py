@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from carla_digr.driving.control import ACTION_NAMES, IMAGE_SIZE
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE
 from carla_digr.tasks.driving.settings import DrivingConfig, DrivingEvaluation
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class Driving:
     Evaluation = DrivingEvaluation
     name = "driving"
     observation_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
-    action_names = ACTION_NAMES
-    idle_action = ACTION_NAMES.index("keep")
 
     def __init__(self, config: DrivingConfig):
         self.config = config
+        self.action_names = tuple(ACTIONS[config.actions])
+        self.idle_action = self.action_names.index("keep")
 
     def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> DrivingVecEnv:
         """Highways in this process; see Task.make_vec_env."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTION_NAMES, IMAGE_SIZE, TICK, DriveFrame, command
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, TICK, DriveFrame
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
@@ -21,28 +21,43 @@ from carla_digr.tasks.driving.settings import DrivingConfig
 from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
 from carla_digr.tasks.objects import SceneObject
 
-_METRICS = ("clean", "collision", "off_road", "seconds", "driven", "distance", "overtakes", "mean_speed")
+_METRICS = (
+    "clean",
+    "collision",
+    "off_road",
+    "seconds",
+    "driven",
+    "distance",
+    "overtakes",
+    "mean_speed",
+    "action_changes",
+)
 
 
 class Episode:
     """One highway with its ego: actions in, pictures, rewards and the episode's figures out."""
 
-    def __init__(self, config: DrivingConfig, road: Road, decision_ticks: int):
+    def __init__(self, config: DrivingConfig, road: Road, decision_ticks: int, random_scenery: float = 0.0):
         self.config = config
         self.decision_ticks = decision_ticks
-        self.drive = InProcessDrive(config.vehicles, road)
+        self.commands = tuple(ACTIONS[config.actions].values())
+        self.drive = InProcessDrive(config.vehicles, road, random_scenery)
 
     def reset(self, seed: int) -> DriveFrame:
         """Start the episode of this seed."""
         frame = self.drive.reset(seed)
         self.running = RunningEpisode(self.config.episode_seconds)
-        self.overtaken = 0
+        self.overtaken = self.changes = 0
+        self.last_action = -1
         self.ahead = self._relative() > 0.0
         return frame
 
     def step(self, action: int) -> tuple[DriveFrame, float, bool, bool]:
         """One decision: frame, reward, terminated, truncated."""
-        wanted = command(action)
+        wanted = self.commands[action]
+        changed = self.last_action not in (-1, action)
+        self.changes += changed
+        self.last_action = action
         for _ in range(self.decision_ticks):
             self.drive.advance(wanted)
             speed = float(self.drive.world.vehicle(self.drive.ego)["speed"])
@@ -55,12 +70,18 @@ class Episode:
         self.ahead = relative > 0.0
         if self.running.terminated:
             return frame, -1.0, True, False
-        return frame, self.drive.reward(self.config, self.decision_ticks * TICK), False, self.running.truncated
+        value = self.drive.reward(self.config, self.decision_ticks * TICK) - self.config.change_penalty * changed
+        return frame, value, False, self.running.truncated
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode so far; collision is whether something was hit."""
         figures = self.running.figures()
-        figures |= {"collision": figures["collision"] is not None, "overtakes": self.overtaken}
+        decisions = max(self.running.ticks // self.decision_ticks - 1, 1)
+        figures |= {
+            "collision": figures["collision"] is not None,
+            "overtakes": self.overtaken,
+            "action_changes": self.changes / decisions,
+        }
         return {name: float(figures[name]) for name in _METRICS}
 
     def _relative(self) -> NDArray[np.float64]:
@@ -79,6 +100,8 @@ class Episode:
             "counters": np.array(
                 [world["frame"], world["last_id"], self.drive.ego, self.running.ticks, self.overtaken]
             ),
+            "actions": np.array([self.last_action, self.changes]),
+            "scene": np.array([self.drive.scene]),
             "sums": np.array([world["elapsed"], self.running.distance]),
         }
 
@@ -91,6 +114,8 @@ class Episode:
         vehicles = np.ascontiguousarray(state["vehicles"]).view(VEHICLE)[:, 0]
         self.drive.restore({"vehicles": vehicles, "frame": frame, "last_id": last_id, "elapsed": elapsed}, ego)
         self.ahead = state["ahead"].astype(bool)
+        self.last_action, self.changes = (int(value) for value in state.get("actions", (-1, 0)))
+        self.drive.set_scene(int(state.get("scene", (0,))[0]))
 
 
 class DrivingVecEnv(BatchedEnvironment):
@@ -107,11 +132,13 @@ class DrivingVecEnv(BatchedEnvironment):
     """
 
     def __init__(self, environments: int, seed: int, config: DrivingConfig, evaluation: bool):
-        super().__init__(environments, (3, IMAGE_SIZE, IMAGE_SIZE), len(ACTION_NAMES))
+        super().__init__(environments, (3, IMAGE_SIZE, IMAGE_SIZE), len(ACTIONS[config.actions]))
         self.base_seed = seed
         road = Road.ring()
         ticks = config.decision_ticks if evaluation else config.training_decision_ticks
-        self.episodes = [Episode(config, road, ticks) for _ in range(environments)]
+        scenery = 0.0 if evaluation else config.random_scenery
+        self.episodes = [Episode(config, road, ticks, scenery) for _ in range(environments)]
+        self.commands = self.episodes[0].commands
         self.started = np.zeros(environments, np.int64)
         self.observations = np.zeros((environments, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
         threads = min(environments, usable_cores())

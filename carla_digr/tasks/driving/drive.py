@@ -20,14 +20,19 @@ from carla_digr.driving.control import (
     pedals,
     signed_speed,
     start_index,
+    steering,
 )
+from carla_digr.driving.lane import lane_curvature
+from carla_digr.simulator.palette import drawn_palette
 from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, project_to
+from carla_digr.simulator.scenery import SCENERIES
 from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.world import Camera, World
 from carla_digr.tasks.driving.classes import SAMPLES, class_picture
 from carla_digr.tasks.driving.reward import hazards, reward
 from carla_digr.tasks.driving.settings import DrivingConfig
 
+SCENES = 2**20  # that can be drawn
 EGO_KIND = [kind.blueprint for kind in KINDS].index(EGO_BLUEPRINT)
 
 
@@ -36,13 +41,21 @@ class InProcessDrive:
 
     Implements :class:`carla_digr.driving.control.Drive`; the same seed and commands give the same frames as a
     :class:`carla_digr.driving.scenario.Scenario` on the simulator process.
+
+    Args:
+        vehicles: others on the ego's carriageway.
+        road: to drive on, by default the ring.
+        random_scenery: share of the episodes that have another weather, other trees and other houses, drawn from
+            their seed.
     """
 
-    def __init__(self, vehicles: int = 64, road: Road | None = None):
+    def __init__(self, vehicles: int = 64, road: Road | None = None, random_scenery: float = 0.0):
         self.vehicles = vehicles
+        self.random_scenery = random_scenery
         self.road = road or Road.ring()
         self.world = World(self.road)
         self.ego = 0
+        self.scene = 0
 
     def reset(self, seed: int) -> DriveFrame:
         """Start an episode; see :meth:`Drive.reset`."""
@@ -53,7 +66,16 @@ class InProcessDrive:
         self.world.set_target_velocity(self.ego, CRUISE_SPEED * math.cos(yaw), CRUISE_SPEED * math.sin(yaw))
         self.world.spawn_traffic(seed, self.vehicles, self.ego)
         self.world.step(TICK)
+        draw = np.random.default_rng((seed, SCENES))
+        self.set_scene(int(draw.integers(1, SCENES)) if draw.random() < self.random_scenery else 0)
         return self.frame()
+
+    def set_scene(self, scene: int) -> None:
+        """Drive on under this weather, among these trees and houses; 0: the usual ones."""
+        self.scene = scene
+        draw = np.random.default_rng(scene)
+        self.world.palette = drawn_palette(draw) if scene else 0
+        self.world.scenery_seed = int(draw.integers(1, SCENERIES)) if scene else 0
 
     def _mount(self, ego: int) -> None:
         """Make a vehicle the ego, with the task's camera on it."""
@@ -74,8 +96,15 @@ class InProcessDrive:
     def advance(self, wanted: VehicleCommand) -> None:
         """Apply a command and advance one tick without a picture."""
         throttle, brake = pedals(wanted, self.speed())
-        self.world.set_control(self.ego, throttle, wanted.steer, brake)
+        self.world.set_control(
+            self.ego, throttle, steering(wanted, self.curvature() if wanted.along_lane else 0.0), brake
+        )
         self.world.step(TICK)
+
+    def curvature(self) -> float:
+        """Of the ego's lane, 1/m, from where the ego can be seen to be over CARLA's protocol too."""
+        ego = self.world.vehicle(self.ego)
+        return lane_curvature(self.road.pieces, float(np.float32(ego["x"])), float(np.float32(ego["y"])))
 
     def speed(self) -> float:
         """The ego's speed in m/s, as it can be seen over CARLA's protocol too."""

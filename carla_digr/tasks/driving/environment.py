@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTION_NAMES, CRUISE_SPEED, IMAGE_SIZE, TICK, Drive, command
+from carla_digr.driving.control import ACTIONS, CRUISE_SPEED, IMAGE_SIZE, TICK, Drive
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.tasks.driving.drive import InProcessDrive
 from carla_digr.tasks.driving.settings import DrivingConfig
@@ -25,7 +25,7 @@ class DrivingEnv(gymnasium.Env):
             reward is progress and the terminal -1, for the traffic's state is not part of a picture.
         decision_ticks: ticks a decision lasts, by default the configuration's.
 
-    Observations are uint8 (128, 128, 3) RGB, actions Discrete(4); see carla_digr.tasks.driving for both, for the
+    Observations are uint8 (128, 128, 3) RGB, actions Discrete; see carla_digr.tasks.driving for both, for the
     reward and for when an episode ends.
     """
 
@@ -43,7 +43,8 @@ class DrivingEnv(gymnasium.Env):
         self.decision_ticks = decision_ticks or self.config.decision_ticks
         self.drive = drive or InProcessDrive(self.config.vehicles)
         self.observation_space = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        self.action_space = spaces.Discrete(len(ACTION_NAMES))
+        self.commands = tuple(ACTIONS[self.config.actions].values())
+        self.action_space = spaces.Discrete(len(self.commands))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """A new episode; the same seed gives the same episode."""
@@ -55,7 +56,7 @@ class DrivingEnv(gymnasium.Env):
     def step(self, action: int):
         """One decision."""
         for _ in range(self.decision_ticks):
-            self.last = self.drive.step(command(int(action)))
+            self.last = self.drive.step(self.commands[int(action)])
             self.running.count(self.last.speed, self.last.collision, self.last.off_road)
             if self.running.terminated:
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import BRAKE, CRUISE_SPEED, WHEEL_ANGLE
+from carla_digr.driving.control import BRAKE, CRUISE_SPEED, MAX_WHEEL_ANGLE
 from carla_digr.simulator.planner import Planner
 from carla_digr.simulator.vehicle import MAX_BRAKING
 from carla_digr.tasks.driving.batch import DrivingVecEnv
@@ -16,7 +16,9 @@ class PlannerPolicy:
 
     def __init__(self, env: DrivingVecEnv):
         self.env = env
-        self.planners = [Planner(WHEEL_ANGLE, CRUISE_SPEED, BRAKE * MAX_BRAKING) for _ in env.episodes]
+        *steering, brake = env.commands
+        angles = [command.steer * MAX_WHEEL_ANGLE for command in steering]
+        self.planners = [Planner(angles, CRUISE_SPEED, BRAKE * MAX_BRAKING, brake.along_lane) for _ in env.episodes]
         self.started = env.started.copy()
 
     def __call__(self, observations: NDArray[np.uint8]) -> NDArray[np.int64]:

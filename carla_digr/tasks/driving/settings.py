@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from carla_digr.config import EvaluationConfig, setting
 
@@ -15,12 +16,17 @@ class DrivingConfig:
     episode_seconds: float = setting(50.0, minimum=1)
     decision_ticks: int = setting(1, minimum=1, maximum=4)  # ticks of 0.05 s a decision lasts in evaluation and live
     training_decision_ticks: int = setting(2, minimum=1, maximum=4)  # the same for the teacher's training
+    actions: Literal["wheels", "lane"] = "wheels"  # absolute wheel angles, or finer ones relative to the lane's curve
+    random_scenery: float = setting(
+        0.0, minimum=0, maximum=1
+    )  # share of training episodes of another weather and scenery
     progress_reward: float = setting(0.01, minimum=0)  # per 0.1 s at 22 m/s
     closing_penalty: float = setting(0.03, minimum=0)  # times how far inside 4 s to a collision
     alongside_penalty: float = setting(0.03, minimum=0)  # times the lateral overlap with a vehicle alongside
     edge_penalty: float = setting(0.03, minimum=0)  # times the nearness to the edge of the lanes
     edge_horizon: float = setting(0.0, minimum=0)  # s ahead that the nearness to the edge is foreseen from the drift
     offset_penalty: float = setting(0.008, minimum=0)  # per square metre off the lane's centre
+    change_penalty: float = setting(0.0, minimum=0)  # for another action than the decision before
 
 
 @dataclass(frozen=True)
