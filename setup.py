@@ -69,6 +69,7 @@ setup(
         "tqdm>=4.66",
         "msgpack>=1",
         "gymnasium>=1.0",
+        "defusedxml>=0.7",
         "aiohttp>=3.9",
         "simplejpeg>=1.7",
     ],

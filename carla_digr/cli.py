@@ -340,7 +340,9 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
         from tqdm import tqdm
 
         from carla_digr.config import parse_section, read_yaml
+        from carla_digr.driving.control import commands_of
         from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
+        from carla_digr.errors import UserError
         from carla_digr.explainer import Explainer
         from carla_digr.files import atomic_write
         from carla_digr.training import prepare_process
@@ -348,8 +350,14 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
         prepare_process()
         config = parse_section(RolloutConfig, read_yaml(args.config), str(args.config), "")
         explainer = Explainer.from_checkpoint(args.weights)
+        commands = commands_of(explainer.card)
+        if commands is None:
+            raise UserError(f"The card of {args.weights} does not say what its actions do; add controls to it.")
+
         with tqdm(total=config.episodes, unit="episode") as progress:
-            episodes = drive_episodes(config, lambda rgb: explainer.decide(rgb).action, lambda _: progress.update())
+            episodes = drive_episodes(
+                config, lambda rgb: commands[explainer.decide(rgb).action], lambda _: progress.update()
+            )
         figures = summary(episodes)
         on = "the embedded highway" if config.kind == "embedded" else "CARLA 0.9.16"
         results = {"simulator": on, "policy": explainer.policy_hash, "mean": figures, "episodes": episodes}

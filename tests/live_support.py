@@ -20,7 +20,7 @@ import torch
 
 from carla_digr import checkpoint
 from carla_digr.config import PolicyConfig
-from carla_digr.driving.control import ACTION_NAMES
+from carla_digr.driving.control import ACTIONS
 from carla_digr.live.composition import PACKAGE, Process
 from carla_digr.live.supervisor import command_line, workspace_environment
 from carla_digr.policy import ActorCritic, InputRecipe
@@ -63,11 +63,11 @@ def without(package: str, directory: Path, environment: Mapping[str, str] = os.e
 def make_weights(directory: Path) -> Path:
     """A driving policy with random weights whose probabilities depend on the picture."""
     torch.manual_seed(3)
-    policy = ActorCritic(PolicyConfig(activation="softplus"), 3, 128, 128, len(ACTION_NAMES))
+    policy = ActorCritic(PolicyConfig(activation="softplus"), 3, 128, 128, len(ACTIONS["wheels"]))
     with torch.no_grad():
         policy.policy_head.weight.mul_(100.0)
     path = directory / "student.safetensors"
-    checkpoint.save(path, policy, {"task": "driving", "role": "student", "action_names": list(ACTION_NAMES)})
+    checkpoint.save(path, policy, {"task": "driving", "role": "student", "action_names": list(ACTIONS["wheels"])})
     return path
 
 

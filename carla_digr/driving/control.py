@@ -112,7 +112,7 @@ ACTIONS = {
         along_lane=True,
     ),
 }
-"""The driving task's sets of actions, each with the commands that they stand for.
+"""The driving task's sets of actions, each with the commands that they stand for, in the order of the policy's outputs.
 
 Three absolute wheel angles can only follow a curve by pulsing between two of them, ten times a second: whatever decides
 on one picture must. Angles relative to the lane's curve leave "keep" to do what it says.

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.config import setting
-from carla_digr.driving.control import command
+from carla_digr.driving.control import VehicleCommand
 from carla_digr.driving.drive_process import DriveProcess
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 
 IDLE = 0.2  # s between looks for an episode
-Decide = Callable[[NDArray[np.uint8]], int]
-"""Picture, uint8 (H, W, 3) RGB, to action; called by one thread at a time."""
+Decide = Callable[[NDArray[np.uint8]], VehicleCommand]
+"""Picture, uint8 (H, W, 3) RGB, to command; called by one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class _Work:
         episode = RunningEpisode(self.config.episode_seconds)
         while not episode.over and not self.stop.is_set():
             with self._lock:
-                action = self.decide(frame.image)
-            frame = drive.step(command(action))
+                command = self.decide(frame.image)
+            frame = drive.step(command)
             episode.count(frame.speed, frame.collision, frame.off_road)
         return {"seed": seed, **episode.figures()}
 

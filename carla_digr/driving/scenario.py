@@ -24,8 +24,10 @@ from carla_digr.driving.control import (
     pedals,
     signed_speed,
     start_index,
+    steering,
 )
 from carla_digr.driving.highway import highway_points
+from carla_digr.driving.lane import lane_curvature, reference_lines
 from carla_digr.driving.session import SensorStream, Session, describe
 from carla_digr.errors import UserError
 
@@ -68,7 +70,9 @@ class Scenario:
         )
         self._pictures = SensorStream(session, session.spawn(camera, place, self._ego))
         self._wait_for_pictures()
-        self._speed = 0.0
+        self._lines = reference_lines(session.map.to_opendrive())
+        self._last: DriveFrame | None = None
+        self._height = 0.0  # m, of the ego
         self._first_frame = 0
 
     @property
@@ -166,9 +170,19 @@ class Scenario:
         Raises:
             SimulatorGone: the simulator does not answer in time.
         """
-        throttle, brake = pedals(command, self._speed)
-        self._ego.apply_control(carla.VehicleControl(throttle=throttle, steer=command.steer, brake=brake))
+        throttle, brake = pedals(command, self._last.speed if self._last else 0.0)
+        steer = steering(command, self._curvature() if command.along_lane else 0.0)
+        self._ego.apply_control(carla.VehicleControl(throttle=throttle, steer=steer, brake=brake))
         return self._tick()
+
+    def _curvature(self) -> float:
+        """Of the ego's lane in the last frame, 1/m; 0 where the map knows no road."""
+        if self._last is None:
+            return 0.0
+        at = self._session.map.get_waypoint(carla.Location(self._last.x, self._last.y, self._height))
+        if at is None or at.road_id not in self._lines:
+            return 0.0
+        return lane_curvature(self._lines[at.road_id], self._last.x, self._last.y, self._last.yaw)
 
     def others(self) -> list[float]:
         """Speeds (m/s) of the other vehicles in the present frame."""
@@ -193,18 +207,19 @@ class Scenario:
             raise UserError(f"Somebody destroyed the ego on {self._session.address}; start the drive anew.")
         place, velocity = ego.get_transform(), ego.get_velocity()
         yaw = math.radians(place.rotation.yaw)
-        self._speed = signed_speed(velocity.x, velocity.y, yaw)
-        return DriveFrame(
+        self._height = place.location.z
+        self._last = DriveFrame(
             frame=snapshot.frame,
             stamp=snapshot.timestamp.elapsed_seconds,
             image=_rgb(picture),
             x=place.location.x,
             y=place.location.y,
             yaw=float(np.float32(yaw)),
-            speed=self._speed,
+            speed=signed_speed(velocity.x, velocity.y, yaw),
             collision=self._collision(),
             off_road=_off_road(self._session.map, place.location),
         )
+        return self._last
 
     def _spawn_ego(self) -> carla.Vehicle:
         blueprint = self._session.blueprint(EGO_BLUEPRINT)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTION_NAMES, TICK
+from carla_digr.driving.control import TICK
 from carla_digr.evaluation.figures import lit, png
 from carla_digr.evaluation.report import Evaluation
 from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
@@ -94,11 +94,13 @@ class RecordedDrive:
 
     pictures: NDArray[np.uint8]
     probabilities: NDArray[np.float64]
+    action_names: tuple[str, ...]
 
 
 def record_drive(evaluation: Evaluation, seconds: float, seed: int) -> RecordedDrive:
     """The student drives, greedily, until something happens or ``seconds`` are over."""
-    env = Driving(evaluation.config.environment).make_vec_env(1, seed)
+    task = Driving(evaluation.config.environment)
+    env = task.make_vec_env(1, seed)
     act = greedy(evaluation.student)
     pictures = [np.asarray(env.reset())[0]]
     while len(pictures) * TICK * evaluation.config.environment.decision_ticks < seconds:
@@ -108,7 +110,7 @@ def record_drive(evaluation: Evaluation, seconds: float, seed: int) -> RecordedD
         pictures.append(np.asarray(observations)[0])
     drive = np.stack(pictures)
     logits = _in_batches(lambda states: evaluation.student(states)[0], drive)
-    return RecordedDrive(drive, logits.double().softmax(dim=1).numpy())
+    return RecordedDrive(drive, logits.double().softmax(dim=1).numpy(), task.action_names)
 
 
 def pictures_of_a_drive(evaluation: Evaluation, seconds: float, delay: dict[str, float]) -> dict[str, bytes]:
@@ -120,7 +122,7 @@ def pictures_of_a_drive(evaluation: Evaluation, seconds: float, delay: dict[str,
     """
     drive = record_drive(evaluation, min(SEARCHED_SECONDS, seconds), evaluation.seed + 3)
     maps = normalise(_in_batches(partial(vanilla_gradient, evaluation.student), drive.pictures))[0].numpy()
-    steers = 1 - drive.probabilities[:, ACTION_NAMES.index("keep")]
+    steers = 1 - drive.probabilities[:, drive.action_names.index("keep")]
     span = min(round(ANIMATION_SECONDS / TICK), len(steers))
     before = min(math.ceil(2 * delay["every_pixel"] / TICK), len(steers) - span)  # frames of maps that arrive late
     start = before + int(np.convolve(steers[before:], np.ones(span), "valid").argmax())
@@ -206,8 +208,9 @@ def animation(drive: RecordedDrive, maps: NDArray[np.float32], frames: range) ->
         pair = np.concatenate([rgb, np.full((len(rgb), 2, 3), 255, np.uint8), lit(rgb, maps[frame])], axis=1)
         pair = cv2.resize(pair, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         bar = np.full((24, pair.shape[1], 3), 255, np.uint8)
-        for k, (name, probability) in enumerate(zip(ACTION_NAMES, drive.probabilities[frame], strict=True)):
-            x, width = k * bar.shape[1] // len(ACTION_NAMES), bar.shape[1] // len(ACTION_NAMES) - 6
+        names = drive.action_names
+        for k, (name, probability) in enumerate(zip(names, drive.probabilities[frame], strict=True)):
+            x, width = k * bar.shape[1] // len(names), bar.shape[1] // len(names) - 6
             cv2.rectangle(bar, (x + 3, 3), (x + 3 + int(width * probability), 20), (255, 160, 90), -1)
             cv2.rectangle(bar, (x + 3, 3), (x + 3 + width, 20), (160, 160, 160), 1)
             cv2.putText(bar, name, (x + 10, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,7 +189,7 @@ class Watchdog:
             self.state = State.DRIVING
             return Ruling(self._command, False)
         self.state = State.RECOVERING
-        braking = VehicleCommand(steer=self._command.steer, throttle=0.0, brake=1.0)
+        braking = replace(self._command, throttle=0.0, brake=1.0, target_speed=math.nan)
         return Ruling(braking, True, f"{self._good} of {self.recovery} good decisions in a row")
 
     def fail(self, reason: str) -> Ruling:
@@ -235,7 +235,8 @@ def _fault(command: VehicleCommand) -> str:
 
 def _clamped(command: VehicleCommand) -> VehicleCommand:
     speed = command.target_speed
-    return VehicleCommand(
+    return replace(
+        command,
         steer=min(max(command.steer, -1.0), 1.0),
         throttle=min(max(command.throttle, 0.0), 1.0),
         brake=min(max(command.brake, 0.0), 1.0),

@@ -277,6 +277,7 @@ class _Copy:
             steer=wanted.steer if decision.finite else math.nan,
             brake=wanted.brake,
             target_speed=wanted.target_speed,
+            along_lane=wanted.along_lane,
             value=decision.value,
             policy_hash=self._explainer.policy_hash,
             inference_ms=math.nan,

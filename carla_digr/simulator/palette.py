@@ -64,18 +64,23 @@ class Palette:
 def drawn_palette(rng: np.random.Generator) -> Palette:
     """A weather drawn around one of PALETTES: sun from anywhere, other clouds, light and ground of another tint."""
     base = PALETTES[rng.integers(len(PALETTES))]
-    light, tint = rng.uniform(0.8, 1.2), rng.uniform(0.92, 1.08, 3)
+    tint = rng.uniform(0.92, 1.08, 3)
     return replace(
         base,
         name=f"like {base.name}",
         cloud_cover=float(rng.uniform(0.0, 1.0)),
-        ambient=tuple(float(v) for v in light * tint * base.ambient),
-        sun=tuple(float(v) for v in rng.uniform(0.6, 1.2) * tint * base.sun),
+        ambient=_times(base.ambient, rng.uniform(0.8, 1.2) * tint),
+        sun=_times(base.sun, rng.uniform(0.6, 1.2) * tint),
         sun_azimuth=float(rng.uniform(-180.0, 180.0)),
         sun_elevation=float(rng.uniform(12.0, 65.0)),
         shadow=float(rng.uniform(0.3, 0.65)),
         lamps=float(rng.uniform(0.2, 1.0)),
     )
+
+
+def _times(colour: Rgb, factors: NDArray[np.float64]) -> Rgb:
+    red, green, blue = (float(value) for value in np.multiply(colour, factors))
+    return red, green, blue
 
 
 # Rows of Palette.pack(); AIR holds cloud cover, haze distance and shadow, LAMPS the glow of vehicle lamps.

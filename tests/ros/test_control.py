@@ -17,7 +17,7 @@ from rcl_interfaces.srv import DescribeParameters, SetParameters  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
-from carla_digr.driving.control import ACTION_NAMES  # noqa: E402
+from carla_digr.driving.control import ACTIONS  # noqa: E402
 from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import WEIGHTS, Process  # noqa: E402
 from carla_digr.live.supervisor import free_domain  # noqa: E402
@@ -211,7 +211,7 @@ def test_a_policy_is_checked_before_it_takes_over(drive, weights, tmp_path):
     taken = drive.call(SetPolicy, "/explainer/set_policy", weights=str(weights))
     assert taken.success and taken.policy_hash not in ("", before)
     changed = drive.new(topics.DECISION, lambda m: m.policy_hash == taken.policy_hash)[0]
-    assert list(changed.action_names) == list(ACTION_NAMES)
+    assert list(changed.action_names) == list(ACTIONS["wheels"])
     drive.observer.until(lambda: drive.status("explainer")["policy hash"] == taken.policy_hash)
     assert drive.call(SetPolicy, "/explainer/set_policy", weights=str(WEIGHTS)).success
     drive.new(topics.DECISION, lambda m: m.policy_hash == before)

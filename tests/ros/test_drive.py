@@ -14,7 +14,7 @@ from carla_digr_ros import conversion, topics  # noqa: E402
 from carla_digr_ros.carla_bridge import HELD_FRAMES  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 
-from carla_digr.driving.control import command  # noqa: E402
+from carla_digr.driving.control import commands_of  # noqa: E402
 from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import Process  # noqa: E402
 from carla_digr.live.watchdog import FULL_BRAKE  # noqa: E402
@@ -112,7 +112,7 @@ def test_the_drive_is_the_one_that_the_same_decisions_make_in_process(drive, wei
             seed, episodes, ended = seed + 1, episodes + 1, 0
             frame = simulation.reset(seed)
             continue
-        frame = simulation.step(FULL_BRAKE if ended else command(explainer.decide(picture).action))
+        frame = simulation.step(FULL_BRAKE if ended else commands_of(explainer.card)[explainer.decide(picture).action])
         if not ended and (frame.collision or frame.off_road):
             ended = number + 1
     assert compared >= 100

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carla_digr.driving.control import (
+    ACTIONS,
     BRAKE,
     CRUISE_SPEED,
     MAX_WHEEL_ANGLE,
     TICK,
     WHEEL_ANGLE,
     VehicleCommand,
-    command,
     pedals,
 )
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, lane_center
@@ -37,6 +37,9 @@ CONFIG = DrivingConfig()
 ROAD = Road.ring()
 
 
+WHEELS = tuple(ACTIONS["wheels"].values())
+
+
 def keep_lane(drive: InProcessDrive) -> int:
     """The action a lane keeper with full state takes."""
     ego = drive.world.vehicle(drive.ego)
@@ -49,9 +52,9 @@ def keep_lane(drive: InProcessDrive) -> int:
 
 def test_the_steering_scale_is_the_simulators():
     assert MAX_WHEEL_ANGLE == MAX_STEER
-    assert command(0).steer == -command(2).steer == pytest.approx(-WHEEL_ANGLE / MAX_STEER)
-    assert command(3).brake == BRAKE
-    assert math.isnan(command(3).target_speed)
+    assert WHEELS[0].steer == -WHEELS[2].steer == pytest.approx(-WHEEL_ANGLE / MAX_STEER)
+    assert WHEELS[3].brake == BRAKE
+    assert math.isnan(WHEELS[3].target_speed)
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(-10.0, 60.0), st.floats(0.0, 60.0) | st.just(math.nan))
@@ -66,7 +69,7 @@ def test_the_cruise_control_reaches_and_holds_its_speed(start):
     x = y = yaw = 0.0
     speed = start
     for _ in range(400):
-        throttle, brake = pedals(command(1), speed)
+        throttle, brake = pedals(WHEELS[1], speed)
         x, y, yaw, speed, _ = step_bicycle(x, y, yaw, speed, 2.88, throttle, 0.0, brake, False, False, TICK)
     assert speed == pytest.approx(CRUISE_SPEED, abs=0.05)
 
@@ -75,10 +78,10 @@ def test_the_same_seed_and_actions_give_the_same_pictures():
     first, second = InProcessDrive(), InProcessDrive()
     actions = np.random.default_rng(0).integers(0, 4, 40)
     second.reset(1)  # what happened before does not matter
-    second.step(command(0))
+    second.step(WHEELS[0])
     assert np.array_equal(first.reset(5).image, second.reset(5).image)
     for action in actions:
-        a, b = first.step(command(int(action))), second.step(command(int(action)))
+        a, b = first.step(WHEELS[int(action)]), second.step(WHEELS[int(action)])
         assert np.array_equal(a.image, b.image)
         assert (a.x, a.y, a.yaw, a.speed, a.collision) == (b.x, b.y, b.yaw, b.speed, b.collision)
     assert not np.array_equal(a.image, first.reset(6).image)
@@ -89,7 +92,7 @@ def test_a_lane_keeper_stays_on_an_empty_road_through_every_curve():
     frame = drive.reset(3)
     travelled = 0.0
     while travelled < ROAD.length:
-        drive.advance(command(keep_lane(drive)))
+        drive.advance(WHEELS[keep_lane(drive)])
         assert drive.incident() == (None, False)
         travelled += float(drive.world.vehicle(drive.ego)["speed"]) * TICK
     assert drive.frame().frame > frame.frame

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from carla_digr.driving.control import command
+from carla_digr.driving.control import ACTIONS
 from carla_digr.simulator import shading
 from carla_digr.simulator.traffic import ONCOMING
 from carla_digr.tasks.driving import DrivingConfig
@@ -31,7 +31,7 @@ def drive(request) -> InProcessDrive:
     drive = InProcessDrive()
     drive.reset(request.param)
     for _ in range(40):
-        drive.step(command(1))
+        drive.step(ACTIONS["wheels"]["keep"])
     return drive
 
 

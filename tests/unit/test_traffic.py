@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from carla_digr.driving.control import (
+    ACTIONS,
     BRAKE,
     CRUISE_SPEED,
     WHEEL_ANGLE,
     VehicleCommand,
-    command,
     pedals,
 )
 from carla_digr.errors import UserError
@@ -367,10 +367,10 @@ def test_the_planner_drives_19_of_20_episodes_of_50_s_clean_and_overtakes(long):
     for seed in range(episodes):
         world, ego = start(seed)
         world.step()
-        planner = Planner(WHEEL_ANGLE, CRUISE_SPEED, BRAKE * MAX_BRAKING)
+        planner = Planner((-WHEEL_ANGLE, 0.0, WHEEL_ANGLE), CRUISE_SPEED, BRAKE * MAX_BRAKING)
         ahead = ahead_of(world.vehicle(ego), world.vehicles) > 0.0
         for _ in range(1000):
-            wanted = command(planner.observe(world, ego))
+            wanted = tuple(ACTIONS["wheels"].values())[planner.observe(world, ego)]
             throttle, brake = pedals(wanted, world.vehicle(ego).speed)
             world.set_control(ego, throttle, wanted.steer, brake)
             world.step()

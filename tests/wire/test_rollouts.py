@@ -14,6 +14,7 @@ import pytest
 from simulator_process import Simulator
 
 from carla_digr.cli import main
+from carla_digr.driving.control import ACTIONS, VehicleCommand
 from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
 from carla_digr.driving.session import Session
 from carla_digr.errors import UserError
@@ -22,8 +23,8 @@ from carla_digr.tasks.driving.environment import DrivingEnv
 KEEP = 1
 
 
-def keep(_: np.ndarray) -> int:
-    return KEEP
+def keep(_: np.ndarray) -> VehicleCommand:
+    return ACTIONS["wheels"]["keep"]
 
 
 def config(*simulators: Simulator, **changes) -> RolloutConfig:
@@ -68,13 +69,13 @@ def test_an_episode_of_a_simulator_that_hung_is_driven_again(other):
     calls = threading.Semaphore(0)
     stopped = threading.Event()
 
-    def decide(_: np.ndarray) -> int:
+    def decide(_: np.ndarray) -> VehicleCommand:
         calls.release()
         if not stopped.is_set() and calls._value == 40:
             stopped.set()
             victim.process.send_signal(signal.SIGSTOP)
             threading.Timer(3.0, victim.process.send_signal, [signal.SIGCONT]).start()
-        return KEEP
+        return keep(_)
 
     expected = drive_episodes(config(other), keep)
     seen = drive_episodes(config(victim, timeout=1.0, patience=30.0), decide)
@@ -91,12 +92,12 @@ def test_an_abort_of_the_client_library_costs_one_episode_a_second_try(other):
     """Nothing that was driven is lost, and the others go on meanwhile."""
     victims = []
 
-    def decide(_: np.ndarray) -> int:
+    def decide(_: np.ndarray) -> VehicleCommand:
         if len(done) == 2 and not victims:
             (process,) = multiprocessing.active_children()
             victims.append(process.pid)
             os.kill(process.pid, signal.SIGABRT)
-        return KEEP
+        return keep(_)
 
     done: list = []
     expected = drive_episodes(config(other), keep)
@@ -112,11 +113,11 @@ def test_rollouts_with_the_traffic_manager_survive_a_server_that_hangs():
     victim = Simulator()
     calls = itertools.count()
 
-    def decide(_: np.ndarray) -> int:
+    def decide(_: np.ndarray) -> VehicleCommand:
         if next(calls) == 50:
             victim.process.send_signal(signal.SIGSTOP)
             threading.Timer(5.0, victim.process.send_signal, [signal.SIGCONT]).start()
-        return KEEP
+        return keep(_)
 
     settings = {"kind": "carla", "timeout": 2.0, "patience": 60.0, "vehicles": 8, "episodes": 2, "episode_seconds": 2.0}
     episodes = drive_episodes(config(victim, **settings), decide)
@@ -131,9 +132,9 @@ def test_rollouts_with_the_traffic_manager_survive_a_server_that_hangs():
 def test_the_others_take_over_from_a_simulator_that_does_not_come_back(shared_simulator):
     victim = Simulator()
 
-    def decide(_: np.ndarray) -> int:
+    def decide(_: np.ndarray) -> VehicleCommand:
         victim.process.kill()
-        return KEEP
+        return keep(_)
 
     episodes = drive_episodes(config(victim, shared_simulator, timeout=1.0, patience=0.0), decide)
     assert len(episodes) == 6

@@ -1,13 +1,15 @@
 """Highway driving: keep the lane, steer around slower traffic, hit nothing.
 
-Actions (:data:`carla_digr.driving.control.ACTION_NAMES`), one for each decision:
+Actions (:data:`carla_digr.driving.control.ACTIONS`), one for each decision, of the set that the configuration names:
 
-| action | wheel angle | speed |
-|---|---|---|
-| 0 left | -0.02 rad | 22 m/s held by the cruise control |
-| 1 keep | 0 | 22 m/s held |
-| 2 right | +0.02 rad | 22 m/s held |
-| 3 brake | 0 | brakes with about 4 m/s2 |
+| ``wheels`` | ``lane`` | wheel angle; of ``lane`` added to what the lane's curve asks for | speed |
+|---|---|---|---|
+| 0 left | 0 left | -0.02 rad | 22 m/s held by the cruise control |
+| | 1 slightly left | -0.006 rad | 22 m/s held |
+| 1 keep | 2 keep | 0 | 22 m/s held |
+| | 3 slightly right | +0.006 rad | 22 m/s held |
+| 2 right | 4 right | +0.02 rad | 22 m/s held |
+| 3 brake | 5 brake | 0 | brakes with about 4 m/s2 |
 
 The wheels take their angle at once and the speed is held, so one picture is a sufficient state but for the speed while
 braking. The observation is what a camera 9.5 m behind and 4.2 m above the ego sees, 128x128 RGB; the ego itself is

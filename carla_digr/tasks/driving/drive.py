@@ -104,7 +104,8 @@ class InProcessDrive:
     def curvature(self) -> float:
         """Of the ego's lane, 1/m, from where the ego can be seen to be over CARLA's protocol too."""
         ego = self.world.vehicle(self.ego)
-        return lane_curvature(self.road.pieces, float(np.float32(ego["x"])), float(np.float32(ego["y"])))
+        x, y, yaw = (float(np.float32(ego[name])) for name in ("x", "y", "yaw"))
+        return lane_curvature(self.road.pieces, x, y, yaw)
 
     def speed(self) -> float:
         """The ego's speed in m/s, as it can be seen over CARLA's protocol too."""

@@ -343,7 +343,7 @@ class CarlaBridge(ManagedNode):
             self._foreign += 1
             return
         steer = message.steer if len(message.probabilities) == len(message.action_names) else math.nan
-        command = VehicleCommand(steer, message.throttle, message.brake, message.target_speed)
+        command = VehicleCommand(steer, message.throttle, message.brake, message.target_speed, message.along_lane)
         if self._watchdog.receive(self._frame.frame, command):
             self._answered = True
             self._answers.add((time.monotonic() - self._sent_at) * 1000.0)
@@ -361,6 +361,7 @@ class CarlaBridge(ManagedNode):
             steer=command.steer,
             brake=command.brake,
             target_speed=command.target_speed,
+            along_lane=command.along_lane,
             value=math.nan,
             inference_ms=math.nan,
             saliency_ms=math.nan,

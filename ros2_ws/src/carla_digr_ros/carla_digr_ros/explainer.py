@@ -20,7 +20,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from carla_digr.attacks import LIVE_ATTACKS
-from carla_digr.driving.control import ACTION_NAMES, TICK, UNKNOWN, VehicleCommand, commands_of
+from carla_digr.driving.control import ACTIONS, TICK, UNKNOWN, VehicleCommand, commands_of
 from carla_digr.errors import UserError
 from carla_digr.explainer import Decision, Explainer, Saliency, action_index
 from carla_digr.live.composition import WEIGHTS
@@ -131,9 +131,10 @@ class ExplainerNode(ManagedNode):
                 f"(wrong_size resize scales them)"
             )
         if self._drives and (not explainer.discrete or commands_of(explainer.card) is None):
+            driving = ", or ".join(", ".join(own) for own in ACTIONS.values())
             problems.append(
-                f"decides between {', '.join(explainer.action_names)} while driving needs {', '.join(ACTION_NAMES)}, "
-                f"or a card whose controls say what each of its actions does to the car"
+                f"decides between {', '.join(explainer.action_names)} while driving needs {driving}, or a card whose "
+                f"controls say what each of its actions does to the car"
                 if explainer.discrete
                 else "is continuous, which can be explained but does not drive"
             )
@@ -260,6 +261,7 @@ class ExplainerNode(ManagedNode):
             steer=wanted.steer if decision.finite else math.nan,
             brake=wanted.brake,
             target_speed=wanted.target_speed,
+            along_lane=wanted.along_lane,
             value=decision.value,
             policy_hash=self._explainer.policy_hash,
             inference_ms=decision.inference_ms,
