@@ -60,14 +60,14 @@ def without(package: str, directory: Path, environment: Mapping[str, str] = os.e
     return {**environment, "PYTHONPATH": path}
 
 
-def make_weights(directory: Path) -> Path:
+def make_weights(directory: Path, actions: str = "wheels") -> Path:
     """A driving policy with random weights whose probabilities depend on the picture."""
     torch.manual_seed(3)
-    policy = ActorCritic(PolicyConfig(activation="softplus"), 3, 128, 128, len(ACTIONS["wheels"]))
+    policy = ActorCritic(PolicyConfig(activation="softplus"), 3, 128, 128, len(ACTIONS[actions]))
     with torch.no_grad():
         policy.policy_head.weight.mul_(100.0)
     path = directory / "student.safetensors"
-    checkpoint.save(path, policy, {"task": "driving", "role": "student", "action_names": list(ACTIONS["wheels"])})
+    checkpoint.save(path, policy, {"task": "driving", "role": "student", "action_names": list(ACTIONS[actions])})
     return path
 
 

@@ -174,7 +174,7 @@ def steering(wanted: VehicleCommand, curvature: float) -> float:
     Along the lane it is the command's steering and the wheel angle at which the centre of a bicycle of the ego's
     wheelbase, half of it ahead of the rear axle, drives that curvature.
     """
-    steer = wanted.steer
+    steer = float(np.float32(wanted.steer))  # as a decision's message carries it
     if wanted.along_lane and curvature:
         turn = min(abs(curvature) * EGO_WHEELBASE, 1.0)
         angle = math.copysign(math.atan(turn / math.sqrt(1.0 - 0.25 * turn * turn)), curvature)

@@ -40,6 +40,12 @@ def stamp(message) -> float:
 
 
 @pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A policy that steers along the lane: its decisions need the map on the bridge's side."""
+    return live_support.make_weights(tmp_path_factory.mktemp("weights"), "lane")
+
+
+@pytest.fixture(scope="module")
 def drive(tmp_path_factory, weights):
     """What 200 frames in lockstep put on the topics: an observer."""
     from carla_digr.live.supervisor import free_domain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carla_digr.driving.control import TICK
+from carla_digr.driving.control import ACTIONS, TICK
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.driving.rollouts import RolloutConfig, _Work
 from carla_digr.simulator.road import Road
@@ -48,7 +48,9 @@ def test_the_batch_the_environment_and_a_rollout_end_alike(seed, seconds):
     env.reset(seed=seed)
     while not env.running.over:
         ended = env.step(1)[2:4]
-    work = _Work(RolloutConfig(("a:1",), episode_seconds=seconds, seed=seed), lambda _: 1, lambda _: None)
+    work = _Work(
+        RolloutConfig(("a:1",), episode_seconds=seconds, seed=seed), lambda _: ACTIONS["wheels"]["keep"], lambda _: None
+    )
     rollout = work._episode(InProcessDrive(20), 0)  # type: ignore[arg-type]
     assert ended == (terminated, truncated)
     assert env.running.figures() == {name: value for name, value in rollout.items() if name != "seed"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, TICK, DriveFrame
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, MAX_WHEEL_ANGLE, TICK, WHEEL_ANGLE, DriveFrame
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
@@ -70,8 +70,10 @@ class Episode:
         self.ahead = relative > 0.0
         if self.running.terminated:
             return frame, -1.0, True, False
-        value = self.drive.reward(self.config, self.decision_ticks * TICK) - self.config.change_penalty * changed
-        return frame, value, False, self.running.truncated
+        seconds = self.decision_ticks * TICK
+        effort = (wanted.steer * MAX_WHEEL_ANGLE / WHEEL_ANGLE) ** 2
+        value = self.drive.reward(self.config, seconds) - self.config.steering_penalty * effort * seconds / 0.1
+        return frame, value - self.config.change_penalty * changed, False, self.running.truncated
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode so far; collision is whether something was hit."""

@@ -26,6 +26,7 @@ class DrivingConfig:
     edge_penalty: float = setting(0.03, minimum=0)  # times the nearness to the edge of the lanes
     edge_horizon: float = setting(0.0, minimum=0)  # s ahead that the nearness to the edge is foreseen from the drift
     offset_penalty: float = setting(0.008, minimum=0)  # per square metre off the lane's centre
+    steering_penalty: float = setting(0.0, minimum=0)  # per 0.1 s times (the action's wheel angle / the largest)^2
     change_penalty: float = setting(0.0, minimum=0)  # for another action than the decision before
 
 
