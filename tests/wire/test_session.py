@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from simulator_process import Simulator, eventually, run_client
 
-from carla_digr.driving.control import VehicleCommand, command
+from carla_digr.driving.control import ACTIONS, VehicleCommand
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import Session, SimulatorGone
 from carla_digr.errors import UserError
@@ -193,12 +193,12 @@ DRIVE = """
     import signal
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, has it ignored
     from carla_digr.driving.scenario import Scenario
-    from carla_digr.driving.control import command
+    from carla_digr.driving.control import ACTIONS
     with Scenario.connect("embedded", "127.0.0.1", PORT, vehicles=5) as drive:
         drive.reset(1)
         print("here", flush=True)
         while True:
-            drive.step(command(1))
+            drive.step(ACTIONS["wheels"]["keep"])
 """
 
 
@@ -379,16 +379,16 @@ def test_a_drive_goes_on_after_its_simulator_hung(simulator):
 def test_nothing_is_left_on_a_server_that_only_hung(simulator):
     """By a session that nobody wants to go on with: the end of the interpreter closes it."""
     program = """
-        from carla_digr.driving.control import command
+        from carla_digr.driving.control import ACTIONS
         from carla_digr.driving.scenario import Scenario
         from carla_digr.driving.session import SimulatorGone
         drive = Scenario.connect("embedded", "127.0.0.1", PORT, timeout=1.0, vehicles=6)
         try:
             drive.reset(1)
-            drive.step(command(1))
+            drive.step(ACTIONS["wheels"]["keep"])
             print("here", flush=True)
             while True:
-                drive.step(command(1))
+                drive.step(ACTIONS["wheels"]["keep"])
         except SimulatorGone:
             drive.close()
             print("gone", flush=True)
@@ -463,7 +463,7 @@ def test_a_crash_is_reported_once_and_not_carried_into_the_next_episode(shared_s
         assert not first.off_road
         frame = first
         for _ in range(200):
-            frame = drive.step(command(0))
+            frame = drive.step(ACTIONS["wheels"]["left"])
             if frame.collision:
                 break
         assert frame.collision == "static.barrier"
@@ -477,12 +477,12 @@ def test_a_crash_is_reported_once_and_not_carried_into_the_next_episode(shared_s
 def test_the_traffic_manager_drives_where_the_simulator_does_not(noting):
     program = """
         from carla_digr.driving.scenario import Scenario
-        from carla_digr.driving.control import command
+        from carla_digr.driving.control import ACTIONS
         with Scenario.connect("carla", "127.0.0.1", PORT, vehicles=12) as drive:
             for seed in (1, 2):
                 drive.reset(seed)
                 for _ in range(60):
-                    drive.step(command(1))
+                    drive.step(ACTIONS["wheels"]["keep"])
                 world = drive._session.world
                 vehicles = world.get_actors().filter("vehicle.*")
                 print(len(vehicles), sum(v.get_velocity().length() > 3.0 for v in vehicles), flush=True)
