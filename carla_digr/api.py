@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from carla_digr import checkpoint
 from carla_digr.explainer import Explainer
 from carla_digr.policy import Policy
+from carla_digr.saliency import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def decide(policy: LoadedPolicy | Policy, frames: ArrayLike, resize: bool = Fals
 def explain(
     policy: LoadedPolicy | Policy,
     frames: ArrayLike,
-    method: str = "digr",
+    method: str = DEFAULT,
     target: str | int | None = None,
     resize: bool = False,
 ) -> NDArray[np.float32]:
@@ -117,7 +118,7 @@ def explain(
 
 
 def _explainer(
-    policy: LoadedPolicy | Policy, method: str = "digr", target: str | int | None = None, resize: bool = False
+    policy: LoadedPolicy | Policy, method: str = DEFAULT, target: str | int | None = None, resize: bool = False
 ) -> Explainer:
     if not isinstance(policy, LoadedPolicy):
         names = [f"action {number}" for number in range(policy.actions)]

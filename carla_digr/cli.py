@@ -483,7 +483,7 @@ def add_replay(commands: argparse._SubParsersAction) -> None:
 
 def add_explain(commands: argparse._SubParsersAction) -> None:
     """`explain`: pictures, of a recording or in files, explained by any policy and method."""
-    from carla_digr.saliency import METHODS
+    from carla_digr.saliency import DEFAULT, METHODS
 
     def run(args: argparse.Namespace) -> None:
         import torch
@@ -509,7 +509,7 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", metavar="OUT", type=Path, required=True, help="the new recording, or directory")
     methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.loadable().items())
-    parser.add_argument("--method", default="digr", choices=tuple(METHODS), help=f"{methods} (default: digr)")
+    parser.add_argument("--method", default=DEFAULT, choices=tuple(METHODS), help=f"{methods} (default: {DEFAULT})")
     parser.add_argument(
         "--weights",
         metavar="FILE",

@@ -20,8 +20,9 @@ from carla_digr.attacks import LIVE_ATTACKS
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, Policy, to_input
-from carla_digr.saliency import METHODS
+from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
+from carla_digr.saliency.linear import NEGLIGIBLE, linear_maps
 from carla_digr.saliency.perturbation import Perturbation
 
 WARM_UPS = 3  # passes after which TorchScript has compiled a network, forward and backward
@@ -65,11 +66,11 @@ class Saliency:
 class Explainer:
     """A policy that explains itself, one frame at a time.
 
-    The map is by default eq. 2 of the DIGR paper, abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels,
-    normalised. Of an ActorCritic it is computed from what the decision's forward pass has left, so nothing is computed
-    twice, and the decision is out before the map is begun. Other methods compute theirs from the state; most take
-    longer than a frame lasts. A policy that decides on several frames gets those that were handed in before; see
-    ``restart``.
+    The map is by default the linearised perturbation map (`saliency.linear`); `digr` is eq. 2 of the DIGR paper,
+    abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels. Of an ActorCritic both are computed from what the
+    decision's forward pass has left, and the decision is out before the map is begun. Other methods compute theirs from
+    the state; most take longer than a frame lasts. A policy that decides on several frames gets those that were handed
+    in before; see ``restart``.
 
     Args:
         policy: the policy.
@@ -88,7 +89,7 @@ class Explainer:
         self,
         policy: Policy,
         card: dict[str, Any],
-        method: str = "digr",
+        method: str = DEFAULT,
         target: str | int | None = None,
         resize: bool = False,
     ):
@@ -116,7 +117,7 @@ class Explainer:
         cls,
         path: str | os.PathLike[str],
         task: str | None = "driving",
-        method: str = "digr",
+        method: str = DEFAULT,
         target: str | int | None = None,
         resize: bool = False,
         module: str | None = None,
@@ -231,6 +232,11 @@ class Explainer:
             with torch.inference_mode():
                 outputs = torch.from_numpy(decision.outputs)[None]
                 raw = saliency_from_trace(self._actor_critic, outputs, decision.trace, self._target)
+        elif self._actor_critic is not None and self.method == "linear":
+            outputs = torch.from_numpy(decision.outputs)[None]
+            raw = linear_maps(
+                self._actor_critic, decision.state.clone(), self._target, outputs=outputs, negligible=NEGLIGIBLE
+            )
         else:
             raw = self._method(self._policy, decision.state.clone(), self._target, self._perturbation)
         maps, flat = normalise(raw)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from carla_digr.errors import UserError, ending
 from carla_digr.files import shipped
-from carla_digr.saliency import METHODS
+from carla_digr.saliency import DEFAULT, METHODS
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "driving_student.safetensors"
 PACKAGE = "carla_digr_ros"
@@ -53,7 +53,7 @@ ARGUMENTS = (
     Argument("port", "2000", "the simulator's port; it also uses the next one"),
     Argument("seed", "1", "of the first episode (place and traffic); every further episode adds 1"),
     Argument("weights", str(WEIGHTS), "policy that drives and is explained: a file, or the name of one that ships"),
-    Argument("method", "digr", "how the maps are computed: a method that fits into a frame", FAST_METHODS),
+    Argument("method", DEFAULT, "how the maps are computed: a method that fits into a frame", FAST_METHODS),
     *EXPLANATION,
     Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", ("true", "false")),
     Argument("viewer", "true", "serve the web page", ("true", "false")),

@@ -45,6 +45,7 @@ from carla_digr.recordings.topics import (
     SALIENCY,
     TYPES,
 )
+from carla_digr.saliency import DEFAULT
 from carla_digr.saliency.overlay import overlay
 
 GAP = 500_000_000  # ns between two frames from which on the later one begins anew for policies that see several
@@ -68,7 +69,7 @@ class Explained(NamedTuple):
 def explain_bag(
     path: Path,
     out: Path,
-    method: str = "digr",
+    method: str = DEFAULT,
     weights: Path | None = None,
     camera: str = IMAGE,
     wrong_size: str = "refuse",

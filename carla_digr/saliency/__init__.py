@@ -1,5 +1,5 @@
 """Saliency maps of a policy: the methods, their scores and their picture."""
 
-from carla_digr.saliency.methods import METHODS, Method
+from carla_digr.saliency.methods import DEFAULT, METHODS, Method
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["DEFAULT", "METHODS", "Method"]

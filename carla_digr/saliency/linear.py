@@ -22,6 +22,7 @@ from carla_digr.saliency.perturbation import gaussian_blur
 BLUR_SIGMA = 10.0  # pixels; no car is left of the picture
 BUMP_RADIUS = 1.5  # pixels, standard deviation of G
 TOWARDS_BLUR = 0.35  # t
+NEGLIGIBLE = 0.01  # of the Fisher metric's weight: a row with less is left out where a frame must not wait
 
 
 def linear_maps(
@@ -31,6 +32,8 @@ def linear_maps(
     blur_sigma: float = BLUR_SIGMA,
     radius: float = BUMP_RADIUS,
     t: float = TOWARDS_BLUR,
+    outputs: Tensor | None = None,
+    negligible: float = 0.0,
 ) -> Tensor:
     """M = 1/2 c^T F c by pixel, c_k = G_r * sum over channels of J_k delta.
 
@@ -41,14 +44,25 @@ def linear_maps(
         blur_sigma: standard deviation of the blurred copy, pixels.
         radius: standard deviation of the bump, pixels.
         t: where the Jacobian is taken, 0 at the state, 1 at its blurred copy.
+        outputs: the policy's at the states, if they are known.
+        negligible: share of the metric's weight below which one of ``fisher_rows`` is left out of an ActorCritic's map
+            of what it decided. A decided policy has one or two rows that count, and a row costs a backward pass.
 
     Returns:
         float (B, H, W), not negative, not normalised.
     """
     distribution = DISTRIBUTIONS[policy.output]
     with torch.no_grad():
-        outputs = policy(states)[0]
+        if outputs is None:
+            outputs = policy(states)[0]
         delta = gaussian_blur(states, blur_sigma) - states
+        if negligible and target is None and isinstance(policy, ActorCritic):
+            rows, importance = fisher_rows(outputs)
+            counts = (importance >= negligible * importance.sum(dim=1, keepdim=True)).sum(dim=1)
+            first = importance.argsort(dim=1, descending=True)[:, : max(1, int(counts.max()))]
+            rows = rows.gather(1, first[:, :, None].expand(-1, -1, rows.shape[2]))
+            change = _changes(policy, states + t * delta, rows, delta, radius)
+            return (importance.gather(1, first)[:, :, None, None] * change.square()).sum(dim=1) / 2
         contrast = (jacobian(policy, states + t * delta) * delta[:, None]).sum(dim=2)
         change = gaussian_blur(contrast, radius)
         return distribution.metric(outputs[:, None, None], change.permute(0, 2, 3, 1), target) / 2
@@ -76,11 +90,15 @@ def differentiable_maps(policy: ActorCritic, states: Tensor, logits: Tensor, sig
         scaled = rows[:, exact:] * (importance[:, exact:].clamp(min=1e-30).sqrt() * signs)[:, :, None]
         rows = torch.cat([rows[:, :exact], scaled.sum(dim=1, keepdim=True)], dim=1)
         importance = torch.cat([importance[:, :exact], torch.ones_like(importance[:, :1])], dim=1)
-    hidden = policy.trace(states + TOWARDS_BLUR * delta)[2]
-    repeated = [layer.repeat_interleave(rows.shape[1], dim=0) for layer in hidden]
-    gradients = input_gradient(policy, repeated, rows.flatten(0, 1)).view(*rows.shape[:2], *states.shape[1:])
-    change = gaussian_blur((gradients * delta[:, None]).sum(dim=2), BUMP_RADIUS)
+    change = _changes(policy, states + TOWARDS_BLUR * delta, rows, delta, BUMP_RADIUS)
     return (importance[:, :, None, None] * change.square()).sum(dim=1) / 2
+
+
+def _changes(policy: ActorCritic, at: Tensor, rows: Tensor, delta: Tensor, radius: float) -> Tensor:
+    """(B, R, H, W): G_r * sum over channels of (rows J) delta, for rows (B, R, A) and the Jacobian J at ``at``."""
+    repeated = [layer.repeat_interleave(rows.shape[1], dim=0) for layer in policy.trace(at)[2]]
+    gradients = input_gradient(policy, repeated, rows.flatten(0, 1)).view(*rows.shape[:2], *at.shape[1:])
+    return gaussian_blur((gradients * delta[:, None]).sum(dim=2), radius)
 
 
 def fisher_rows(logits: Tensor) -> tuple[Tensor, Tensor]:

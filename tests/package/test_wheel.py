@@ -136,4 +136,4 @@ def test_a_recording_is_explained(run, tmp_path):
     drive.close()
     result = run("carla-digr", "explain", drive.recorder.path, "--out", tmp_path / "anew", extra="recording")
     assert result.returncode == 0, result.stderr
-    assert "1 frames explained by digr" in result.stdout
+    assert "1 frames explained by linear" in result.stdout

@@ -227,7 +227,7 @@ def test_the_target_can_be_changed_while_it_runs(explainer, observe, weights):
     expected = library.explain(library.decide(picture)).map
     np.testing.assert_array_equal(conversion.to_array(observer.received[topics.SALIENCY.name][1]), expected)
     first, second = observer.received[topics.DECISION.name]
-    assert (first.method, first.target, second.method, second.target) == ("digr", "", "digr", "brake")
+    assert (first.method, first.target, second.method, second.target) == ("linear", "", "linear", "brake")
 
 
 def test_a_policy_of_another_size_and_with_unknown_actions_is_refused_at_once(start, tmp_path):

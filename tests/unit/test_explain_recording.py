@@ -75,9 +75,9 @@ def files(bag):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["digr", "smoothgrad"])
+@pytest.mark.parametrize("method", ["digr", "linear", "smoothgrad"])
 def test_maps_are_the_explainers_and_the_bytes_the_same_twice(bag, method, tmp_path, weights):
-    chosen = None if method == "digr" else weights
+    chosen = weights if method == "smoothgrad" else None
     first, second = tmp_path / "first", tmp_path / "again" / "second"
     explain_bag(bag, first, method, chosen)
     explain_bag(bag, second, method, chosen)
@@ -267,7 +267,7 @@ def test_a_foreign_cameras_pictures_become_the_drives(foreign, tmp_path, capsys)
     arguments = ["explain", str(foreign), "--out", str(out), "--camera", "/front/image_raw", "--weights", str(STUDENT)]
     assert command(arguments) == 0
     printed = capsys.readouterr().out
-    assert f"2 frames explained by digr of the policy {STUDENT_HASH}, 1 pictures were refused" in printed
+    assert f"2 frames explained by linear of the policy {STUDENT_HASH}, 1 pictures were refused" in printed
     found = messages(out)
     assert set(found) == {topics.IMAGE, "/other"} | MADE_ANEW
     assert found["/other"] == messages(foreign)["/other"]

@@ -11,11 +11,12 @@ from test_saliency import make_policy, random_states
 from torch import nn
 
 from carla_digr.attacks import ATTACKS
+from carla_digr.config import PolicyConfig
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import InputRecipe, TorchPolicy
+from carla_digr.policy import ActorCritic, InputRecipe, TorchPolicy
 from carla_digr.saliency import METHODS
-from carla_digr.saliency.linear import linear_maps
+from carla_digr.saliency.linear import NEGLIGIBLE, linear_maps
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
 
 COARSE = Perturbation(4.0, 3.0, stride=8)
@@ -181,6 +182,20 @@ class Linear(nn.Module):
 
     def forward(self, x):
         return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 30.0])
+def test_rows_of_the_metric_that_hardly_count_may_be_left_out_of_the_linear_map(sharpness):
+    torch.manual_seed(0)
+    policy = ActorCritic(PolicyConfig(activation="softplus"), 3, 128, 128, 6).eval()
+    with torch.no_grad():
+        policy.policy_head.weight.mul_(100.0 * sharpness)
+    states = torch.rand(6, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    whole, outputs = linear_maps(policy, states), policy(states)[0].detach()
+    assert torch.allclose(linear_maps(policy, states, outputs=outputs, negligible=1e-12), whole, rtol=1e-3, atol=1e-9)
+    for map, state, output in zip(whole, states, outputs, strict=True):
+        alone = linear_maps(policy, state[None], outputs=output[None], negligible=NEGLIGIBLE)[0]
+        assert float((alone - map).abs().sum() / map.sum()) < 0.05
 
 
 def test_the_linear_map_is_the_second_order_of_eq3_on_a_linear_policy():

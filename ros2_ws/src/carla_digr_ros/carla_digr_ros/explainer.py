@@ -25,7 +25,7 @@ from carla_digr.errors import UserError
 from carla_digr.explainer import Decision, Explainer, Saliency, action_index
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
-from carla_digr.saliency import METHODS
+from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, overlay
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message, to_rgb
@@ -59,7 +59,7 @@ class ExplainerNode(ManagedNode):
             "attack_epsilon", 0.02, "the attack's largest change of a channel, 1 being its range", bounds=(0.0, 0.2)
         )
         self._setting("target", "", "action that is explained, by name or number; empty: the one that was decided on")
-        self._method = declare(self, "method", "digr", "how the maps are computed", choices=tuple(METHODS))
+        self._method = declare(self, "method", DEFAULT, "how the maps are computed", choices=tuple(METHODS))
         self._module = declare(self, "module", "", "the policy's own code, package.module:factory; empty: it has none")
         self._drives = declare(self, "drives", True, "whether the decisions drive a car, whose actions must be known")
         self._camera = declare(self, "camera", 0, "side of the camera's pictures, pixels; 0: not known", (0, 4096))
