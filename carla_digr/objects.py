@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import CAMERA
+from carla_digr.driving.control import CAMERA, Neighbour
 from carla_digr.explainer import Decision, Explainer
 
 # CARLA's CityObjectLabel.
@@ -41,7 +41,6 @@ _CLASSES[list(KINDS)] = _VEHICLE
 _CLASSES[24] = _LINE
 _CLASSES[[4, 5, 28]] = _BARRIER  # wall, fence, guard rail
 
-UNKNOWN_LANE = 127
 MOST_OBJECTS = 16  # of a frame, those that cover most of the picture
 LEAST_PIXELS = 4  # that show a thing, or it is not in view
 MARGIN = 2  # pixels around a mask whose share of the map is the thing's
@@ -54,16 +53,6 @@ _FITTED = 160  # pixels of lines that the course of the road is fitted to
 _COURSES = np.stack(  # heading against the road, rad, and curvature of the road, 1/m
     np.meshgrid(np.linspace(-0.06, 0.06, 13), np.linspace(-1 / 200, 1 / 200, 17)), axis=-1
 ).reshape(-1, 2)
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """Where another vehicle is: m ``ahead`` of the ego's centre and to its ``right``, and its ``lane``, 0 the ego's,
-    negative to the left, UNKNOWN_LANE where nobody knows it."""
-
-    ahead: float
-    right: float
-    lane: int = UNKNOWN_LANE
 
 
 @dataclass(frozen=True)
@@ -301,6 +290,25 @@ def explain_objects(
         for thing, share, effect, action in zip(objects, shares, effects, actions, strict=True)
     ]
     return sorted(explained, key=lambda thing: -thing.effect)
+
+
+def fields_of(thing: ExplainedObject) -> dict[str, Any]:
+    """The fields of its message, carla_digr_msgs/ExplainedObject."""
+    rows, columns = np.flatnonzero(thing.seen.mask.any(axis=1)), np.flatnonzero(thing.seen.mask.any(axis=0))
+    return {
+        "id": thing.seen.id,
+        "kind": thing.seen.kind,
+        "lane": thing.seen.lane,
+        "distance": thing.seen.distance,
+        "share": thing.share,
+        "effect": thing.effect,
+        "action": thing.action,
+        "flips": thing.flips,
+        "left": int(columns[0]),
+        "top": int(rows[0]),
+        "right": int(columns[-1]),
+        "bottom": int(rows[-1]),
+    }
 
 
 def _with_shadow(vehicle: NDArray[np.bool_]) -> NDArray[np.bool_]:

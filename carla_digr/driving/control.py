@@ -74,6 +74,19 @@ class DriveFrame:
     off_road: bool = False
 
 
+UNKNOWN_LANE = 127
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Where another vehicle is: m ``ahead`` of the ego's centre and to its ``right``, and its ``lane``, 0 the ego's,
+    negative to the left, UNKNOWN_LANE where nobody knows it."""
+
+    ahead: float
+    right: float
+    lane: int = UNKNOWN_LANE
+
+
 class Drive(Protocol):
     """A car on a highway with traffic, in process or over CARLA's protocol: the same calls give the same frames."""
 

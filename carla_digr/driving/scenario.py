@@ -29,6 +29,7 @@ from carla_digr.driving.control import (
 from carla_digr.driving.highway import highway_points
 from carla_digr.driving.lane import lane_curvature, reference_lines
 from carla_digr.driving.session import SensorStream, Session, describe
+from carla_digr.driving.surroundings import Surroundings, SurroundingsCamera, rgb_of
 from carla_digr.errors import UserError
 
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
@@ -50,7 +51,7 @@ class Scenario:
     """Horizontal field of view of the camera, degrees."""
     _again: Callable[[], Scenario]
 
-    def __init__(self, session: Session, points: list[carla.Transform], traffic: Traffic):
+    def __init__(self, session: Session, points: list[carla.Transform], traffic: Traffic, surroundings: bool = False):
         self._session = session
         self._points = points
         self._traffic = traffic
@@ -69,6 +70,9 @@ class Scenario:
             "sensor.camera.rgb", image_size_x=IMAGE_SIZE, image_size_y=IMAGE_SIZE, fov=CAMERA["fov"]
         )
         self._pictures = SensorStream(session, session.spawn(camera, place, self._ego))
+        self._surroundings: SurroundingsCamera | None = None
+        if surroundings and SurroundingsCamera.offered(session):
+            self._surroundings = SurroundingsCamera(session, self._ego, place)
         self._wait_for_pictures()
         self._lines = reference_lines(session.map.to_opendrive())
         self._last: DriveFrame | None = None
@@ -100,6 +104,7 @@ class Scenario:
         vehicles: int = 64,
         roads: Sequence[int] = (),
         spawn_points: Sequence[int] = (),
+        surroundings: bool = False,
     ) -> Scenario:
         """Connect to a server and put ego, camera and collision sensor on its highway.
 
@@ -108,6 +113,7 @@ class Scenario:
             timeout: seconds for connecting and for every later call and tick.
             vehicles: other vehicles (on the embedded highway: on the ego's carriageway).
             roads, spawn_points: where drives start, see :func:`carla_digr.driving.highway.highway_points`.
+            surroundings: have them too, where the server has a camera for them.
 
         Raises:
             UserError: as :meth:`Session.connect` and ``highway_points``, or the server lacks what the drive needs.
@@ -117,11 +123,13 @@ class Scenario:
         try:
             points = highway_points(session.map, roads, spawn_points)
             traffic = SimulatorTraffic if simulator == "embedded" else ManagedTraffic
-            scenario = cls(session, points, traffic(session, points, vehicles))
+            scenario = cls(session, points, traffic(session, points, vehicles), surroundings)
         except BaseException:
             session.close()
             raise
-        scenario._again = functools.partial(cls.connect, simulator, host, port, timeout, vehicles, roads, spawn_points)
+        scenario._again = functools.partial(
+            cls.connect, simulator, host, port, timeout, vehicles, roads, spawn_points, surroundings
+        )
         return scenario
 
     def reconnect(self, patience: float = 60.0) -> Scenario:
@@ -184,6 +192,15 @@ class Scenario:
             return 0.0
         return lane_curvature(self._lines[at.road_id], self._last.x, self._last.y, self._last.yaw)
 
+    @property
+    def segments(self) -> bool:
+        """Whether there is a camera for the surroundings."""
+        return self._surroundings is not None
+
+    def surroundings(self) -> Surroundings | None:
+        """Those of the present frame, once; None before their picture has come, and without a camera for them."""
+        return None if self._surroundings is None else self._surroundings.take()
+
     def others(self) -> list[float]:
         """Speeds (m/s) of the other vehicles in the present frame."""
         vehicles = self._session.world.get_actors().filter("vehicle.*")
@@ -201,6 +218,8 @@ class Scenario:
 
     def _tick(self) -> DriveFrame:
         snapshot = self._session.tick()
+        if self._surroundings is not None:
+            self._surroundings.ticked(snapshot)
         picture = self._pictures.take(snapshot.frame)
         ego = snapshot.find(self._ego.id)
         if ego is None:
@@ -211,7 +230,7 @@ class Scenario:
         self._last = DriveFrame(
             frame=snapshot.frame,
             stamp=snapshot.timestamp.elapsed_seconds,
-            image=_rgb(picture),
+            image=rgb_of(picture),
             x=place.location.x,
             y=place.location.y,
             yaw=float(np.float32(yaw)),
@@ -356,9 +375,3 @@ def _off_road(highway: carla.Map, place: carla.Location) -> bool:
 
 def _wheels(blueprint: carla.ActorBlueprint) -> int:
     return int(blueprint.get_attribute("number_of_wheels"))
-
-
-def _rgb(picture: carla.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB view of a copy of a camera's BGRA picture, whose memory is the client library's."""
-    bgra = np.frombuffer(picture.raw_data, np.uint8).reshape(picture.height, picture.width, 4).copy()
-    return bgra[:, :, 2::-1]

@@ -10,10 +10,13 @@ FRAME = "/carla_digr/frame"
 ODOMETRY = "/carla_digr/ego/odometry"
 CAMERA_INFO = "/carla_digr/camera/camera_info"
 IMAGE = "/carla_digr/camera/image"
+INSTANCES = "/carla_digr/camera/instances"  # what the picture's pixels show: label, low and high byte of the id
+VEHICLES = "/carla_digr/vehicles"  # whose ids these are
 DECISION = "/carla_digr/decision"
 SALIENCY = "/carla_digr/saliency"
 OVERLAY = "/carla_digr/overlay"
 OBSERVATION = "/carla_digr/observation"  # what the policy saw in place of the camera's picture, during an attack
+OBJECTS = "/carla_digr/objects"
 MANUAL = "/carla_digr/manual_control"
 DIAGNOSTICS = "/diagnostics"
 FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
@@ -26,10 +29,13 @@ TYPES = {
     ODOMETRY: "nav_msgs/msg/Odometry",
     CAMERA_INFO: "sensor_msgs/msg/CameraInfo",
     IMAGE: PICTURE_TYPE,
+    INSTANCES: PICTURE_TYPE,
+    VEHICLES: "carla_digr_msgs/msg/Vehicles",
     DECISION: DECISION_TYPE,
     SALIENCY: PICTURE_TYPE,
     OVERLAY: PICTURE_TYPE,
     OBSERVATION: PICTURE_TYPE,
+    OBJECTS: "carla_digr_msgs/msg/ExplainedObjects",
     MANUAL: "carla_digr_msgs/msg/VehicleControl",
     DIAGNOSTICS: "diagnostic_msgs/msg/DiagnosticArray",
     FACTS_TOPIC: "std_msgs/msg/String",

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import torch
 
-from carla_digr.driving.control import commands_of
+from carla_digr.driving.control import Neighbour, commands_of
 from carla_digr.explainer import Explainer
-from carla_digr.objects import Neighbour, explain_objects, viewed_objects
+from carla_digr.objects import explain_objects, viewed_objects
 from carla_digr.saliency.metrics import rank_correlation
 from carla_digr.simulator.sensors import instance_picture
 from carla_digr.tasks.driving.drive import InProcessDrive

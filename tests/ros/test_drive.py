@@ -32,6 +32,7 @@ CarlaBridge._wait_for_the_decision = paced
 """
 
 WITHOUT_STAMP = (topics.CLOCK, topics.DIAGNOSTICS, topics.OBSERVATION, topics.MANUAL)  # or none in an ordinary drive
+MAY_BE_LATE = (topics.INSTANCES, topics.VEHICLES, topics.OBJECTS)  # and is left out then
 FRAME_TOPICS = [topic.name for topic in topics.TOPICS if topic not in WITHOUT_STAMP]
 
 
@@ -76,7 +77,10 @@ def test_every_message_about_a_frame_has_its_stamp(drive):
         assert len(set(times)) == len(times), name
         assert set(times) <= set(pictures) | {t for t in times if t > pictures[-1]}, name
         answered = {t for t in pictures if times[0] <= t <= last}
-        assert answered <= set(times), name
+        if name in [topic.name for topic in MAY_BE_LATE]:
+            assert len(answered & set(times)) >= 0.9 * len(answered), name
+        else:
+            assert answered <= set(times), name
     clock = [m.clock.sec + m.clock.nanosec * 1e-9 for m in drive.received[topics.CLOCK.name]]
     assert set(pictures) <= set(clock)
 

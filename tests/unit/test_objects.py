@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from carla_digr.driving.control import Neighbour
 from carla_digr.explainer import Explainer
 from carla_digr.objects import (
     BARRIER,
@@ -18,7 +19,6 @@ from carla_digr.objects import (
     VOTES,
     ExplainedObject,
     Narrator,
-    Neighbour,
     ViewedObject,
     explain_objects,
     map_shares,

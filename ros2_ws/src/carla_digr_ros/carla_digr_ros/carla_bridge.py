@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from carla_digr_msgs.msg import DriveFrame as DriveFrameMessage
-from carla_digr_msgs.msg import DrivingDecision, VehicleControl
+from carla_digr_msgs.msg import DrivingDecision, Vehicle, VehicleControl, Vehicles
 from rclpy.executors import SingleThreadedExecutor
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from carla_digr.driving.control import DriveFrame, VehicleCommand
+from carla_digr.driving.control import UNKNOWN_LANE, DriveFrame, VehicleCommand
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
@@ -47,6 +47,7 @@ CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
 ENDLESS_SECONDS = 60.0  # after which a call, each of whose steps ends after CALL_SECONDS, will never end
 LOCKSTEP_SECONDS = 20.0  # longest wait for a decision in lockstep
 HELD_FRAMES = 20  # from the end of an episode to the start of the next one
+LOOK_SECONDS = 0.002  # between two looks for the segmentation of a frame
 NEWCOMER_SECONDS = 5.0  # of driving in which a bridge leaves the road to another one; discovery may take 3 s
 
 
@@ -75,6 +76,9 @@ class CarlaBridge(ManagedNode):
                 ("spawn_points", "indices of the map's spawn points at which drives start; empty: all on highways"),
             )
         )
+        self._objects = declare(
+            self, "objects", True, "also publish what the picture's pixels show, where the server has a camera for that"
+        )
         self._lockstep = declare(self, "lockstep", False, "wait for every decision instead of keeping to the clock")
         self._patience = Live(
             self, "patience", 60.0, "s in which a simulator that hung or died must be back", (0.0, 86400.0)
@@ -89,6 +93,7 @@ class CarlaBridge(ManagedNode):
         self._camera = Camera()
         self._ruling = Ruling(FULL_BRAKE, True, "no frame yet")
         self._answered = False
+        self._segmented = True  # whether this frame's segmentation is out, or none is to be waited for
         self._sent_at = 0.0
         self._frame: DriveFrame | None = None
         self._header = Header()
@@ -105,6 +110,8 @@ class CarlaBridge(ManagedNode):
         self._images_out = self.advertise(topics.IMAGE)
         self._infos_out = self.advertise(topics.CAMERA_INFO)
         self._odometry_out = self.advertise(topics.ODOMETRY)
+        self._instances_out = self.advertise(topics.INSTANCES)
+        self._vehicles_out = self.advertise(topics.VEHICLES)
         self._decisions_out = self.advertise(topics.DECISION)
         self.create_service(SetBool, "~/pause", self._on_pause)
         self.create_service(Trigger, "~/step", self._on_step)
@@ -167,6 +174,7 @@ class CarlaBridge(ManagedNode):
             vehicles=self._vehicles,
             roads=self._roads,
             spawn_points=self._spawn_points,
+            surroundings=self._objects,
         )
 
     def _drive_on(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
@@ -311,7 +319,21 @@ class CarlaBridge(ManagedNode):
         self._images_out.publish(image)
         self._infos_out.publish(camera_info(header, Scenario.fov, image.width, image.height))
         self._odometry_out.publish(odometry(header, frame))
+        self._segmented = not (self._objects and self._drive is not None and self._drive.segments)
         self._frames.add()
+
+    def _publish_surroundings(self) -> None:
+        """As soon as they have come; nothing waits for them."""
+        if self._segmented or self._drive is None or (found := self._drive.surroundings()) is None:
+            return
+        assert self._frame is not None
+        self._segmented = True
+        vehicles = [
+            Vehicle(id=actor, ahead=there.ahead, right=there.right, lane=min(max(there.lane, -126), UNKNOWN_LANE))
+            for actor, there in found.vehicles.items()
+        ]
+        self._vehicles_out.publish(Vehicles(header=self._header, frame=self._frame.frame, vehicles=vehicles))
+        self._instances_out.publish(to_message(found.labels, "rgb8", self._header))
 
     def _command(self) -> VehicleCommand:
         """What a human wants, else what this frame's decision asks for, or the brake."""
@@ -433,15 +455,22 @@ class CarlaBridge(ManagedNode):
     def _wait_for_the_decision(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         start = time.monotonic()
         while not self._answered and going() and (remaining := self._watchdog.remaining()) > 0.0:
-            executor.spin_once(timeout_sec=min(remaining, SPIN_SECONDS))
+            self._spin(executor, min(remaining, SPIN_SECONDS))
+        while self._lockstep and not self._segmented and going() and time.monotonic() - start < PERIOD:
+            self._spin(executor, PERIOD)
         if time.monotonic() - start > PERIOD:  # the first decision, or one in lockstep
             self._pacer.restart()
 
     def _wait_for_the_boundary(self, executor: SingleThreadedExecutor) -> None:
         while (remaining := self._pacer.next - time.monotonic()) > 0.002:
-            executor.spin_once(timeout_sec=remaining - 0.001)
+            self._spin(executor, remaining - 0.001)
         time.sleep(max(0.0, self._pacer.next - time.monotonic()))
         self._pacer.advance()
+
+    def _spin(self, executor: SingleThreadedExecutor, seconds: float) -> None:
+        """Answer, for so long at most; and see whether the segmentation has come."""
+        self._publish_surroundings()
+        executor.spin_once(timeout_sec=seconds if self._segmented else min(seconds, LOOK_SECONDS))
 
     def _wait_while_paused(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         if not self._paused:

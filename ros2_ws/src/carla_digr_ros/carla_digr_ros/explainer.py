@@ -1,8 +1,9 @@
-"""Node `explainer`: for every camera frame the policy's decision, and after it the map that explains it."""
+"""Node `explainer`: for every camera frame the policy's decision, then the map that explains it, then its objects."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, Vehicles
 from carla_digr_msgs.srv import SetPolicy
 from numpy.typing import NDArray
 from rclpy.parameter import Parameter
@@ -30,9 +31,11 @@ from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, overlay
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
+from carla_digr_ros.objects import Explained, ObjectsStage
 from carla_digr_ros.parameters import check, declare
 from carla_digr_ros.running import ManagedNode, run
 
+SWITCH_SECONDS = 0.0005  # for which the thread of objects keeps Python's lock when a decision wants it
 GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
@@ -52,6 +55,7 @@ class ExplainerNode(ManagedNode):
             "wrong_size", "refuse", "what to do with pictures of another size than the policy's", ("refuse", "resize")
         )
         self._setting("explanation", True, "publish saliency maps and overlays")
+        self._setting("objects", True, "say which object decides, where the camera's segmentation is published")
         self._setting("opacity", 0.8, "opacity of the map in the overlay", bounds=(0.0, 1.0))
         self._setting("colormap", COLORMAP, "colours of the map in the overlay", tuple(COLORMAPS))
         self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *LIVE_ATTACKS))
@@ -70,6 +74,8 @@ class ExplainerNode(ManagedNode):
         self._saliencies = self.advertise(topics.SALIENCY)
         self._overlays = self.advertise(topics.OVERLAY)
         self._observations = self.advertise(topics.OBSERVATION)
+        self._objects_out = self.advertise(topics.OBJECTS)
+        self._objects: ObjectsStage | None = None
         self.create_service(SetPolicy, "~/set_policy", self._on_set_policy)
         self._loader = ThreadPoolExecutor(1)  # a policy is loaded while the present one drives on
         self._commands: tuple[VehicleCommand, ...] | None = None  # of the actions
@@ -101,12 +107,21 @@ class ExplainerNode(ManagedNode):
     def configure(self) -> None:
         """Load the policy."""
         self._take(self._load(self._settings["weights"]))
+        self._objects = ObjectsStage(self._objects_out.publish)
+
+    def close(self) -> None:
+        """End the thread of objects."""
+        if self._objects is not None:
+            self._objects.close()
+            self._objects = None
 
     def activate(self) -> None:
         """Watch the camera."""
         # Frame numbers first: of two messages that wait, the executor takes the older subscription's.
         self.listen(topics.FRAME, self._on_frame)
         self.listen(topics.IMAGE, self._on_image)
+        self.listen(topics.INSTANCES, self._on_surroundings)
+        self.listen(topics.VEHICLES, self._on_surroundings)
 
     # --- the policy ---
 
@@ -240,11 +255,20 @@ class ExplainerNode(ManagedNode):
                 self._saliency_ms = saliency.saliency_ms
                 self._flat += saliency.flat
                 self._explained.add((time.monotonic() - start) * 1000.0)
+                if self._objects is not None and self._settings["objects"]:
+                    drive = self._episode, self._explainer.policy_hash
+                    self._objects.add(
+                        Explained(message.header, answer.frame, self._explainer, decision, saliency.map, drive)
+                    )
         except Exception as error:
             self._failed += 1
             self._report(f"No map for this frame: {error!r}")
             return
         self._problem = "" if decision.finite else "The policy's output is not a number: the bridge brakes."
+
+    def _on_surroundings(self, message: Image | Vehicles) -> None:
+        if self._objects is not None and self._settings["objects"]:
+            self._objects.add(message)
 
     def _topic(self) -> str:
         return self.resolve_topic_name(topics.IMAGE.name)
@@ -301,8 +325,15 @@ class ExplainerNode(ManagedNode):
             "maps failed": self._failed,
             "flat maps": self._flat,
         }
+        if self._objects is not None:
+            values["objects (Hz)"] = self._objects.done.rate()
+            values["objects p50 (ms)"] = self._objects.done.latency(50)
+            values["objects p99 (ms)"] = self._objects.done.latency(99)
+            values["objects left out"] = self._objects.dropped
         if self._problem:
             return ERROR, self._problem, values
+        if self._objects is not None and self._objects.problem:
+            return WARN, self._objects.problem, values
         if time.monotonic() - self._last_picture > WARN_PERIODS * TICK:
             return WARN, f"No pictures on {self._topic()}", values
         return OK, f"{self._decided.rate():.1f} frames/s", values
@@ -316,4 +347,5 @@ def main() -> int:
     """Run the node; its exit status."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    sys.setswitchinterval(SWITCH_SECONDS)
     return run(ExplainerNode)

@@ -29,7 +29,9 @@ from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import ManagedNode, Stop, run
 
 TABLE = {topic.name: topic for topic in topics.TOPICS}
-ANEW = {topics.SALIENCY.name, topics.OVERLAY.name, topics.OBSERVATION.name, topics.DIAGNOSTICS.name}
+ANEW = {
+    topic.name for topic in (topics.SALIENCY, topics.OVERLAY, topics.OBSERVATION, topics.OBJECTS, topics.DIAGNOSTICS)
+}
 CLOCK_SECONDS = 0.02  # between two messages on /clock where the recording has none
 LISTENERS_SECONDS = 60.0  # longest wait for the listeners
 LAST_SECONDS = 2.0  # longest wait until the last messages have arrived

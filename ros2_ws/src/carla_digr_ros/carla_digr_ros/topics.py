@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision, VehicleControl
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects, VehicleControl, Vehicles
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
@@ -61,14 +61,20 @@ FRAME = Topic(names.FRAME, DriveFrame, ("carla_bridge",))
 ODOMETRY = Topic(names.ODOMETRY, Odometry, ("carla_bridge",))
 CAMERA_INFO = Topic(names.CAMERA_INFO, CameraInfo, ("carla_bridge",))
 IMAGE = Topic(names.IMAGE, Image, ("carla_bridge",))  # rgb8
+INSTANCES = Topic(names.INSTANCES, Image, ("carla_bridge",))  # rgb8; where the server has such a camera
+VEHICLES = Topic(names.VEHICLES, Vehicles, ("carla_bridge",))
 # The explainer decides; where the bridge had to brake instead, it says so with `fallback`.
 DECISION = Topic(names.DECISION, DrivingDecision, ("explainer", "carla_bridge"))
 SALIENCY = Topic(names.SALIENCY, Image, ("explainer",))  # 32FC1 in [0, 1]
 OVERLAY = Topic(names.OVERLAY, Image, ("explainer",))  # rgb8
 OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",))  # rgb8: what the policy saw, during an attack
+OBJECTS = Topic(names.OBJECTS, ExplainedObjects, ("explainer",))  # those that come late are left out
 MANUAL = Topic(names.MANUAL, VehicleControl, ())  # from a human
 DIAGNOSTICS = Topic(
     names.DIAGNOSTICS, DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder", "player"), rate=1.0
 )
 
-TOPICS = (CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, DECISION, SALIENCY, OVERLAY, OBSERVATION, MANUAL, DIAGNOSTICS)
+TOPICS = (
+    *(CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, INSTANCES, VEHICLES),
+    *(DECISION, SALIENCY, OVERLAY, OBSERVATION, OBJECTS, MANUAL, DIAGNOSTICS),
+)

@@ -1,0 +1,124 @@
+"""The explainer's third stage: which object decides, in a thread of its own that nothing waits for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from carla_digr_msgs.msg import ExplainedObject, ExplainedObjects, Vehicles
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from carla_digr import objects
+from carla_digr.driving.control import Neighbour
+from carla_digr.explainer import Decision, Explainer
+from carla_digr_ros.conversion import to_rgb
+from carla_digr_ros.diagnostics import Recent
+
+END_SECONDS = 1.0
+KNOWN_FRAMES = 8  # whose parts wait for the others
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A frame with its decision and its map, float32 (H, W).
+
+    ``drive`` changes where the sentence must begin anew.
+    """
+
+    header: Header
+    frame: int
+    explainer: Explainer
+    decision: Decision
+    saliency: NDArray[np.float32]
+    drive: Hashable
+
+
+class ObjectsStage:
+    """Takes what belongs to a frame, in any order, from one thread; works in another one.
+
+    There is room for one frame that waits: where frames come faster than they are done, the newest takes its place and
+    the older one is `dropped`.
+
+    Args:
+        publish: called from the stage's thread.
+    """
+
+    def __init__(self, publish: Callable[[ExplainedObjects], None]):
+        self.done = Recent()
+        self.dropped = 0
+        self.problem = ""  # of the last frame
+        self._publish = publish
+        self._parts: dict[tuple[int, int], dict[type, Explained | Image | Vehicles]] = {}
+        self._next: tuple[Explained, Image, Vehicles] | None = None
+        self._wake = threading.Condition()
+        self._ended = False
+        self._narrator: tuple[Hashable, objects.Narrator] | None = None
+        self._thread = threading.Thread(target=self._work, name="objects", daemon=True)
+        self._thread.start()
+
+    def add(self, part: Explained | Image | Vehicles) -> None:
+        """One of the three parts of a frame."""
+        key = part.header.stamp.sec, part.header.stamp.nanosec
+        parts = self._parts.setdefault(key, {})
+        parts[type(part)] = part
+        if len(parts) == 3:
+            del self._parts[key]
+            with self._wake:
+                self.dropped += self._next is not None
+                self._next = parts[Explained], parts[Image], parts[Vehicles]
+                self._wake.notify()
+        while len(self._parts) > KNOWN_FRAMES:
+            del self._parts[next(iter(self._parts))]
+
+    def close(self) -> None:
+        """End the thread after its present frame, which is waited for a moment."""
+        with self._wake:
+            self._ended, self._next = True, None
+            self._wake.notify()
+        self._thread.join(END_SECONDS)
+
+    def _work(self) -> None:
+        torch.set_num_threads(1)  # is a thread's own
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._ended or self._next is not None)
+                if self._ended:
+                    return
+                assert self._next is not None
+                parts, self._next = self._next, None
+            start = time.monotonic()
+            try:
+                message = self._message(*parts)
+                message.objects_ms = (time.monotonic() - start) * 1000.0
+                if not self._ended:
+                    self._publish(message)
+            except Exception as error:  # objects are missing, the drive goes on
+                self.problem = f"No objects for this frame: {error!r}"
+            else:
+                self.problem = ""
+                self.done.add((time.monotonic() - start) * 1000.0)
+
+    def _message(self, explained: Explained, labels: Image, vehicles: Vehicles) -> ExplainedObjects:
+        """What the parts of a frame say.
+
+        Raises:
+            ValueError: the segmentation is no RGB picture.
+        """
+        neighbours = {there.id: Neighbour(there.ahead, there.right, there.lane) for there in vehicles.vehicles}
+        seen = objects.viewed_objects(to_rgb(labels), neighbours, explained.saliency.shape)
+        found = objects.explain_objects(explained.explainer, explained.decision, explained.saliency, seen)
+        if self._narrator is None or self._narrator[0] != explained.drive:
+            self._narrator = explained.drive, objects.Narrator(explained.explainer.action_names)
+        return ExplainedObjects(
+            header=explained.header,
+            frame=explained.frame,
+            sentence=self._narrator[1].say(explained.decision.action, found),
+            objects=[ExplainedObject(**objects.fields_of(thing)) for thing in found],
+            policy_hash=explained.explainer.policy_hash,
+        )
