@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from carla_digr.driving.control import TICK
+from carla_digr.driving.control import TICK, Neighbour
 from carla_digr.recordings import drive as drive_bag
 from carla_digr.recordings import topics
 from carla_digr.recordings.bag import Channel, definition, offered_qos, typestore
@@ -28,7 +28,8 @@ def channel(topic: str, kind: str) -> Channel:
     return Channel(topic, kind, definition(STORE, kind), offered_qos())
 
 
-CHANNELS = {topic: channel(topic, kind) for topic, kind in TYPES.items()}
+SURROUNDINGS = {topic: topics.TYPES[topic] for topic in (topics.INSTANCES, topics.VEHICLES)}
+CHANNELS = {topic: channel(topic, kind) for topic, kind in {**TYPES, **SURROUNDINGS}.items()}
 
 
 def header(stamp: int) -> Any:
@@ -61,14 +62,36 @@ def random_map(number: int, size: int = 128) -> np.ndarray:
 
 
 class DriveRecorder:
-    """Records frames as the recorder node does; frame ``number`` has the stamp ``number`` * 50 ms."""
+    """Records frames as the recorder node does; frame ``number`` has the stamp ``number`` * 50 ms.
 
-    def __init__(self, path: Path, size: int = 128, policy_hash: str = "0123456789ab", **facts: str):
+    With ``surroundings`` there are topics for what the pixels show.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int = 128,
+        policy_hash: str = "0123456789ab",
+        surroundings: bool = False,
+        **facts: str,
+    ):
         self.size, self.policy_hash = size, policy_hash
-        self.recorder = Recorder(path, list(CHANNELS.values()), {"policy_hash": policy_hash, **facts})
+        channels = [c for topic, c in CHANNELS.items() if surroundings or topic not in SURROUNDINGS]
+        self.recorder = Recorder(path, channels, {"policy_hash": policy_hash, **facts})
 
     def add(self, topic: str, message: Any, stamp: int | None) -> None:
-        self.recorder.add(CHANNELS[topic], serialized(TYPES[topic], message), stamp)
+        self.recorder.add(CHANNELS[topic], serialized(topics.TYPES[topic], message), stamp)
+
+    def surroundings(self, number: int, labels: np.ndarray, vehicles: dict[int, Neighbour]) -> None:
+        """What the pixels of a frame show."""
+        stamp = number * PERIOD
+        rows = [
+            blank(STORE, "carla_digr_msgs/msg/Vehicle", id=i, ahead=v.ahead, right=v.right, lane=v.lane)
+            for i, v in vehicles.items()
+        ]
+        kind = topics.TYPES[topics.VEHICLES]
+        self.add(topics.VEHICLES, blank(STORE, kind, header=header(stamp), frame=number, vehicles=rows), stamp)
+        self.add(topics.INSTANCES, image(stamp, labels, "rgb8"), stamp)
 
     def frame(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
-from carla_digr.driving.control import UNKNOWN, commands_of
+from carla_digr.driving.control import UNKNOWN, Neighbour, commands_of
 from carla_digr.errors import UserError
 from carla_digr.explainer import Decision, Explainer
 from carla_digr.files import sha256_of
-from carla_digr.images import to_rgb
+from carla_digr.images import to_array, to_rgb
+from carla_digr.objects import Narrator, explain_objects, fields_of, viewed_objects
 from carla_digr.recordings import drive as drive_bag
 from carla_digr.recordings.bag import (
     Bag,
@@ -33,23 +35,28 @@ from carla_digr.recordings.bag import (
     open_bag,
     typestore,
 )
-from carla_digr.recordings.drive import Decoder, Drive, Frame, blank, converted
+from carla_digr.recordings.drive import Decoder, Drive, Frame, blank, converted, stamp_of
 from carla_digr.recordings.repair import Salvage
 from carla_digr.recordings.topics import (
     DECISION,
     FACTS_TOPIC,
     IMAGE,
+    INSTANCES,
+    OBJECT_TYPE,
+    OBJECTS,
     OBSERVATION,
     OVERLAY,
     PICTURE_TYPE,
     SALIENCY,
     TYPES,
+    VEHICLES,
 )
 from carla_digr.saliency import DEFAULT
 from carla_digr.saliency.overlay import overlay
 
 GAP = 500_000_000  # ns between two frames from which on the later one begins anew for policies that see several
-OURS = {topic: TYPES[topic] for topic in (FACTS_TOPIC, DECISION, SALIENCY, OVERLAY)}  # topics that are made anew
+KNOWN_FRAMES = 40  # whose segmentation and decision wait for each other
+OURS = {topic: TYPES[topic] for topic in (FACTS_TOPIC, DECISION, SALIENCY, OVERLAY, OBJECTS)}  # that are made anew
 
 
 class Explained(NamedTuple):
@@ -76,7 +83,8 @@ def explain_bag(
     target: str | None = None,
     module: str | None = None,
 ) -> Explained:
-    """Copy a recording with new decisions, maps and overlays in place of those in it.
+    """Copy a recording with new decisions, maps and overlays in place of those in it, and where it has a segmentation
+    of its pictures with new objects.
 
     The same recording, policy, method and machine give the same bytes. Maps by ``digr`` with the policy that drove are
     those of the drive. Fallbacks of the bridge stay; times that were measured are NaN.
@@ -166,6 +174,15 @@ class Earlier:
                 yield time, picture[1], Maps(parts[SALIENCY][1], data)
 
 
+@dataclass
+class _Segmented:
+    """What belongs to one frame's objects, in whatever order it comes."""
+
+    decided: tuple[int, Frame, Any, Decision, np.ndarray] | None = None  # time, frame, header, decision, map
+    labels: np.ndarray | None = None
+    neighbours: dict[int, Neighbour] | None = None
+
+
 class _Copy:
     """Writes the new recording."""
 
@@ -181,10 +198,15 @@ class _Copy:
         if explainer.target is not None:
             self._facts["target"] = explainer.target_name
         self._frames = {frame.picture(camera): frame for frame in drive.frames}
+        segmented = {(channel.topic, channel.type) for channel in bag.channels if bag.counts[channel]}
+        self._has_objects = {(topic, TYPES[topic]) for topic in (INSTANCES, VEHICLES)} <= segmented
+        self._segmented: dict[int, _Segmented] = {}  # by stamp, ns
+        self._narrator = Narrator(explainer.action_names)
         self._decode, self._store = Decoder(), typestore()
         self._ours = {
             topic: Channel(topic, kind, definition(self._store, kind), offered_qos(latched=topic == FACTS_TOPIC))
             for topic, kind in OURS.items()
+            if topic != OBJECTS or self._has_objects
         }
         self._left_out: list[str] = []
         self._copied = {channel: self._copy_of(channel) for channel in bag.channels}
@@ -213,6 +235,8 @@ class _Copy:
                     new.write(copied.topic, copied.type, time, data)
                 elif channel.topic == DECISION and channel.type == OURS[DECISION]:
                     self._keep_fallback(new, time, self._decode(channel, data))
+                if self._has_objects and channel.type == TYPES.get(channel.topic):
+                    self._segment(new, channel, data)
                 frame = self._frames.get((channel.topic, time))
                 if frame is not None and channel.type == PICTURE_TYPE:
                     maps = earlier.maps(time, data) if earlier else None
@@ -244,6 +268,7 @@ class _Copy:
         episode = frame.facts.episode if frame.facts is not None else 0
         if self._last is None or episode != self._last[1] or not 0 < frame.time - self._last[0] <= GAP:
             self._explainer.restart()
+            self._narrator.restart()
         self._last = frame.time, episode
         try:
             rgb = to_rgb(message)
@@ -262,7 +287,47 @@ class _Copy:
         self._write(new, DECISION, time, self._decision(message.header, decision, frame))
         new.write(SALIENCY, OURS[SALIENCY], time, maps.saliency)
         new.write(OVERLAY, OURS[OVERLAY], time, maps.overlay)
+        if self._has_objects:
+            saliency = to_array(self._store.deserialize_cdr(maps.saliency, OURS[SALIENCY]))
+            parts = self._segmented.setdefault(frame.stamp, _Segmented())
+            parts.decided = time, frame, message.header, decision, saliency
+            self._say_objects(new, frame.stamp)
         return True
+
+    def _segment(self, new: BagWriter, channel: Channel, data: bytes) -> None:
+        """Keep a frame's segmentation, or its vehicles, and say its objects if they are the last that was missing."""
+        if channel.topic not in (INSTANCES, VEHICLES):
+            return
+        message, parts = self._decode(channel, data), self._segmented.setdefault(stamp_of(data), _Segmented())
+        if channel.topic == VEHICLES:
+            parts.neighbours = {v.id: Neighbour(v.ahead, v.right, v.lane) for v in message.vehicles}
+        else:
+            try:
+                parts.labels = to_rgb(message)
+            except ValueError:
+                return  # a damaged one: the frame has no objects
+        self._say_objects(new, stamp_of(data))
+
+    def _say_objects(self, new: BagWriter, stamp: int) -> None:
+        parts = self._segmented[stamp]
+        if parts.decided is not None and parts.labels is not None and parts.neighbours is not None:
+            time, frame, header, decision, saliency = parts.decided
+            del self._segmented[stamp]
+            seen = viewed_objects(parts.labels, parts.neighbours, saliency.shape)
+            found = explain_objects(self._explainer, decision, saliency, seen)
+            message = blank(
+                self._store,
+                OURS[OBJECTS],
+                header=header,
+                frame=frame.number,
+                sentence=self._narrator.say(decision.action, found),
+                objects=[blank(self._store, OBJECT_TYPE, **fields_of(thing)) for thing in found],
+                policy_hash=self._explainer.policy_hash,
+                objects_ms=math.nan,
+            )
+            self._write(new, OBJECTS, time, message)
+        while len(self._segmented) > KNOWN_FRAMES:
+            del self._segmented[next(iter(self._segmented))]
 
     def _decision(self, header: Any, decision: Decision, frame: Frame) -> Any:
         wanted = UNKNOWN if self._commands is None or decision.action < 0 else self._commands[decision.action]

@@ -23,6 +23,7 @@ FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs
 
 PICTURE_TYPE = "sensor_msgs/msg/Image"
 DECISION_TYPE = "carla_digr_msgs/msg/DrivingDecision"
+OBJECT_TYPE = "carla_digr_msgs/msg/ExplainedObject"
 TYPES = {
     CLOCK: "rosgraph_msgs/msg/Clock",
     FRAME: "carla_digr_msgs/msg/DriveFrame",

@@ -14,7 +14,15 @@ from mcap_ros2.decoder import DecoderFactory
 live_support.workspace()
 
 from builtin_interfaces.msg import Time  # noqa: E402
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision, VehicleControl  # noqa: E402
+from carla_digr_msgs.msg import (  # noqa: E402
+    DriveFrame,
+    DrivingDecision,
+    ExplainedObject,
+    ExplainedObjects,
+    Vehicle,
+    VehicleControl,
+    Vehicles,
+)
 from carla_digr_ros import conversion, topics  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
@@ -31,7 +39,7 @@ from carla_digr.recordings.bag import open_bag  # noqa: E402
 from carla_digr.recordings.topics import FACTS_TOPIC, TYPES  # noqa: E402
 
 NAMES = {topic.name for topic in topics.TOPICS}
-PER_FRAME = 10  # messages that `Drive.frame` sends
+PER_FRAME = 13  # messages that `Drive.frame` sends
 
 
 def test_recordings_know_the_types_of_the_tables_topics():
@@ -67,6 +75,11 @@ class Drive:
             topics.SALIENCY.name: conversion.to_message(saliency, "32FC1", header),
             topics.OVERLAY.name: conversion.to_message(picture, "rgb8", header),
             topics.OBSERVATION.name: conversion.to_message(picture, "rgb8", header),
+            topics.INSTANCES.name: conversion.to_message(picture, "rgb8", header),
+            topics.VEHICLES.name: Vehicles(header=header, vehicles=[Vehicle(id=self.number, lane=-1)]),
+            topics.OBJECTS.name: ExplainedObjects(
+                header=header, sentence="Brakes.", objects=[ExplainedObject(kind="car", effect=0.5)]
+            ),
             topics.MANUAL.name: VehicleControl(header=header, brake=1.0),
         }.items():
             self.out[name].publish(message)
@@ -128,6 +141,8 @@ def test_every_message_is_in_the_bag_for_independent_readers(record, weights):
         assert bytes(message.data) == expected.random((128, 128), np.float32).tobytes()
     assert [message.frame for _, message in found[topics.FRAME.name]] == list(range(1, 61))
     assert {message.policy_hash for _, message in found[topics.DECISION.name]} == {"abc"}
+    assert [message.vehicles[0].id for _, message in found[topics.VEHICLES.name]] == list(range(1, 61))
+    assert {m.objects[0].kind for _, m in found[topics.OBJECTS.name]} == {"car"}
     times = [time for messages in found.values() for time, _ in messages]
     assert (min(times), max(times)) == (50_000_000, 3_000_000_000)  # wall-clock stamps would be in another century
     ((time, facts),) = found[FACTS_TOPIC]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import drive_bags
 import live_support
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from carla_digr import checkpoint
+from carla_digr import checkpoint, objects
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.cli import main as command
+from carla_digr.driving.control import Neighbour
+from carla_digr.driving.control import command as control
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
 from carla_digr.files import exclusive, sha256_of
@@ -31,6 +34,8 @@ from carla_digr.recordings.explain import explain_bag
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.overlay import overlay
+from carla_digr.simulator.sensors import instance_picture
+from carla_digr.tasks.driving.drive import InProcessDrive
 
 STUDENT = WEIGHTS_DIRECTORY / "driving_student.safetensors"
 STUDENT_HASH = sha256_of(STUDENT)[:12]
@@ -203,6 +208,73 @@ def interrupted(self, decision):
 reexplain.Explainer.explain = interrupted
 sys.exit(main(sys.argv[2:]))
 """
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory):
+    """Six frames of a drive with what their pixels show, in every second one before the picture."""
+    world = InProcessDrive()
+    recorder = drive_bags.DriveRecorder(tmp_path_factory.mktemp("bags") / "segmented", surroundings=True)
+    shown = {}
+    frame = world.reset(4)
+    for number in range(1, 7):
+        camera = replace(world.camera, width=256, height=256)
+        labels = np.ascontiguousarray(instance_picture(world.world, camera)[:, :, 2::-1])
+        vehicles = {int(i): Neighbour(12.0, 0.25, -1) for i in world.world.vehicles["id"] if i != world.ego}
+        shown[number] = frame.image.copy(), labels, vehicles
+        if number % 2:
+            recorder.surroundings(number, labels, vehicles)
+        recorder.frame(number, rgb=np.ascontiguousarray(frame.image))
+        if not number % 2:
+            recorder.surroundings(number, labels, vehicles)
+        frame = world.step(control(1))
+    recorder.close()
+    return recorder.recorder.path, shown
+
+
+def objects_of(path):
+    """(time, message)"""
+    decode = Decoder()
+    with open_bag(path) as opened:
+        found = opened.read(wanted=lambda c: c.topic == topics.OBJECTS)
+        return [(time, decode(channel, data)) for channel, time, data in found]
+
+
+def test_a_recording_with_a_segmentation_gets_objects(segmented, tmp_path, weights):
+    path, shown = segmented
+    explain_bag(path, tmp_path / "out", "linear", weights)
+    library = Explainer.from_checkpoint(weights, method="linear")
+    narrator = objects.Narrator(library.action_names)
+    found = objects_of(tmp_path / "out")
+    assert [time for time, _ in found] == [number * drive_bags.PERIOD for number in shown]
+    for (time, message), (number, (picture, labels, vehicles)) in zip(found, shown.items(), strict=True):
+        assert (message.header.stamp.sec * 10**9 + message.header.stamp.nanosec, message.frame) == (time, number)
+        decision = library.decide(picture)
+        saliency = library.explain(decision).map
+        seen = objects.viewed_objects(labels, vehicles, saliency.shape)
+        expected = objects.explain_objects(library, decision, saliency, seen)
+        assert message.sentence == narrator.say(decision.action, expected)
+        assert [(o.id, o.kind, o.lane) for o in message.objects] == [
+            (t.seen.id, t.seen.kind, t.seen.lane) for t in expected
+        ]
+        np.testing.assert_allclose([o.effect for o in message.objects], [t.effect for t in expected], atol=1e-6)
+        assert any(o.id and o.lane == -1 for o in message.objects)
+
+
+def test_objects_have_the_same_bytes_twice_and_are_made_anew_from_what_was_explained(segmented, tmp_path, weights):
+    path, _ = segmented
+    explain_bag(path, tmp_path / "first", "vg", weights)
+    explain_bag(path, tmp_path / "second", "vg", weights)
+    explain_bag(tmp_path / "first", tmp_path / "again", "vg", weights)
+    first, second, again = (messages(tmp_path / name)[topics.OBJECTS] for name in ("first", "second", "again"))
+    assert first == second
+    assert sorted(first) == sorted(again)
+
+
+def test_a_recording_without_a_segmentation_gets_no_objects(bag, tmp_path, weights):
+    explain_bag(bag, tmp_path / "out", "vg", weights)
+    with open_bag(tmp_path / "out") as opened:
+        assert topics.OBJECTS not in {channel.topic for channel in opened.channels}
 
 
 @pytest.mark.slow
