@@ -22,6 +22,7 @@ from carla_digr.recordings.topics import (
     FACTS_TOPIC,
     FRAME,
     IMAGE,
+    OBJECTS,
     OBSERVATION,
     ODOMETRY,
     PICTURE_TYPE,
@@ -29,7 +30,10 @@ from carla_digr.recordings.topics import (
 )
 
 # What is read of a drive.
-TYPES = {topic: topics.TYPES[topic] for topic in (IMAGE, OBSERVATION, SALIENCY, DECISION, FRAME, ODOMETRY, FACTS_TOPIC)}
+TYPES = {
+    topic: topics.TYPES[topic]
+    for topic in (IMAGE, OBSERVATION, SALIENCY, DECISION, FRAME, ODOMETRY, OBJECTS, FACTS_TOPIC)
+}
 
 
 class Decoder:
@@ -95,7 +99,8 @@ class Frame:
 
     ``stamp`` is the header's, ns; ``time`` the same on the drive's `Timeline`. ``camera``, ``observation`` (what the
     policy saw, during an attack) and ``saliency`` are the times of these messages in the bag, ns; ``policy`` is the
-    policy's decision and ``fallback`` the bridge's in its place. None: there is no such message.
+    policy's decision and ``fallback`` the bridge's in its place. None: there is no such message. ``sentence`` says what
+    decides, if that was recorded.
     """
 
     stamp: int
@@ -107,6 +112,7 @@ class Frame:
     odometry: Any = None
     policy: Any = None
     fallback: Any = None
+    sentence: str = ""
 
     def picture(self, camera: str) -> tuple[str, int]:
         """Topic and time of the picture that the policy saw, ``camera`` being the camera's topic."""
@@ -216,6 +222,8 @@ def _read_all(
             elif channel.topic == DECISION:
                 message = decode(channel, data)
                 frame["fallback" if message.fallback else "policy"] = message
+            elif channel.topic == OBJECTS:
+                frame["sentence"] = decode(channel, data).sentence
             else:
                 frame["facts" if channel.topic == FRAME else "odometry"] = decode(channel, data)
     return _Read(parts, facts, placed)

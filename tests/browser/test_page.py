@@ -214,6 +214,17 @@ def test_figures_belong_to_the_frame(pages: Pages, viewer: ViewerServer):
     expect(page.locator(".times .over")).to_contain_text("62.5 ms")
 
 
+def test_the_sentence_of_the_frame_is_shown_and_gone_where_there_is_none(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    said = "Keeps the lane because of the truck 24 m ahead: without it, it would steer left."
+    feed.publish(viewer, 7, sentence=said)
+    wait_for_frame(page, 7)
+    expect(page.locator("#sentence")).to_have_text(said)
+    feed.publish(viewer, 8)
+    wait_for_frame(page, 8)
+    expect(page.locator("#sentence")).to_be_hidden()
+
+
 def test_rate_is_the_feeds(pages: Pages, viewer: ViewerServer):
     page = pages.open(viewer)
     expect(page.locator("#rate")).to_have_text("–")

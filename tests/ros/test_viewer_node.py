@@ -16,7 +16,7 @@ import yaml
 live_support.workspace()
 
 from builtin_interfaces.msg import Time  # noqa: E402
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision  # noqa: E402
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects  # noqa: E402
 from carla_digr_ros import conversion, topics  # noqa: E402
 from carla_digr_ros.viewer import PATIENCE  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
@@ -61,7 +61,8 @@ class Feed:
     """Publishes parts of frames as bridge and explainer do."""
 
     def __init__(self, observer):
-        kinds = (topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY, topics.OBSERVATION)
+        kinds = (topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY)
+        kinds += topics.OBSERVATION, topics.OBJECTS
         self.out = {topic.name: topic.publisher(observer.node) for topic in kinds}
         observer.until(lambda: all(publisher.get_subscription_count() for publisher in self.out.values()))
 
@@ -84,6 +85,7 @@ class Feed:
                 **more,
             ),
             topics.OBSERVATION.name: conversion.to_message(np.full((128, 128, 3), 255, np.uint8), "rgb8", header),
+            topics.OBJECTS.name: ExplainedObjects(header=header, frame=number, sentence=f"Brakes because of {number}."),
         }
         for topic in topics_to_send:
             self.out[topic.name].publish(messages[topic.name])
@@ -118,6 +120,25 @@ def test_the_page_gets_what_belongs_to_a_frame_together(feed_and_page):
     assert decision["events"] == ["collision"]
     assert not decision["fallback"]
     assert flat["decision"]["saliency_flat"] and not decision["saliency_flat"]
+
+
+def test_the_page_says_what_was_said_last_and_for_a_second(feed_and_page):
+    feed, page = feed_and_page
+
+    def sentence(number: int) -> str | None:
+        feed.send(number, *ALL)
+        live_support.until(lambda: number in page.frames)
+        return page.frames[number]["decision"].get("sentence")
+
+    assert sentence(41) is None
+    feed.send(41, topics.OBJECTS)  # its frame is on the page already
+    number = 42
+    while sentence(number) != "Brakes because of 41.":
+        number += 1
+        assert number <= 61
+    assert sentence(61) == "Brakes because of 41."
+    assert sentence(62) is None
+    assert page.frames[61]["decision"]["saliency_ms"] is not None  # nothing waited for it
 
 
 def test_the_page_has_the_colours_of_the_parameter_and_takes_others_while_it_is_open(feed_and_page, observe):

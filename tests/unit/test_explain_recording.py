@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import drive_bags
@@ -26,6 +27,7 @@ from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
 from carla_digr.files import exclusive, sha256_of
 from carla_digr.images import to_array, to_rgb
+from carla_digr.live.viewer.recorded import Recorded
 from carla_digr.policy import to_input
 from carla_digr.recordings import topics
 from carla_digr.recordings.bag import open_bag
@@ -259,6 +261,17 @@ def test_a_recording_with_a_segmentation_gets_objects(segmented, tmp_path, weigh
         ]
         np.testing.assert_allclose([o.effect for o in message.objects], [t.effect for t in expected], atol=1e-6)
         assert any(o.id and o.lane == -1 for o in message.objects)
+
+
+def test_the_page_of_a_recording_has_each_frames_sentence(segmented, tmp_path, weights):
+    path, _ = segmented
+    explain_bag(path, tmp_path / "out", "vg", weights)
+    said = [message.sentence for _, message in objects_of(tmp_path / "out")]
+    with closing(Recorded([tmp_path / "out"])) as recorded:
+        rows = recorded.description()["frames"]
+    assert [row["decisions"][0]["sentence"] for row in rows] == said
+    with closing(Recorded([path])) as recorded:
+        assert not any("sentence" in row["decisions"][0] for row in recorded.description()["frames"])
 
 
 def test_objects_have_the_same_bytes_twice_and_are_made_anew_from_what_was_explained(segmented, tmp_path, weights):

@@ -15,7 +15,7 @@ def map_title(method: str, target: str = "") -> str:
     return f"{title} of {target}" if target else title
 
 
-def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any) -> dict[str, Any]:
+def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any, sentence: str = "") -> dict[str, Any]:
     """The decision as `ViewerServer.publish` wants it; a fallback's control replaces the policy's.
 
     Args:
@@ -23,6 +23,7 @@ def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any) -> dict
         fallback: the bridge's in its place.
         facts: carla_digr_msgs/DriveFrame.
         odometry: nav_msgs/Odometry of the ego.
+        sentence: what decides, of carla_digr_msgs/ExplainedObjects; empty: nobody says it.
     """
     shown: dict[str, Any] = {"fallback": fallback is not None}
     message = fallback if policy is None else policy
@@ -41,6 +42,8 @@ def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any) -> dict
         attack = getattr(message, "attack", "")  # recordings before attacks lack it
         if attack and fallback is None:
             shown["status"] = f"The policy sees the picture under attack: {attack}."
+    if sentence and fallback is None:
+        shown["sentence"] = sentence
     applied = policy if fallback is None else fallback
     if applied is not None:
         wanted = VehicleCommand(applied.steer, applied.throttle, applied.brake, applied.target_speed)

@@ -66,7 +66,7 @@ class Side:
     def decision(self, index: int) -> dict[str, Any]:
         """What the page shows about a frame."""
         frame = self.drive.frames[index]
-        return page_decision(frame.policy, frame.fallback, frame.facts, frame.odometry)
+        return page_decision(frame.policy, frame.fallback, frame.facts, frame.odometry, frame.sentence)
 
     def message(self, index: int) -> bytes:
         """A frame's picture and map, as `message.encode` has them.

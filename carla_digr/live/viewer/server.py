@@ -25,6 +25,7 @@ steer               float [-1, 1]    what was sent to the vehicle, positive to t
 value               float            critic's value
 policy_hash         str              first digits of the weights' SHA-256
 map                 str              how the map is made, such as "DIGR" or "Vanilla Gradient of brake"
+sentence            str, optional    what in view decides, in words
 inference_ms        float, ms        policy forward pass
 saliency_ms         float, ms        explanation
 latency_ms          float, ms        camera frame to overlay

@@ -341,6 +341,8 @@ function describe(frame) {
   setText(byId("stamp"), number(frame.stamp, 2));
   setText(byId("policy"), decision.policy_hash || "–");
   setText(byId("map"), decision.map || "–");
+  setText(byId("sentence"), decision.sentence ?? "");
+  byId("sentence").hidden = !decision.sentence;
   setText(byId("action"), sentence((decision.action_names ?? [])[decision.action] ?? "–"));
   byId("action").classList.toggle("unapplied", Boolean(decision.fallback));
   byId("unapplied").hidden = !decision.fallback;

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from sensor_msgs.msg import Image
@@ -25,6 +25,7 @@ from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import ManagedNode, run
 
 PATIENCE = 4  # newer pictures after which a frame is shown without what is still missing
+SAID = 1.0  # s of the drive that a sentence is shown; it comes after its frame is on the page
 JUMP = 1.0  # s that a frame must be older than the newest to be taken for a new beginning of time
 
 
@@ -67,6 +68,7 @@ class ViewerNode(ManagedNode):
         self._shown = Recent()
         self._incomplete = 0
         self._newest = (0, 0)
+        self._said: ExplainedObjects | None = None
         Reporter(self, "web page", self._status)
 
     def configure(self) -> None:
@@ -82,6 +84,7 @@ class ViewerNode(ManagedNode):
         self.listen(topics.DECISION, self._on_decision)
         self.listen(topics.OBSERVATION, self._on_observation)
         self.listen(topics.SALIENCY, self._on_saliency)
+        self.listen(topics.OBJECTS, self._on_objects)
 
     def close(self) -> None:
         """End the page's server."""
@@ -124,6 +127,17 @@ class ViewerNode(ManagedNode):
             with self._parts_of(message.header) as parts:
                 parts.saliency = saliency
 
+    def _on_objects(self, message: ExplainedObjects) -> None:
+        self._said = message
+
+    def _sentence(self, key: tuple[int, int]) -> str:
+        """What was said last, if that is not too long ago."""
+        if self._said is None:
+            return ""
+        said = self._said.header.stamp
+        recent = 0.0 <= _seconds(key) - _seconds((said.sec, said.nanosec)) <= SAID
+        return self._said.sentence if recent else ""
+
     def _converted(self, message: Image, convert: Callable[[Image], NDArray]) -> NDArray | None:
         try:
             return convert(message)
@@ -151,7 +165,7 @@ class ViewerNode(ManagedNode):
 
     def _show(self, key: tuple[int, int]) -> None:
         frame = self._frames[key]
-        decision = page_decision(frame.decision, frame.fallback, frame.facts, frame.odometry)
+        decision = page_decision(frame.decision, frame.fallback, frame.facts, frame.odometry, self._sentence(key))
         if frame.saliency is not None:
             decision["saliency_flat"] = not frame.saliency.any()
         if frame.saliency is not None:
