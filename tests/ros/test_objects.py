@@ -16,7 +16,7 @@ from carla_digr_ros import conversion, topics  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 from carla_digr import objects  # noqa: E402
-from carla_digr.driving.control import Neighbour, command  # noqa: E402
+from carla_digr.driving.control import ACTIONS, Neighbour  # noqa: E402
 from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import Process  # noqa: E402
 from carla_digr.simulator.sensors import instance_picture  # noqa: E402
@@ -57,7 +57,7 @@ class Bridge:
 
     def picture(self, episode: int = 1) -> np.ndarray:
         self.number += 1
-        frame = self.drive.step(command(1))
+        frame = self.drive.step(ACTIONS["wheels"]["keep"])
         self.out[topics.FRAME.name].publish(DriveFrame(header=self.header(), frame=1000 + self.number, episode=episode))
         self.out[topics.IMAGE.name].publish(conversion.to_message(frame.image, "rgb8", self.header()))
         return frame.image
@@ -82,7 +82,7 @@ def test_objects_have_the_stamp_of_their_frame_and_come_after_its_map(explainer,
         segmentation_first = number % 2
         if segmentation_first:
             bridge.number += 1
-            bridge.drive.step(command(1))
+            bridge.drive.step(ACTIONS["wheels"]["keep"])
             labels, vehicles = bridge.surroundings()
             bridge.segmentation()
             picture = bridge.drive.frame().image

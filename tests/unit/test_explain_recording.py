@@ -21,8 +21,7 @@ import torch
 from carla_digr import checkpoint, objects
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.cli import main as command
-from carla_digr.driving.control import Neighbour
-from carla_digr.driving.control import command as control
+from carla_digr.driving.control import ACTIONS, Neighbour
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
 from carla_digr.files import exclusive, sha256_of
@@ -229,7 +228,7 @@ def segmented(tmp_path_factory):
         recorder.frame(number, rgb=np.ascontiguousarray(frame.image))
         if not number % 2:
             recorder.surroundings(number, labels, vehicles)
-        frame = world.step(control(1))
+        frame = world.step(ACTIONS["wheels"]["keep"])
     recorder.close()
     return recorder.recorder.path, shown
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from carla_digr.driving.control import UNKNOWN_LANE, command
+from carla_digr.driving.control import ACTIONS, UNKNOWN_LANE
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.surroundings import SIZE, VEHICLE_LABELS, Surroundings
 from carla_digr.objects import KINDS
@@ -41,7 +41,8 @@ def test_the_segmentation_is_of_the_frame_that_was_decided_on(shared_simulator):
             camera = replace(here.camera, width=SIZE, height=SIZE)
             np.testing.assert_array_equal(found.labels[..., 0], semantic_picture(here.world, camera)[..., 2])
             lanes |= check_vehicles(here, found)
-            there, frame = drive.step(command(number % 3)), here.step(command(number % 3))
+            wanted = ACTIONS["wheels"][("left", "keep", "right")[number % 3]]
+            there, frame = drive.step(wanted), here.step(wanted)
         assert {-1, 0, 1, UNKNOWN_LANE} & lanes and len(lanes) >= 3
 
 
