@@ -11,6 +11,7 @@ import csv
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -263,10 +264,12 @@ class _Job(BaseCallback):
 def _begin_from(path: Path, task: Task, config: Config, algorithm: PPO) -> None:
     """Take the weights of ``teacher.start``; optimiser, schedules and episodes begin anew.
 
-    Of a policy of the same task that decides between other actions everything is taken but the layer that chooses.
+    A policy of the same task that decides between other actions lends the rows of those that it knows by name; a new
+    one, listed between two of these, begins half way from the one to the other.
     """
     policy, card = checkpoint.load(path, task.name)
-    other_actions = card["task"] == task.name and tuple(card["action_names"]) != task.action_names
+    known = tuple(card["action_names"])
+    other_actions = card["task"] == task.name and known != task.action_names and {*known} & {*task.action_names}
     if not other_actions or policy.input_shape != task.observation_shape:
         policy, card = load_policy(path, task)
     if not isinstance(policy, ActorCritic) or policy.config != config.policy:
@@ -276,10 +279,18 @@ def _begin_from(path: Path, task: Task, config: Config, algorithm: PPO) -> None:
         )
     weights = policy.state_dict()
     if other_actions:
-        weights = {name: weight for name, weight in weights.items() if not name.startswith("policy_head.")}
-        note = f"Note: {path} decides between {', '.join(card['action_names'])}; the layer that chooses begins anew."
-        print(note, file=sys.stderr)
-    algorithm.policy.network.load_state_dict(weights, strict=not other_actions)  # type: ignore[union-attr]
+        for name in ("policy_head.weight", "policy_head.bias"):
+            weights[name] = _between(weights[name], known, task.action_names)
+        print(f"Note: {path} decides between {', '.join(known)}; other actions begin between these.", file=sys.stderr)
+    algorithm.policy.network.load_state_dict(weights)  # type: ignore[union-attr]
+
+
+def _between(rows: Tensor, known: Sequence[str], wanted: Sequence[str]) -> Tensor:
+    """(B, ...) rows of the wanted actions from those (A, ...) of the known ones, by name and else by place."""
+    shared = [index for index, name in enumerate(wanted) if name in known]
+    columns = rows[[known.index(wanted[index]) for index in shared]].reshape(len(shared), -1).T.double().numpy()
+    found = np.stack([np.interp(np.arange(len(wanted)), shared, column) for column in columns], axis=1)
+    return torch.from_numpy(found).to(rows.dtype).view(len(wanted), *rows.shape[1:])
 
 
 def _restore(algorithm: PPO, env: VecMonitor, batch: Batch, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

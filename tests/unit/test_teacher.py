@@ -15,9 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from carla_digr import checkpoint
+from carla_digr.config import PolicyConfig
+from carla_digr.driving.control import ACTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import to_input
-from carla_digr.tasks import make_task
+from carla_digr.policy import ActorCritic, to_input
+from carla_digr.tasks import load_config, make_task
 from carla_digr.tasks.red_fetch_green import RedFetchGreen, RedFetchGreenEnv
 from carla_digr.training.teacher import SB3Policy, train_teacher
 
@@ -99,6 +101,29 @@ def test_a_training_begins_from_the_weights_that_it_is_given(tmp_path, tiny_run,
     other = replace(tiny_config, policy=replace(tiny_config.policy, activation="softplus"))
     with pytest.raises(UserError, match="another network"):
         train_teacher(replace(other, teacher=replace(other.teacher, start=first)), tmp_path / "other")
+
+
+def test_a_training_takes_the_actions_that_its_start_knows_and_begins_the_others_between_them(tmp_path, capsys):
+    torch.manual_seed(0)
+    first = ActorCritic(PolicyConfig(), 3, 128, 128, 4)
+    with torch.no_grad():
+        first.policy_head.bias.copy_(torch.tensor([0.0, 1.0, -2.0, 3.0]))
+    path = tmp_path / "wheels.safetensors"
+    checkpoint.save(path, first, {"task": "driving", "role": "teacher", "action_names": list(ACTIONS["wheels"])})
+    text = (
+        f"task: driving\nenvironment: {{actions: lane, vehicles: 4}}\nteacher: {{start: {path}, learning_rate: 0, "
+        "learning_rate_end: 0, total_steps: 8, environments: 2, rollout_steps: 4, minibatch_size: 8, epochs: 1}\n"
+    )
+    (tmp_path / "lane.yaml").write_text(text)
+    train_teacher(load_config(tmp_path / "lane.yaml"), tmp_path / "out")
+    assert "other actions begin between these" in capsys.readouterr().err
+    begun, card = checkpoint.load(tmp_path / "out" / "teacher.safetensors")
+    assert card["action_names"] == list(ACTIONS["lane"])
+    state = torch.rand(2, 3, 128, 128)
+    left, keep, right, brake = first(state)[0].T
+    expected = [left, (left + keep) / 2, keep, (keep + right) / 2, right, brake]
+    assert torch.allclose(begun(state)[0], torch.stack(expected, dim=1), atol=1e-5)
+    assert torch.equal(begun(state)[1], first(state)[1])
 
 
 def test_the_card_tells_what_was_trained(tiny_run, tiny_config):
