@@ -83,6 +83,13 @@ class Batch(Protocol):
         """See BatchedEnvironment."""
 
 
+class Varies(Protocol):
+    """What a task has besides if its training shows more variety than its evaluation."""
+
+    def varied(self) -> Task:
+        """The same task whose batches all have that variety: for the stages that follow the teacher's training."""
+
+
 class KnowsImportance(Protocol):
     """A batch whose task knows which pixels matter: its maps can be scored."""
 

@@ -38,7 +38,7 @@ from carla_digr.tasks import make_task
 from carla_digr.training.effects import LEAST_EFFECT, effects_loss, target_shares
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy, policy_logits, restore_batch, sample_actions
+from carla_digr.training.rollout import load_policy, policy_logits, restore_batch, sample_actions, varied_task
 from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
 from carla_digr.training.state import (
     check_same_job,
@@ -100,7 +100,7 @@ class _Distillation:
         seed = config.seed + 2_000_003  # the stages see different episodes
         self.rng = np.random.default_rng(seed)
         settings = self.settings
-        self.env = make_task(config).make_vec_env(settings.environments, seed)
+        self.env = varied_task(config).make_vec_env(settings.environments, seed)
         slack = settings.environments * settings.environment_steps * (settings.checkpoint_interval + 1)
         directory = out / "distill"
         self.state_path = directory / "state.safetensors"

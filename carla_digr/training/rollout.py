@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from carla_digr import checkpoint
+from carla_digr.config import Config
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
 from carla_digr.policy import Policy, default_recipe, to_input
-from carla_digr.tasks import Batch, Task
+from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
 
 Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H, W) -> actions (N,)
@@ -157,6 +158,12 @@ def collect_states(
                     look(env, states[-1])
                 progress.update(min(env.num_envs, count - progress.n))
     return np.concatenate(states)[:count], np.concatenate(labels)[:count] if labels else None
+
+
+def varied_task(config: Config) -> Task:
+    """The configuration's task, with the variety of the teacher's training if it has one; see tasks.Varies."""
+    task = make_task(config)
+    return task.varied() if hasattr(task, "varied") else task
 
 
 def states_of(

@@ -33,7 +33,7 @@ from carla_digr.tasks import make_task
 from carla_digr.training import prepare_process
 from carla_digr.training.effects import EffectsOfStates, ObjectEffects
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy, states_of
+from carla_digr.training.rollout import load_policy, states_of, varied_task
 from carla_digr.training.state import check_same_job, only_job_in
 
 STATES = "states.safetensors"
@@ -143,7 +143,7 @@ def _ensure_states(directory: Path, manifest: dict[str, Any], config: Config, po
         return
     settings = config.saliency_dataset
     seed = config.seed + 1_000_003  # the stages see different episodes
-    task = make_task(config)
+    task = varied_task(config)
     effects = EffectsOfStates(policy) if settings.effects else None
     look = None if effects is None else effects.look
     states, importance = states_of(

@@ -14,6 +14,7 @@ from carla_digr.driving.control import ACTIONS, CRUISE_SPEED, VehicleCommand, co
 from carla_digr.driving.lane import lane_curvature, reference_lines
 from carla_digr.errors import UserError
 from carla_digr.simulator.road import CURVATURE, LENGTH, Road, lane_center
+from carla_digr.tasks.driving import Driving
 from carla_digr.tasks.driving.batch import DrivingVecEnv
 from carla_digr.tasks.driving.drive import InProcessDrive
 from carla_digr.tasks.driving.settings import DrivingConfig
@@ -165,4 +166,5 @@ def test_random_scenery_is_another_picture_of_the_same_drive_and_resumes_to_the_
     again.set_state(b.get_state())
     assert np.array_equal(again.observe(), b.observe())
     assert np.array_equal(again.step([0, 2])[0], b.step([0, 2])[0])
-    assert np.array_equal(DrivingVecEnv(2, 5, other, evaluation=True).reset(), a.__class__(2, 5, usual, True).reset())
+    assert np.array_equal(Driving(other).make_vec_env(2, 5).reset(), Driving(usual).make_vec_env(2, 5).reset())
+    assert np.array_equal(Driving(other).varied().make_vec_env(2, 5).reset(), DrivingVecEnv(2, 5, other, False).reset())

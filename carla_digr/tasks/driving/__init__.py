@@ -39,8 +39,9 @@ class Driving:
     name = "driving"
     observation_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
 
-    def __init__(self, config: DrivingConfig):
+    def __init__(self, config: DrivingConfig, varied: bool = False):
         self.config = config
+        self._varied = varied
         self.action_names = tuple(ACTIONS[config.actions])
         self.idle_action = self.action_names.index("keep")
 
@@ -48,7 +49,11 @@ class Driving:
         """Highways in this process; see Task.make_vec_env."""
         from carla_digr.tasks.driving.batch import DrivingVecEnv  # loads the simulator, which a configuration need not
 
-        return DrivingVecEnv(environments, seed, self.config, evaluation)
+        return DrivingVecEnv(environments, seed, self.config, evaluation, self._varied or not evaluation)
+
+    def varied(self) -> Driving:
+        """The task with the training's weathers and sceneries in every batch; see Varies."""
+        return Driving(self.config, varied=True)
 
     def expert(self, env: DrivingVecEnv) -> PlannerPolicy:
         """The full-state planner, the upper reference of learned policies."""

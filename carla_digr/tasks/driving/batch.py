@@ -131,14 +131,17 @@ class DrivingVecEnv(BatchedEnvironment):
         seed: episode e of environment i follows from (seed, i, e).
         config: of the task.
         evaluation: decisions last ``decision_ticks`` instead of ``training_decision_ticks``.
+        varied: ``random_scenery`` counts, by default in training.
     """
 
-    def __init__(self, environments: int, seed: int, config: DrivingConfig, evaluation: bool):
+    def __init__(
+        self, environments: int, seed: int, config: DrivingConfig, evaluation: bool, varied: bool | None = None
+    ):
         super().__init__(environments, (3, IMAGE_SIZE, IMAGE_SIZE), len(ACTIONS[config.actions]))
         self.base_seed = seed
         road = Road.ring()
         ticks = config.decision_ticks if evaluation else config.training_decision_ticks
-        scenery = 0.0 if evaluation else config.random_scenery
+        scenery = config.random_scenery if (not evaluation if varied is None else varied) else 0.0
         self.episodes = [Episode(config, road, ticks, scenery) for _ in range(environments)]
         self.commands = self.episodes[0].commands
         self.started = np.zeros(environments, np.int64)
