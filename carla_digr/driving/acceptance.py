@@ -38,7 +38,7 @@ BLUEPRINTS = (EGO_BLUEPRINT, "sensor.camera.rgb", "sensor.other.collision")
 TRAFFIC = 20  # vehicles of the trial drive
 DRIVE_TICKS = 100
 DRIVE_SPEED = 15.0  # m/s of the trial drive: whoever stands ahead can get out of the way
-SLOWEST_TRAFFIC = 10.0  # m/s
+SLOWEST_TRAFFIC, LEAST_LIMIT = 10.0, 40.0  # m/s and km/h
 PEDALS = {
     "throttle_0.2": 0.6,
     "throttle_0.5": 1.8,
@@ -326,6 +326,7 @@ def _traffic(visit: _Visit) -> tuple[bool, str]:
     )
     visit.note("traffic", {"wanted": TRAFFIC, "speeds": seen, "limits": limits})
     good = len(others) >= 0.9 * TRAFFIC and slow >= SLOWEST_TRAFFIC and max(others) <= CRUISE_SPEED + 3.0
+    good = good and limits[0] >= LEAST_LIMIT
     return good, (
         f"{len(others)} vehicles, a quarter of them below {slow:.1f} m/s, none above {max(others, default=0.0):.1f}, "
         f"limits {', '.join(map(str, limits))} km/h"
@@ -500,9 +501,9 @@ CHECKS = (
     Check(
         "traffic",
         f"{TRAFFIC} vehicles, three quarters of them faster than {SLOWEST_TRAFFIC:g} m/s after 10 s, none much faster "
-        f"than {CRUISE_SPEED:g}",
-        "give each vehicle a desired speed of 40 to 65 km/h (TrafficManager.set_desired_speed), and let traffic roll "
-        "before the ego comes",
+        f"than {CRUISE_SPEED:g}, and a limit of {LEAST_LIMIT:g} km/h or more for each",
+        "where only the limits are low, nothing: vehicles have 30 km/h until their first sign, the drive gives each a "
+        "speed of its own; else ask for fewer vehicles or choose other spawn points",
         _traffic,
     ),
     Check("repetition", "the same start again from the same seed", "stop other clients that move actors", _repeats),

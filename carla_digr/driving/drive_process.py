@@ -22,7 +22,8 @@ from carla_digr.driving.scenario import RETRY, Scenario
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 
-CALLS = 6  # as many times the limit of one call may an episode's start take: traffic goes, comes and is ticked
+CALLS = 6  # as many times the limit of one call may a frame take
+RESET = 60.0  # s more for an episode's start: on a CARLA server, traffic gets to roll first
 START = 60.0  # s that a process may take to start besides the connection's time limit
 LEAVE = 10.0  # s that it may take to tidy up before it is killed
 
@@ -59,7 +60,7 @@ class DriveProcess:
         Raises:
             SimulatorGone: the simulator does not answer, or the process has ended.
         """
-        return self._frame({"seed": seed})
+        return self._frame({"seed": seed}, RESET)
 
     def step(self, command: VehicleCommand) -> DriveFrame:
         """Apply a command, advance 0.05 s and return the frame.
@@ -95,10 +96,10 @@ class DriveProcess:
             self._process.kill()
             self._process.join()
 
-    def _frame(self, request: dict[str, Any]) -> DriveFrame:
+    def _frame(self, request: dict[str, Any], more: float = 0.0) -> DriveFrame:
         try:
             self._pipe.send_bytes(json.dumps(request).encode())
-            facts = self._answer(CALLS * self._timeout)
+            facts = self._answer(CALLS * self._timeout + more)
             picture = np.frombuffer(self._pipe.recv_bytes(), np.uint8)
         except (EOFError, OSError):
             raise self._gone() from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import socket
 import time
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import carla
 import numpy as np
 
+from carla_digr.driving.car import Car
 from carla_digr.driving.control import (
     CAMERA,
     CRUISE_SPEED,
@@ -29,13 +31,28 @@ from carla_digr.driving.control import (
 from carla_digr.driving.highway import highway_points
 from carla_digr.driving.lane import lane_curvature, reference_lines
 from carla_digr.driving.session import SensorStream, Session, describe
+from carla_digr.driving.start import start_in_traffic
 from carla_digr.driving.surroundings import Surroundings, SurroundingsCamera, rgb_of
 from carla_digr.errors import UserError
+
+log = logging.getLogger(__name__)
 
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
 """Blueprint of the embedded simulator: its own drivers, who overtake at highway speed."""
 FREE_DISTANCE = 40.0  # m around the ego that stay free of traffic when an episode starts
+DESIRED_SPEED = 40.0, 65.0  # km/h of the Traffic Manager's vehicles
+MOST_IN_A_ROW, ROW_LENGTH, ROW_WIDTH = 2, 20.0, 30.0  # vehicles, m along and between their middles
 WARM_UP_TICKS = 20  # most ticks until the camera's first picture
+FILM = {
+    "exposure_min_bright": "11",  # equal bounds hold the exposure; the middle of CARLA's own 10 to 12
+    "exposure_max_bright": "11",
+    "motion_blur_intensity": "0",
+    "bloom_intensity": "0",
+    "lens_flare_intensity": "0",
+}
+"""Attributes of the camera that keep a picture from depending on those before it, and on the sun in the lens."""
+GROUND = tuple(f"static.{name}" for name in ("road", "roadline", "ground", "sidewalk", "terrain", "bridge"))
+"""What a car stands on: a CARLA server tells contacts with it that are no accident; who leaves the road is off_road."""
 RETRY = 0.5  # s between tries to reach a lost server
 
 
@@ -57,6 +74,13 @@ class Scenario:
         self._traffic = traffic
         session.before_close(traffic.close)
         self._ego = self._spawn_ego()
+        self._car: Car | None = None
+        """On a server that is not the embedded highway."""
+        if isinstance(traffic, ManagedTraffic):
+            self._car = Car(self._ego)
+            found = session.world.get_weather()
+            session.before_close(lambda: session.world.set_weather(found))
+            session.world.set_weather(carla.WeatherParameters.ClearNoon)
         self._contacts: deque[tuple[int, str]] = deque(maxlen=100)
         # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
         contact_sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), self._ego)
@@ -69,6 +93,9 @@ class Scenario:
         camera = session.blueprint(
             "sensor.camera.rgb", image_size_x=IMAGE_SIZE, image_size_y=IMAGE_SIZE, fov=CAMERA["fov"]
         )
+        for attribute, value in FILM.items():
+            if camera.has_attribute(attribute):
+                camera.set_attribute(attribute, value)
         self._pictures = SensorStream(session, session.spawn(camera, place, self._ego))
         self._surroundings: SurroundingsCamera | None = None
         if surroundings and SurroundingsCamera.offered(session):
@@ -163,6 +190,9 @@ class Scenario:
         yaw = math.radians(point.rotation.yaw)
         try:
             self._traffic.clear()
+            if self._car is not None:
+                self._start(self._car, point, seed)
+                return self._tick()
             self._ego.set_transform(point)
             self._ego.apply_control(carla.VehicleControl())
             self._ego.set_target_velocity(carla.Vector3D(CRUISE_SPEED * math.cos(yaw), CRUISE_SPEED * math.sin(yaw)))
@@ -178,9 +208,13 @@ class Scenario:
         Raises:
             SimulatorGone: the simulator does not answer in time.
         """
-        throttle, brake = pedals(command, self._last.speed if self._last else 0.0)
+        speed = self._last.speed if self._last else 0.0
         steer = steering(command, self._curvature() if command.along_lane else 0.0)
-        self._ego.apply_control(carla.VehicleControl(throttle=throttle, steer=steer, brake=brake))
+        if self._car is not None:
+            self._ego.apply_control(self._car.control(command, steer, speed))
+        else:
+            throttle, brake = pedals(command, speed)
+            self._ego.apply_control(carla.VehicleControl(throttle=throttle, steer=steer, brake=brake))
         return self._tick()
 
     def _curvature(self) -> float:
@@ -240,6 +274,14 @@ class Scenario:
         )
         return self._last
 
+    def _start(self, car: Car, point: carla.Transform, seed: int) -> None:
+        """Start an episode on a CARLA server, where one call does not."""
+        complaints = start_in_traffic(self._session, self._ego, car.physics, self._traffic, point, seed, CRUISE_SPEED)
+        for complaint in complaints:
+            log.warning("The start of seed %d: %s.", seed, complaint)
+        car.reset()
+        self._first_frame = self._session.frame + 1
+
     def _spawn_ego(self) -> carla.Vehicle:
         blueprint = self._session.blueprint(EGO_BLUEPRINT)
         for point in self._points:
@@ -267,7 +309,7 @@ class Scenario:
         found = None
         while self._contacts:
             frame, other = self._contacts.popleft()
-            if frame >= self._first_frame:
+            if frame >= self._first_frame and other not in GROUND:
                 found = found or other
         return found
 
@@ -330,16 +372,19 @@ class ManagedTraffic:
         """Spawn vehicles at drawn spawn points and hand them over."""
         self._manager.set_random_device_seed(seed)
         draw = np.random.default_rng(seed)
-        kinds = [b for b in self._session.blueprints.filter("vehicle.*") if _wheels(b) == 4]
+        kinds = [b for b in self._session.blueprints.filter("vehicle.*") if _is_car(b)]
         kinds.sort(key=lambda b: b.id)
-        free = [p for p in self._points if p.location.distance(place) > FREE_DISTANCE]
+        places = traffic_places(self._points, place, self._vehicles, draw)
         batch = []
-        for index in draw.permutation(len(free))[: self._vehicles]:
+        for point in places:
             blueprint = self._session.blueprint(kinds[draw.integers(len(kinds))].id)
-            spawn = carla.command.SpawnActor(blueprint, free[index])
+            spawn = carla.command.SpawnActor(blueprint, point)
             batch.append(spawn.then(carla.command.SetAutopilot(carla.command.FutureActor, True, self._port)))
         answers = self._session.client.apply_batch_sync(batch, False)
         self._ids = [answer.actor_id for answer in answers if not answer.error]
+        low, high = DESIRED_SPEED
+        for vehicle in self._session.world.get_actors(self._ids):
+            self._manager.set_desired_speed(vehicle, float(low + (high - low) * draw.random()))
 
     def clear(self) -> None:
         """Take the vehicles from the Traffic Manager, destroy them and tick, in this order: others crash the client."""
@@ -373,5 +418,37 @@ def _off_road(highway: carla.Map, place: carla.Location) -> bool:
     return neighbour is None or neighbour.lane_type != carla.LaneType.Driving
 
 
-def _wheels(blueprint: carla.ActorBlueprint) -> int:
-    return int(blueprint.get_attribute("number_of_wheels"))
+def traffic_places(
+    points: Sequence[carla.Transform], ego: carla.Location, count: int, draw: np.random.Generator
+) -> list[carla.Transform]:
+    """Where vehicles stand when an episode begins: around the ego, at most two in a row of lanes, so that it can pass.
+
+    Args:
+        points: the spawn points there are; FREE_DISTANCE around the ego stays free.
+        count: vehicles at most.
+    """
+    near = sorted(
+        (p for p in points if p.location.distance(ego) > FREE_DISTANCE), key=lambda p: p.location.distance(ego)
+    )
+    near = near[: 2 * count]
+    places: list[carla.Transform] = []
+    for index in draw.permutation(len(near)):
+        point = near[index]
+        beside = sum(_is_beside(other, point) for other in places)
+        if beside < MOST_IN_A_ROW and len(places) < count:
+            places.append(point)
+    return places
+
+
+def _is_beside(other: carla.Transform, point: carla.Transform) -> bool:
+    forward = point.get_forward_vector()
+    away = other.location - point.location
+    along = away.x * forward.x + away.y * forward.y
+    return abs(along) < ROW_LENGTH and other.location.distance(point.location) < ROW_WIDTH
+
+
+def _is_car(blueprint: carla.ActorBlueprint) -> bool:
+    """Whether it is an ordinary car: the largest vehicles cannot make some turns, and hide the road."""
+    if blueprint.has_attribute("base_type"):
+        return blueprint.get_attribute("base_type").as_str() == "car"
+    return int(blueprint.get_attribute("number_of_wheels")) == 4

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import carla
 
+from carla_digr.driving.control import TICK
 from carla_digr.driving.keeper import lane_steer
 from carla_digr.driving.session import Session
 
@@ -20,6 +21,9 @@ CALM = 5  # ticks in a row without motion that make a car settled
 SETTLE_TICKS = 80  # most
 ROLL_TICKS = 25  # for which a velocity is held, so that engine and gearbox come along
 STILL = 0.005, 0.1  # m and degrees that a settled car's height, pitch and roll change a tick at most
+WARM_UP = 120, 240  # ticks in which traffic gets to roll, at least and at most until there is a gap
+GAP, LANE = (60.0, 25.0), 2.0  # m before and behind the start that are free then, and to both sides
+PARK, PARK_HEIGHT = 80.0, 5.0  # m to the right of the start, and above it
 ZERO = carla.Vector3D(0.0, 0.0, 0.0)
 
 
@@ -114,3 +118,82 @@ def along(place: carla.Transform, speed: float) -> carla.Vector3D:
     """A velocity in the direction a place looks in, slope included."""
     forward = place.get_forward_vector()
     return carla.Vector3D(speed * forward.x, speed * forward.y, speed * forward.z)
+
+
+class Others(Protocol):
+    """The traffic of an episode, as a start needs it."""
+
+    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
+        """Put it on the road around a place that stays free."""
+
+
+def start_in_traffic(
+    session: Session,
+    car: carla.Vehicle,
+    physics: carla.VehiclePhysicsControl,
+    others: Others,
+    point: carla.Transform,
+    seed: int,
+    speed: float,
+) -> list[str]:
+    """Start an episode: traffic first, until it rolls; then the ego into a gap, rolling along the lane.
+
+    Ends when the ego drives at ``speed`` (m/s) among traffic, with its springs at rest and its gear engaged; the road
+    that was empty when the call began should be.
+
+    Returns:
+        What did not go as it should, a sentence each.
+
+    Raises:
+        SimulatorGone: the server does not answer.
+    """
+    complaints = []
+    _park(car, point)
+    others.fill(seed, car, point.location)
+    for tick in range(WARM_UP[1]):
+        session.tick()
+        if tick >= WARM_UP[0] and _is_free(session, car, point):
+            break
+    else:
+        complaints.append(f"no gap of {GAP[0]:.0f} m at the start in {WARM_UP[1] * TICK:.0f} s")
+    car.set_simulate_physics(True)
+    car.set_collisions(True)
+    stop(car)
+    car.set_transform(on_road(session.map, point))
+    stop(car)
+    poses: list[tuple[float, float]] = []
+    roll(session, car, physics, speed, watch=lambda: poses.append(_lean(car)))
+    if max(abs(a - b) for a, b in zip(poses[-1], poses[-2], strict=True)) > STILL[1]:
+        complaints.append("the ego still rocks")
+    reached = car.get_velocity().length()
+    if abs(reached - speed) > 1.0:
+        complaints.append(f"the ego drives {reached:.1f} m/s, not {speed:g}")
+    return complaints
+
+
+def _lean(car: carla.Vehicle) -> tuple[float, float]:
+    rotation = car.get_transform().rotation
+    return rotation.pitch, rotation.roll
+
+
+def _park(car: carla.Vehicle, point: carla.Transform) -> None:
+    """Take a car off the road, out of the way of everything, standing."""
+    stop(car)
+    car.set_collisions(False)
+    car.set_simulate_physics(False)
+    aside = point.get_right_vector()
+    place = point.location + carla.Location(PARK * aside.x, PARK * aside.y, PARK_HEIGHT)
+    car.set_transform(carla.Transform(place, point.rotation))
+
+
+def _is_free(session: Session, car: carla.Vehicle, point: carla.Transform) -> bool:
+    """Whether nobody is near the point in its lane."""
+    forward, right = point.get_forward_vector(), point.get_right_vector()
+    for vehicle in session.world.get_actors().filter("vehicle.*"):
+        if vehicle.id == car.id:
+            continue
+        away = vehicle.get_location() - point.location
+        along, across = away.x * forward.x + away.y * forward.y, away.x * right.x + away.y * right.y
+        if -GAP[1] < along < GAP[0] and abs(across) < LANE:
+            return False
+    return True

@@ -159,7 +159,7 @@ def test_each_line_that_no_trait_breaks_fails_for_its_own_reason(capsys):
         "cruise": r"saw -1\d\.\d+ m/s, .*what to do: lower the damping",
         "pedals": r"throttle 1 -0\.1.*what to do: use CARLA 0",
         "drive": r"saw \d\d m, \d+ frames a second with pictures; what to do: choose other spawn points",
-        "traffic": r"saw \d+ vehicles, .*what to do: give each vehicle",
+        "traffic": r"saw \d+ vehicles, .*what to do: where only the limits are low",
         "repetition": r"saw 1\.00 m between the two; what to do: stop other clients that move actors",
         "resets": r"saw \+3 actors after 3 resets .*what to do: stop other clients that make",
         "leaving": r"saw .*vehicle\.audi\.a2 \d+, .*settings as before; what to do: stop other clients that make",

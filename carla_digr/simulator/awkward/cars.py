@@ -10,11 +10,10 @@ import numpy as np
 from carla_digr.simulator import wire
 from carla_digr.simulator.awkward.episode import AwkwardEpisode, Car, Trait
 from carla_digr.simulator.episode import Entry
-from carla_digr.simulator.vehicle import MAX_STEER
+from carla_digr.simulator.vehicle import MAX_BRAKING, MAX_STEER
 from carla_digr.simulator.wire import Transform
 
 GRAVITY = 9.81  # m/s2
-TOLD_BRAKE_TORQUE = 1500.0  # Nm a wheel, of the ordinary highway's cars, whose full brake is 8 m/s2
 
 
 @dataclass
@@ -111,17 +110,18 @@ class Brakes(Trait):
 
     def physics(self, physics: wire.VehiclePhysics) -> wire.VehiclePhysics:
         """Weaker brakes."""
-        wheels = [w._replace(max_brake_torque=self.size * TOLD_BRAKE_TORQUE) for w in physics.wheels]
+        torque = self.size * MAX_BRAKING * physics.mass / len(physics.wheels) / 100.0
+        wheels = [w._replace(max_brake_torque=torque * w.radius) for w in physics.wheels]
         return physics._replace(wheels=wheels)
 
     def drive(self, episode: AwkwardEpisode, car: Car, dt: float) -> None:
         """The pedal's effect comes slowly and leaves at once."""
-        wheels = car.physics.wheels
-        torque = sum(w.max_brake_torque for w in wheels) / len(wheels) if wheels else TOLD_BRAKE_TORQUE
+        physics = car.physics
+        force = sum(100.0 * wheel.max_brake_torque / max(wheel.radius, 1.0) for wheel in physics.wheels)
         part = self._pressed.get(car.id, 0.0)
         part = min(part + self.RISE * dt, 1.0) if car.brake > 0.0 else 0.0
         self._pressed[car.id] = part
-        car.brake *= torque / TOLD_BRAKE_TORQUE * min(1.0, self.FIRST + part)
+        car.brake *= force / max(physics.mass, 1.0) / MAX_BRAKING * min(1.0, self.FIRST + part)
 
     def removed(self, actor_id: int) -> None:
         """Forget it."""

@@ -1,0 +1,114 @@
+"""The drive over the protocol holds on a server that is as awkward as a real one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from simulator_process import Simulator, run_client
+
+from carla_digr.driving.control import CRUISE_SPEED
+
+STARTS = """
+    import json
+    from carla_digr.driving.control import CRUISE_SPEED, VehicleCommand
+    from carla_digr.driving.keeper import lane_offset, lane_steer
+    from carla_digr.driving.scenario import Scenario
+
+    def drive(scenario, seed):
+        frame = scenario.reset(seed)
+        seen = {"first": frame.speed, "collision": frame.collision, "speeds": [], "offsets": []}
+        seen["others"] = scenario.others()
+        for _ in range(40):
+            place = scenario.ego.get_transform()
+            steer = lane_steer(scenario.session.map, place, frame.speed)
+            frame = scenario.step(VehicleCommand(steer=steer, target_speed=CRUISE_SPEED))
+            seen["collision"] = seen["collision"] or frame.collision
+            seen["speeds"].append(frame.speed)
+            seen["offsets"].append(lane_offset(scenario.session.map, scenario.ego.get_transform()))
+        seen["weather"] = scenario.session.world.get_weather().sun_altitude_angle
+        seen["actors"] = len(scenario.session.world.get_actors())
+        print(json.dumps(seen), flush=True)
+
+    with Scenario.connect("carla", "127.0.0.1", PORT, 20.0, vehicles=20) as scenario:
+        for seed in range(4):
+            drive(scenario, seed)
+"""
+AFTERWARDS = """
+    import carla, json
+    client = carla.Client("127.0.0.1", PORT)
+    client.set_timeout(20.0)
+    world = client.get_world()
+    world.wait_for_tick(20.0)
+    actors = [actor.type_id for actor in world.get_actors()]
+    print(json.dumps([actors, world.get_weather().sun_altitude_angle]))
+"""
+
+
+def said(program: str, simulator: Simulator) -> list:
+    client = run_client(program, simulator)
+    out, errors = client.communicate(timeout=300)
+    assert client.returncode == 0, errors
+    return [json.loads(line) for line in out.splitlines() if line[:1] in "[{"]
+
+
+@pytest.fixture(scope="module")
+def awkward() -> Iterator[Simulator]:
+    """All traits but those of time, which no start can help."""
+    simulator = Simulator(options=["--like", "carla", "--traits=-slow,-deadlock", "--seed", "2"])
+    yield simulator
+    simulator.stop()
+
+
+@pytest.fixture(scope="module")
+def starts(awkward: Simulator) -> list[dict]:
+    return said(STARTS, awkward)
+
+
+def test_every_start_rolls_at_the_cruise_speed_and_goes_on(starts):
+    assert len(starts) == 4
+    for start in starts:
+        assert abs(start["first"] - CRUISE_SPEED) < 0.5
+        assert max(abs(speed - CRUISE_SPEED) for speed in start["speeds"]) < 0.5
+
+
+def test_it_keeps_its_lane_and_touches_nothing(starts):
+    for start in starts:
+        assert start["collision"] is None
+        assert max(start["offsets"]) < 0.5
+
+
+def test_traffic_rolls_when_the_ego_comes(starts):
+    for start in starts:
+        assert len(start["others"]) >= 15
+        rolling = sorted(start["others"])[len(start["others"]) // 4 :]
+        assert min(rolling) > 5.0
+
+
+def test_it_drives_by_day_and_leaves_weather_and_world_as_they_were(starts, awkward):
+    assert {start["weather"] for start in starts} == {45.0}
+    assert len({start["actors"] for start in starts}) <= 3
+    [[actors, sun]] = said(AFTERWARDS, awkward)
+    assert actors == ["spectator"]
+    assert sun == -10.0
+
+
+CARELESS = """
+    import carla
+
+    class Careless(Scenario):
+        def _start(self, car, point, seed):
+            self._car = None
+            self._ego.set_transform(point)
+            self._ego.set_target_velocity(carla.Vector3D(CRUISE_SPEED, 0.0, 0.0))
+            self._traffic.fill(seed, self._ego, point.location)
+            self._first_frame = self._session.frame + 1
+
+"""
+
+
+def test_a_start_as_on_the_embedded_highway_would_dip(awkward):
+    program = STARTS.replace("    with Scenario", f"{CARELESS}    with Careless").replace("range(4)", "range(1)")
+    [start] = said(program, awkward)
+    assert min(start["speeds"]) < CRUISE_SPEED - 1.0
