@@ -16,7 +16,11 @@ from carla_digr.recordings.recorder import Recorder
 from carla_digr.recordings.topics import CLOCK, DIAGNOSTICS, OVERLAY
 
 TYPES = {
-    **{t: k for t, k in drive_bag.TYPES.items() if t not in (topics.OBSERVATION, topics.OBJECTS, topics.FACTS_TOPIC)},
+    **{
+        t: k
+        for t, k in drive_bag.TYPES.items()
+        if t not in (topics.OBSERVATION, topics.OBJECTS, topics.TRUST, topics.FACTS_TOPIC)
+    },
     **{t: topics.TYPES[t] for t in (OVERLAY, CLOCK, DIAGNOSTICS)},
 }
 STORE = typestore()

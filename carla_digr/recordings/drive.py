@@ -27,12 +27,13 @@ from carla_digr.recordings.topics import (
     ODOMETRY,
     PICTURE_TYPE,
     SALIENCY,
+    TRUST,
 )
 
 # What is read of a drive.
 TYPES = {
     topic: topics.TYPES[topic]
-    for topic in (IMAGE, OBSERVATION, SALIENCY, DECISION, FRAME, ODOMETRY, OBJECTS, FACTS_TOPIC)
+    for topic in (IMAGE, OBSERVATION, SALIENCY, DECISION, FRAME, ODOMETRY, OBJECTS, TRUST, FACTS_TOPIC)
 }
 
 
@@ -99,8 +100,8 @@ class Frame:
 
     ``stamp`` is the header's, ns; ``time`` the same on the drive's `Timeline`. ``camera``, ``observation`` (what the
     policy saw, during an attack) and ``saliency`` are the times of these messages in the bag, ns; ``policy`` is the
-    policy's decision and ``fallback`` the bridge's in its place. None: there is no such message. ``sentence`` says what
-    decides, if that was recorded.
+    policy's decision and ``fallback`` the bridge's in its place. ``trust`` is what was known then of an earlier
+    frame's map. None: there is no such message. ``sentence`` says what decides, empty if nobody did.
     """
 
     stamp: int
@@ -113,6 +114,7 @@ class Frame:
     policy: Any = None
     fallback: Any = None
     sentence: str = ""
+    trust: Any = None
 
     def picture(self, camera: str) -> tuple[str, int]:
         """Topic and time of the picture that the policy saw, ``camera`` being the camera's topic."""
@@ -224,6 +226,8 @@ def _read_all(
                 frame["fallback" if message.fallback else "policy"] = message
             elif channel.topic == OBJECTS:
                 frame["sentence"] = decode(channel, data).sentence
+            elif channel.topic == TRUST:
+                frame["trust"] = decode(channel, data)
             else:
                 frame["facts" if channel.topic == FRAME else "odometry"] = decode(channel, data)
     return _Read(parts, facts, placed)

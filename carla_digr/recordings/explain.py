@@ -48,6 +48,7 @@ from carla_digr.recordings.topics import (
     OVERLAY,
     PICTURE_TYPE,
     SALIENCY,
+    TRUST,
     TYPES,
     VEHICLES,
 )
@@ -249,7 +250,7 @@ class _Copy:
 
     def _copy_of(self, channel: Channel) -> Channel | None:
         """What a channel is in the new recording; None: it is left out."""
-        if channel.topic in OURS or (channel.topic == IMAGE != self._camera):
+        if channel.topic in (*OURS, TRUST) or (channel.topic == IMAGE != self._camera):
             return None
         try:
             types = channel_types(channel)

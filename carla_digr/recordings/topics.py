@@ -17,6 +17,7 @@ SALIENCY = "/carla_digr/saliency"
 OVERLAY = "/carla_digr/overlay"
 OBSERVATION = "/carla_digr/observation"  # what the policy saw in place of the camera's picture, during an attack
 OBJECTS = "/carla_digr/objects"
+TRUST = "/carla_digr/trust"  # of the map, every few seconds
 MANUAL = "/carla_digr/manual_control"
 DIAGNOSTICS = "/diagnostics"
 FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
@@ -37,6 +38,7 @@ TYPES = {
     OVERLAY: PICTURE_TYPE,
     OBSERVATION: PICTURE_TYPE,
     OBJECTS: "carla_digr_msgs/msg/ExplainedObjects",
+    TRUST: "carla_digr_msgs/msg/MapTrust",
     MANUAL: "carla_digr_msgs/msg/VehicleControl",
     DIAGNOSTICS: "diagnostic_msgs/msg/DiagnosticArray",
     FACTS_TOPIC: "std_msgs/msg/String",

@@ -31,7 +31,13 @@ def paced(self, executor, going):
 CarlaBridge._wait_for_the_decision = paced
 """
 
-WITHOUT_STAMP = (topics.CLOCK, topics.DIAGNOSTICS, topics.OBSERVATION, topics.MANUAL)  # or none in an ordinary drive
+WITHOUT_STAMP = (
+    topics.CLOCK,
+    topics.DIAGNOSTICS,
+    topics.OBSERVATION,
+    topics.TRUST,
+    topics.MANUAL,
+)  # or none in an ordinary drive
 MAY_BE_LATE = (topics.INSTANCES, topics.VEHICLES, topics.OBJECTS)  # and is left out then
 FRAME_TOPICS = [topic.name for topic in topics.TOPICS if topic not in WITHOUT_STAMP]
 

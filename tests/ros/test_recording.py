@@ -19,6 +19,7 @@ from carla_digr_msgs.msg import (  # noqa: E402
     DrivingDecision,
     ExplainedObject,
     ExplainedObjects,
+    MapTrust,
     Vehicle,
     VehicleControl,
     Vehicles,
@@ -39,7 +40,7 @@ from carla_digr.recordings.bag import open_bag  # noqa: E402
 from carla_digr.recordings.topics import FACTS_TOPIC, TYPES  # noqa: E402
 
 NAMES = {topic.name for topic in topics.TOPICS}
-PER_FRAME = 13  # messages that `Drive.frame` sends
+PER_FRAME = 14  # messages that `Drive.frame` sends
 
 
 def test_recordings_know_the_types_of_the_tables_topics():
@@ -80,6 +81,7 @@ class Drive:
             topics.OBJECTS.name: ExplainedObjects(
                 header=header, sentence="Brakes.", objects=[ExplainedObject(kind="car", effect=0.5)]
             ),
+            topics.TRUST.name: MapTrust(header=header, agreement=0.9),
             topics.MANUAL.name: VehicleControl(header=header, brake=1.0),
         }.items():
             self.out[name].publish(message)

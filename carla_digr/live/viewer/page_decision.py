@@ -15,7 +15,9 @@ def map_title(method: str, target: str = "") -> str:
     return f"{title} of {target}" if target else title
 
 
-def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any, sentence: str = "") -> dict[str, Any]:
+def page_decision(
+    policy: Any, fallback: Any, facts: Any, odometry: Any, sentence: str = "", trust: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """The decision as `ViewerServer.publish` wants it; a fallback's control replaces the policy's.
 
     Args:
@@ -24,6 +26,7 @@ def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any, sentenc
         facts: carla_digr_msgs/DriveFrame.
         odometry: nav_msgs/Odometry of the ego.
         sentence: what decides, of carla_digr_msgs/ExplainedObjects; empty: nobody says it.
+        trust: agreement of the last map that was held against a perturbation map, and the s since its frame.
     """
     shown: dict[str, Any] = {"fallback": fallback is not None}
     message = fallback if policy is None else policy
@@ -42,6 +45,8 @@ def page_decision(policy: Any, fallback: Any, facts: Any, odometry: Any, sentenc
         attack = getattr(message, "attack", "")  # recordings before attacks lack it
         if attack and fallback is None:
             shown["status"] = f"The policy sees the picture under attack: {attack}."
+    if trust is not None:
+        shown["trust"], shown["trust_age"] = trust
     if sentence and fallback is None:
         shown["sentence"] = sentence
     applied = policy if fallback is None else fallback

@@ -38,6 +38,7 @@ class Side:
         self.coarse: dict[int, NDArray[np.float32]] = {}  # time of a map -> (COARSE, COARSE)
         self._damaged = 0
         self.drive: Drive = read_drive(bag, camera, self._survey if compared else None)
+        self._trust = _last_known(self.drive)
         self._kept: OrderedDict[int, tuple[NDArray | None, NDArray | None]] = OrderedDict()
         self._lock = threading.Lock()  # the reader has one place in its file
 
@@ -66,7 +67,9 @@ class Side:
     def decision(self, index: int) -> dict[str, Any]:
         """What the page shows about a frame."""
         frame = self.drive.frames[index]
-        return page_decision(frame.policy, frame.fallback, frame.facts, frame.odometry, frame.sentence)
+        return page_decision(
+            frame.policy, frame.fallback, frame.facts, frame.odometry, frame.sentence, self._trust[index]
+        )
 
     def message(self, index: int) -> bytes:
         """A frame's picture and map, as `message.encode` has them.
@@ -108,6 +111,17 @@ class Side:
             self._kept[index] = pictures.get(False), pictures.get(True)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
+
+
+def _last_known(drive: Drive) -> list[tuple[float, float] | None]:
+    """For each frame the last agreement with a perturbation map, and its age in s."""
+    known: tuple[int, float, float] | None = None  # time in ns at which it had an age in s
+    found: list[tuple[float, float] | None] = []
+    for frame in drive.frames:
+        if frame.trust is not None:
+            known = frame.time, frame.trust.age, frame.trust.agreement
+        found.append(None if known is None else (known[2], known[1] + (frame.time - known[0]) * 1e-9))
+    return found
 
 
 class Recorded:

@@ -26,6 +26,8 @@ value               float            critic's value
 policy_hash         str              first digits of the weights' SHA-256
 map                 str              how the map is made, such as "DIGR" or "Vanilla Gradient of brake"
 sentence            str, optional    what in view decides, in words
+trust               float [-1, 1]    agreement of a recent map with a perturbation map of its frame
+trust_age           float, s         since that frame
 inference_ms        float, ms        policy forward pass
 saliency_ms         float, ms        explanation
 latency_ms          float, ms        camera frame to overlay

@@ -341,6 +341,7 @@ function describe(frame) {
   setText(byId("stamp"), number(frame.stamp, 2));
   setText(byId("policy"), decision.policy_hash || "–");
   setText(byId("map"), decision.map || "–");
+  setText(byId("trust"), Number.isFinite(decision.trust) ? `${number(decision.trust, 2)}, ${number(decision.trust_age, 0)} s` : "–");
   setText(byId("sentence"), decision.sentence ?? "");
   byId("sentence").hidden = !decision.sentence;
   setText(byId("action"), sentence((decision.action_names ?? [])[decision.action] ?? "–"));

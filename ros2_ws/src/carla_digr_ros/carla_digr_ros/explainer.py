@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision, Vehicles
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, MapTrust, Vehicles
 from carla_digr_msgs.srv import SetPolicy
 from numpy.typing import NDArray
 from rclpy.parameter import Parameter
@@ -25,6 +26,7 @@ from carla_digr.driving.control import ACTIONS, TICK, UNKNOWN, VehicleCommand, c
 from carla_digr.errors import UserError
 from carla_digr.explainer import Decision, Explainer, Saliency, action_index
 from carla_digr.live.composition import WEIGHTS
+from carla_digr.live.trust import LOW, LOW_IN_A_ROW, Judged, TrustMeter
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, overlay
@@ -36,6 +38,7 @@ from carla_digr_ros.parameters import check, declare
 from carla_digr_ros.running import ManagedNode, run
 
 SWITCH_SECONDS = 0.0005  # for which the thread of objects keeps Python's lock when a decision wants it
+SETTLED = 100  # maps after which they are held against perturbation maps
 GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
@@ -56,6 +59,7 @@ class ExplainerNode(ManagedNode):
         )
         self._setting("explanation", True, "publish saliency maps and overlays")
         self._setting("objects", True, "say which object decides, where the camera's segmentation is published")
+        self._setting("trust", True, "hold a map against a perturbation map now and then, in a process of low priority")
         self._setting("opacity", 0.8, "opacity of the map in the overlay", bounds=(0.0, 1.0))
         self._setting("colormap", COLORMAP, "colours of the map in the overlay", tuple(COLORMAPS))
         self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *LIVE_ATTACKS))
@@ -76,6 +80,11 @@ class ExplainerNode(ManagedNode):
         self._observations = self.advertise(topics.OBSERVATION)
         self._objects_out = self.advertise(topics.OBJECTS)
         self._objects: ObjectsStage | None = None
+        self._trusts = self.advertise(topics.TRUST)
+        self._trust: TrustMeter[DrivingDecision] | None = None
+        self._agreements: deque[float] = deque(maxlen=LOW_IN_A_ROW)
+        self._judged: MapTrust | None = None  # the last one
+        self._maps = 0  # by this policy
         self.create_service(SetPolicy, "~/set_policy", self._on_set_policy)
         self._loader = ThreadPoolExecutor(1)  # a policy is loaded while the present one drives on
         self._commands: tuple[VehicleCommand, ...] | None = None  # of the actions
@@ -110,7 +119,8 @@ class ExplainerNode(ManagedNode):
         self._objects = ObjectsStage(self._objects_out.publish)
 
     def close(self) -> None:
-        """End the thread of objects."""
+        """End what works beside the frames."""
+        self._distrust()
         if self._objects is not None:
             self._objects.close()
             self._objects = None
@@ -159,6 +169,7 @@ class ExplainerNode(ManagedNode):
 
     def _take(self, explainer: Explainer) -> None:
         self._explainer = explainer
+        self._distrust()
         self._commands = commands_of(explainer.card)
         try:
             explainer.target = self._settings["target"] or None
@@ -166,6 +177,13 @@ class ExplainerNode(ManagedNode):
             self.get_logger().warning(f"{error} The decision is explained instead")
         names = ", ".join(explainer.action_names)
         self.get_logger().info(f"Policy {explainer.policy_hash} from {Path(self._settings['weights']).name}: {names}")
+
+    def _distrust(self) -> None:
+        """Forget what was found of another policy's maps."""
+        if self._trust is not None:
+            self._trust.close()
+        self._trust, self._judged, self._maps = None, None, 0
+        self._agreements.clear()
 
     async def _on_set_policy(self, request: SetPolicy.Request, response: SetPolicy.Response) -> SetPolicy.Response:
         done: Future = Future(executor=self.executor)
@@ -260,11 +278,37 @@ class ExplainerNode(ManagedNode):
                     self._objects.add(
                         Explained(message.header, answer.frame, self._explainer, decision, saliency.map, drive)
                     )
+                self._measure_trust(answer, decision, saliency)
         except Exception as error:
             self._failed += 1
             self._report(f"No map for this frame: {error!r}")
             return
         self._problem = "" if decision.finite else "The policy's output is not a number: the bridge brakes."
+
+    def _measure_trust(self, answer: DrivingDecision, decision: Decision, saliency: Saliency) -> None:
+        """Offer a frame to be judged, and tell what was found of an earlier one."""
+        self._maps += not saliency.flat
+        if not self._settings["trust"] or saliency.flat or self._maps < SETTLED:
+            return
+        if self._trust is None:
+            self._trust = TrustMeter(self._settings["weights"], self._module)
+        self._trust.offer(answer, decision.state.numpy(), saliency.map, self._explainer.target)
+        if (judged := self._trust.judged()) is not None:
+            self._tell_trust(answer.header, judged)
+
+    def _tell_trust(self, header: Header, judged: Judged[DrivingDecision]) -> None:
+        frame = judged.frame
+        self._agreements.append(judged.agreement)
+        self._judged = MapTrust(
+            header=header,
+            frame=frame.frame,
+            age=_seconds(header) - _seconds(frame.header),
+            agreement=judged.agreement,
+            method=frame.method,
+            target=frame.target,
+            policy_hash=frame.policy_hash,
+        )
+        self._trusts.publish(self._judged)
 
     def _on_surroundings(self, message: Image | Vehicles) -> None:
         if self._objects is not None and self._settings["objects"]:
@@ -330,13 +374,24 @@ class ExplainerNode(ManagedNode):
             values["objects p50 (ms)"] = self._objects.done.latency(50)
             values["objects p99 (ms)"] = self._objects.done.latency(99)
             values["objects left out"] = self._objects.dropped
+        if self._judged is not None:
+            values["agreement with a perturbation map"] = self._judged.agreement
+            values["age of the agreement (s)"] = self._last_stamp - _seconds(self._judged.header) + self._judged.age
         if self._problem:
             return ERROR, self._problem, values
+        if len(self._agreements) == LOW_IN_A_ROW and max(self._agreements) < LOW:
+            return WARN, f"The maps agree little with perturbation maps: {max(self._agreements):.2f} at best", values
+        if self._trust is not None and self._trust.problem:
+            return WARN, self._trust.problem, values
         if self._objects is not None and self._objects.problem:
             return WARN, self._objects.problem, values
         if time.monotonic() - self._last_picture > WARN_PERIODS * TICK:
             return WARN, f"No pictures on {self._topic()}", values
         return OK, f"{self._decided.rate():.1f} frames/s", values
+
+
+def _seconds(header: Header) -> float:
+    return header.stamp.sec + header.stamp.nanosec * 1e-9
 
 
 def _key(header: Header) -> tuple[int, int]:

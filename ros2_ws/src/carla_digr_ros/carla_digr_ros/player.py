@@ -30,7 +30,8 @@ from carla_digr_ros.running import ManagedNode, Stop, run
 
 TABLE = {topic.name: topic for topic in topics.TOPICS}
 ANEW = {
-    topic.name for topic in (topics.SALIENCY, topics.OVERLAY, topics.OBSERVATION, topics.OBJECTS, topics.DIAGNOSTICS)
+    topic.name
+    for topic in (topics.SALIENCY, topics.OVERLAY, topics.OBSERVATION, topics.OBJECTS, topics.TRUST, topics.DIAGNOSTICS)
 }
 CLOCK_SECONDS = 0.02  # between two messages on /clock where the recording has none
 LISTENERS_SECONDS = 60.0  # longest wait for the listeners

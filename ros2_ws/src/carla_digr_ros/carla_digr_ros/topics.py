@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects, VehicleControl, Vehicles
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects, MapTrust, VehicleControl, Vehicles
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
@@ -69,6 +69,7 @@ SALIENCY = Topic(names.SALIENCY, Image, ("explainer",))  # 32FC1 in [0, 1]
 OVERLAY = Topic(names.OVERLAY, Image, ("explainer",))  # rgb8
 OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",))  # rgb8: what the policy saw, during an attack
 OBJECTS = Topic(names.OBJECTS, ExplainedObjects, ("explainer",))  # those that come late are left out
+TRUST = Topic(names.TRUST, MapTrust, ("explainer",), rate=0.2)  # at most, where a core is free for it
 MANUAL = Topic(names.MANUAL, VehicleControl, ())  # from a human
 DIAGNOSTICS = Topic(
     names.DIAGNOSTICS, DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder", "player"), rate=1.0
@@ -76,5 +77,5 @@ DIAGNOSTICS = Topic(
 
 TOPICS = (
     *(CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, INSTANCES, VEHICLES),
-    *(DECISION, SALIENCY, OVERLAY, OBSERVATION, OBJECTS, MANUAL, DIAGNOSTICS),
+    *(DECISION, SALIENCY, OVERLAY, OBSERVATION, OBJECTS, TRUST, MANUAL, DIAGNOSTICS),
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects, MapTrust
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from sensor_msgs.msg import Image
@@ -69,6 +69,7 @@ class ViewerNode(ManagedNode):
         self._incomplete = 0
         self._newest = (0, 0)
         self._said: ExplainedObjects | None = None
+        self._judged: MapTrust | None = None
         Reporter(self, "web page", self._status)
 
     def configure(self) -> None:
@@ -85,6 +86,7 @@ class ViewerNode(ManagedNode):
         self.listen(topics.OBSERVATION, self._on_observation)
         self.listen(topics.SALIENCY, self._on_saliency)
         self.listen(topics.OBJECTS, self._on_objects)
+        self.listen(topics.TRUST, self._on_trust)
 
     def close(self) -> None:
         """End the page's server."""
@@ -130,6 +132,17 @@ class ViewerNode(ManagedNode):
     def _on_objects(self, message: ExplainedObjects) -> None:
         self._said = message
 
+    def _on_trust(self, message: MapTrust) -> None:
+        self._judged = message
+
+    def _trust(self, key: tuple[int, int]) -> tuple[float, float] | None:
+        """The last agreement with a perturbation map, and its age in s."""
+        if self._judged is None:
+            return None
+        told = self._judged.header.stamp
+        since = _seconds(key) - _seconds((told.sec, told.nanosec))
+        return (self._judged.agreement, self._judged.age + since) if since >= 0.0 else None
+
     def _sentence(self, key: tuple[int, int]) -> str:
         """What was said last, if that is not too long ago."""
         if self._said is None:
@@ -165,7 +178,9 @@ class ViewerNode(ManagedNode):
 
     def _show(self, key: tuple[int, int]) -> None:
         frame = self._frames[key]
-        decision = page_decision(frame.decision, frame.fallback, frame.facts, frame.odometry, self._sentence(key))
+        decision = page_decision(
+            frame.decision, frame.fallback, frame.facts, frame.odometry, self._sentence(key), self._trust(key)
+        )
         if frame.saliency is not None:
             decision["saliency_flat"] = not frame.saliency.any()
         if frame.saliency is not None:

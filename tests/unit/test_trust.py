@@ -1,0 +1,113 @@
+"""The trust meter: a figure that tells right maps from wrong ones, and a process that nothing waits for."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import live_support
+import numpy as np
+import pytest
+import torch
+
+from carla_digr import checkpoint
+from carla_digr.checkpoint import WEIGHTS_DIRECTORY
+from carla_digr.driving.control import commands_of
+from carla_digr.explainer import Explainer
+from carla_digr.live.trust import LOW, TrustMeter, agreement
+from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
+from carla_digr.tasks.driving.drive import InProcessDrive
+
+STUDENT = WEIGHTS_DIRECTORY / "driving_student.safetensors"
+
+
+@pytest.fixture
+def meter():
+    meters = []
+
+    def make(*arguments):
+        meters.append(TrustMeter(*arguments))
+        return meters[-1]
+
+    yield make
+    for made in meters:
+        made.close()
+
+
+def wait_for(meter):
+    """What is found next."""
+    found = []
+    live_support.until(
+        lambda: bool(found) or bool(meter.problem), lambda: (time.sleep(0.02), found.extend(judged(meter)))
+    )
+    return found[0] if found else None
+
+
+def judged(meter):
+    return [found for found in [meter.judged()] if found is not None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_agreement_is_that_of_ranks(seed):
+    rng = np.random.default_rng(seed)
+    first = rng.random((128, 128), np.float32)
+    assert agreement(first, first) == pytest.approx(1.0)
+    assert agreement(first, 3 * first + 1) == pytest.approx(1.0)
+    assert agreement(first, -first) == pytest.approx(-1.0)
+    assert abs(agreement(first, rng.random((128, 128), np.float32))) < 0.3
+    assert np.isnan(agreement(first, np.zeros_like(first)))
+
+
+def test_the_process_finds_the_agreement_with_the_perturbation_map_and_names_its_frame(meter):
+    explainer = Explainer.from_checkpoint(STUDENT, method="linear")
+    drive = InProcessDrive()
+    frame = drive.reset(5)
+    commands = commands_of(explainer.card)
+    assert commands is not None
+    for _ in range(20):
+        frame = drive.step(commands[explainer.decide(frame.image).action])
+    decision = explainer.decide(frame.image)
+    live = explainer.explain(decision).map
+    trust = meter(str(STUDENT))
+    trust.offer("this frame", decision.state.numpy(), live)
+    found = wait_for(trust)
+    policy, card = checkpoint.load(STUDENT)
+    slow = perturbation_maps(policy, decision.state, Perturbation.from_settings(card["config"]["saliency_dataset"]))
+    assert found.frame == "this frame"
+    assert found.agreement == pytest.approx(agreement(live, slow[0].numpy()), abs=1e-4)
+    assert found.agreement > LOW
+    assert trust.judged() is None
+    process = trust._process
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
+    trust.close()
+    assert process.poll() is not None
+
+
+def test_a_wrong_map_is_low(meter):
+    torch.manual_seed(0)
+    explainer = Explainer.from_checkpoint(STUDENT, method="linear")
+    drive = InProcessDrive()
+    decision = explainer.decide(drive.reset(5).image)
+    live = explainer.explain(decision).map
+    trust = meter(str(STUDENT))
+    trust.offer(1, decision.state.numpy(), live[:, ::-1].copy())
+    assert wait_for(trust).agreement < LOW
+
+
+def test_offers_never_wait_and_the_newest_is_taken(meter, weights):
+    trust = meter(str(weights))
+    state, live = np.random.default_rng(0).random((1, 3, 128, 128), np.float32), np.eye(128, dtype=np.float32)
+    trust.offer(0, state, live)
+    assert wait_for(trust).frame == 0
+    start = time.monotonic()
+    for number in range(1, 1000):
+        trust.offer(number, state, live)
+    assert time.monotonic() - start < 2.0
+    assert wait_for(trust).frame == 999
+
+
+def test_weights_that_cannot_be_read_end_in_a_sentence_and_not_in_the_drive(meter, tmp_path):
+    trust = meter(str(tmp_path / "none.safetensors"))
+    trust.offer(0, np.zeros((1, 3, 128, 128), np.float32), np.eye(128, dtype=np.float32))
+    assert wait_for(trust) is None
+    assert trust.problem == "The process that makes perturbation maps has ended: the maps are not compared."
