@@ -32,7 +32,7 @@ def channel(topic: str, kind: str) -> Channel:
     return Channel(topic, kind, definition(STORE, kind), offered_qos())
 
 
-SURROUNDINGS = {topic: topics.TYPES[topic] for topic in (topics.INSTANCES, topics.VEHICLES)}
+SURROUNDINGS = {topic: topics.TYPES[topic] for topic in (topics.INSTANCES, topics.VEHICLES, topics.TRUST)}
 CHANNELS = {topic: channel(topic, kind) for topic, kind in {**TYPES, **SURROUNDINGS}.items()}
 
 
@@ -85,6 +85,11 @@ class DriveRecorder:
 
     def add(self, topic: str, message: Any, stamp: int | None) -> None:
         self.recorder.add(CHANNELS[topic], serialized(topics.TYPES[topic], message), stamp)
+
+    def trust(self, number: int, agreement: float, age: float) -> None:
+        """What was known at a frame of an earlier frame's map."""
+        stamp, kind = number * PERIOD, topics.TYPES[topics.TRUST]
+        self.add(topics.TRUST, blank(STORE, kind, header=header(stamp), agreement=agreement, age=age), stamp)
 
     def surroundings(self, number: int, labels: np.ndarray, vehicles: dict[int, Neighbour]) -> None:
         """What the pixels of a frame show."""

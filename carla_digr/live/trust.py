@@ -27,7 +27,7 @@ from carla_digr.errors import tell
 from carla_digr.saliency.metrics import rank_correlation
 
 SIDE = 16  # cells, to which both maps are averaged before they are compared
-LOW = 0.8  # agreement that a map of another frame, or of other weights, does not reach
+LOW = 0.8  # agreement that maps of random weights do not reach, nor most maps of another frame
 LOW_IN_A_ROW = 3  # measurements after which a low agreement is told
 SHARE = 0.2  # of a core that the measurements take at most
 PAUSE = 2.0  # s between two measurements, at least

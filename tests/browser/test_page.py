@@ -225,6 +225,16 @@ def test_the_sentence_of_the_frame_is_shown_and_gone_where_there_is_none(pages: 
     expect(page.locator("#sentence")).to_be_hidden()
 
 
+def test_the_trust_of_the_map_is_shown_with_its_age(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    feed.publish(viewer, 7, trust=0.913, trust_age=6.2)
+    wait_for_frame(page, 7)
+    expect(page.locator("#trust")).to_have_text("0.91, 6 s")
+    feed.publish(viewer, 8)
+    wait_for_frame(page, 8)
+    expect(page.locator("#trust")).to_have_text("–")
+
+
 def test_rate_is_the_feeds(pages: Pages, viewer: ViewerServer):
     page = pages.open(viewer)
     expect(page.locator("#rate")).to_have_text("–")

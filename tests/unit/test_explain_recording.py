@@ -228,6 +228,8 @@ def segmented(tmp_path_factory):
         recorder.frame(number, rgb=np.ascontiguousarray(frame.image))
         if not number % 2:
             recorder.surroundings(number, labels, vehicles)
+        if number == 3:
+            recorder.trust(number, agreement=0.875, age=4.0)
         frame = world.step(ACTIONS["wheels"]["keep"])
     recorder.close()
     return recorder.recorder.path, shown
@@ -269,8 +271,13 @@ def test_the_page_of_a_recording_has_each_frames_sentence(segmented, tmp_path, w
     with closing(Recorded([tmp_path / "out"])) as recorded:
         rows = recorded.description()["frames"]
     assert [row["decisions"][0]["sentence"] for row in rows] == said
+    assert not any("trust" in row["decisions"][0] for row in rows)  # that was the trust in other maps
     with closing(Recorded([path])) as recorded:
-        assert not any("sentence" in row["decisions"][0] for row in recorded.description()["frames"])
+        rows = recorded.description()["frames"]
+    assert not any("sentence" in row["decisions"][0] for row in rows)
+    ages = [row["decisions"][0].get("trust_age") for row in rows]
+    assert ages == [None, None, 4.0, pytest.approx(4.05), pytest.approx(4.1), pytest.approx(4.15)]
+    assert {row["decisions"][0]["trust"] for row in rows[2:]} == {0.875}
 
 
 def test_objects_have_the_same_bytes_twice_and_are_made_anew_from_what_was_explained(segmented, tmp_path, weights):
