@@ -14,11 +14,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carla_digr import __version__
 from carla_digr.errors import SENTENCE, UserError, tell
 from carla_digr.training import STAGES
+
+if TYPE_CHECKING:
+    from carla_digr.driving.rollouts import Decide
 
 RESUMES = "Interrupted; run the same command again to resume."
 
@@ -340,27 +343,16 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
         from tqdm import tqdm
 
         from carla_digr.config import parse_section, read_yaml
-        from carla_digr.driving.control import commands_of
         from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
-        from carla_digr.errors import UserError
-        from carla_digr.explainer import Explainer
         from carla_digr.files import atomic_write
-        from carla_digr.training import prepare_process
 
-        prepare_process()
         config = parse_section(RolloutConfig, read_yaml(args.config), str(args.config), "")
-        explainer = Explainer.from_checkpoint(args.weights)
-        commands = commands_of(explainer.card)
-        if commands is None:
-            raise UserError(f"The card of {args.weights} does not say what its actions do; add controls to it.")
-
+        who, decide = ("the scripted driver", None) if args.driver == "planner" else _policy_driver(args.weights)
         with tqdm(total=config.episodes, unit="episode") as progress:
-            episodes = drive_episodes(
-                config, lambda rgb: commands[explainer.decide(rgb).action], lambda _: progress.update()
-            )
+            episodes = drive_episodes(config, decide, lambda _: progress.update())
         figures = summary(episodes)
         on = "the embedded highway" if config.kind == "embedded" else "CARLA 0.9.16"
-        results = {"simulator": on, "policy": explainer.policy_hash, "mean": figures, "episodes": episodes}
+        results = {"simulator": on, "policy": who, "mean": figures, "episodes": episodes}
         with atomic_write(args.out) as file:
             file.write(json.dumps(results, indent=2).encode())
         print(
@@ -377,9 +369,30 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
     weights = Path(__file__).parent / "weights" / "driving_student.safetensors"
     parser.add_argument("--weights", type=Path, default=weights, help="the policy (default: the student that ships)")
     parser.add_argument(
+        "--driver",
+        choices=("policy", "planner"),
+        default="policy",
+        help="who drives: the policy, or a script that sees map and vehicles, the first thing to try on a server "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("runs/rollout.json"), help="where results go (default: %(default)s)"
     )
     parser.set_defaults(run=run)
+
+
+def _policy_driver(weights: Path) -> tuple[str, Decide]:
+    """The hash of a policy, and what it makes of a picture."""
+    from carla_digr.driving.control import commands_of
+    from carla_digr.explainer import Explainer
+    from carla_digr.training import prepare_process
+
+    prepare_process()
+    explainer = Explainer.from_checkpoint(weights)
+    commands = commands_of(explainer.card)
+    if commands is None:
+        raise UserError(f"The card of {weights} does not say what its actions do; add controls to it.")
+    return explainer.policy_hash, lambda rgb: commands[explainer.decide(rgb).action]
 
 
 def add_check_simulator(commands: argparse._SubParsersAction) -> None:

@@ -27,7 +27,7 @@ from carla_digr.driving.control import (
     WHEEL_ANGLE,
     VehicleCommand,
 )
-from carla_digr.driving.highway import highway_points
+from carla_digr.driving.highway import REACH, highway_points
 from carla_digr.driving.keeper import lane_steer
 from carla_digr.driving.scenario import HIGHWAY_TRAFFIC, WARM_UP_TICKS, Scenario
 from carla_digr.driving.session import VERSION, SensorStream, Session
@@ -160,14 +160,14 @@ def _highway(visit: _Visit) -> tuple[bool, str]:
 
 
 def _reach(visit: _Visit) -> tuple[bool, str]:
-    reaches = visit.note("reach", {"starts": visit.car().reaches})["starts"]
-    short = [r for r in reaches if r["metres"] < probes.REACH]
-    metres = sorted(r["metres"] for r in reaches)
-    steepest = max(r["slope"] for r in reaches)
+    reaches = visit.car().reaches
+    visit.note("reach", {"starts": [reach._asdict() for reach in reaches]})
+    short = [reach for reach in reaches if reach.metres < REACH]
+    metres = sorted(reach.metres for reach in reaches)
     seen = f"{len(reaches) - len(short)} of {len(reaches)} starts, the others from {metres[0]:.0f} m on"
     if short:
-        first = min(short, key=lambda r: r["metres"])
-        seen += f" (first {first['until']})"
+        seen += f" (first {min(short).until})"
+    steepest = max(reach.slope for reach in reaches)
     return not short, f"{seen}, longest {metres[-1]:.0f} m, slopes up to {100 * steepest:.0f} %"
 
 
@@ -394,9 +394,9 @@ CHECKS = (
     Check("map", "spawn points with a highway ahead", "load Town04 or Town05 before you start the drive", _highway),
     Check(
         "reach",
-        f"{probes.REACH:.0f} m of highway ahead of every start, without junctions and bends too tight",
-        "give the drive the starts that reach far (roads or spawn_points in configs/live.yaml, rollout.yaml; "
-        "--report lists them), and episode_seconds that fit their reach at 22 m/s",
+        f"{REACH:.0f} m of highway ahead of every start, without junctions and bends too tight",
+        "nothing where the longest reach is far enough: the drive starts where it is at least half as long and ends an "
+        "episode where the stretch does; else load Town04, or give roads or spawn_points (--report lists the reaches)",
         _reach,
     ),
     Check(

@@ -19,6 +19,7 @@ import numpy as np
 
 from carla_digr.driving.control import DriveFrame, VehicleCommand
 from carla_digr.driving.scenario import RETRY, Scenario
+from carla_digr.driving.scripted import ScriptedDriver
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 
@@ -69,6 +70,14 @@ class DriveProcess:
             SimulatorGone: the simulator does not answer, or the process has ended.
         """
         return self._frame({"command": asdict(command)})
+
+    def drive_on(self) -> DriveFrame:
+        """Let the scripted driver choose the command, advance 0.05 s and return the frame.
+
+        Raises:
+            SimulatorGone: the simulator does not answer, or the process has ended.
+        """
+        return self._frame({})
 
     def reconnect(self, patience: float) -> DriveProcess:
         """The same drive in a new process; the old one is ended.
@@ -128,12 +137,16 @@ def _serve(pipe: Connection, simulator: str, host: str, port: int, timeout: floa
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that asks; its end ends this one
     with contextlib.suppress(EOFError, OSError):
         try:
+            driver = ScriptedDriver()
             with Scenario.connect(simulator, host, port, timeout, **options) as drive:
                 pipe.send_bytes(b"{}")
                 while True:
                     request = json.loads(pipe.recv_bytes())
                     if "seed" in request:
+                        driver.reset()
                         frame = drive.reset(request["seed"])
+                    elif not request:
+                        frame = drive.step(driver.command(drive))
                     else:
                         frame = drive.step(VehicleCommand(**request["command"]))
                     facts = {name: value for name, value in vars(frame).items() if name != "image"}

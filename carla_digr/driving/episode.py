@@ -10,7 +10,8 @@ from carla_digr.driving.control import TICK
 class RunningEpisode:
     """Counts the ticks of one episode.
 
-    It ends when the ego touches anything or its centre leaves the driving lanes, and is cut after its time.
+    It ends when the ego touches anything or its centre leaves the driving lanes, and is cut after its time or where the
+    stretch of road ends that can be driven.
 
     Args:
         seconds: after which it is cut.
@@ -18,7 +19,7 @@ class RunningEpisode:
     Attributes:
         ticks: of ``control.TICK`` seconds, so far.
         distance: driven, m.
-        collision, off_road: of the last tick, as in ``control.DriveFrame``.
+        collision, off_road, road_ends: of the last tick, as in ``control.DriveFrame``.
     """
 
     def __init__(self, seconds: float):
@@ -27,12 +28,13 @@ class RunningEpisode:
         self.distance = 0.0
         self.collision: str | None = None
         self.off_road = False
+        self.road_ends = False
 
-    def count(self, speed: float, collision: str | None, off_road: bool) -> None:
+    def count(self, speed: float, collision: str | None, off_road: bool, road_ends: bool = False) -> None:
         """One more tick: the speed (m/s) at its end, and what happened in it."""
         self.ticks += 1
         self.distance += speed * TICK
-        self.collision, self.off_road = collision, bool(off_road)
+        self.collision, self.off_road, self.road_ends = collision, bool(off_road), road_ends
 
     @property
     def seconds(self) -> float:
@@ -46,8 +48,8 @@ class RunningEpisode:
 
     @property
     def truncated(self) -> bool:
-        """Its time is over, and there was no incident."""
-        return not self.terminated and self.seconds >= self.limit - 1e-9
+        """Its time is over, or its road, and there was no incident."""
+        return not self.terminated and (self.road_ends or self.seconds >= self.limit - 1e-9)
 
     @property
     def over(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import carla
 
@@ -14,6 +15,8 @@ LEAST_LANES = 3  # in the driving direction
 LEAST_WIDTH = 3.0  # m, of each of them
 AHEAD = 200.0  # m that must be highway, without a junction
 STEP = 25.0  # m between looks
+REACH, STRIDE = 1200.0, 20.0  # m that a stretch is followed at most, and between looks
+STRAIGHT = 1e4  # m, a radius that is as good as none
 LEAST_RADIUS = EGO_WHEELBASE / math.tan(WHEEL_ANGLE)  # m, bends the actions can follow
 
 
@@ -56,6 +59,45 @@ def highway_points(
         f"lanes in its direction for {AHEAD:.0f} m without a junction or a bend below {LEAST_RADIUS:.0f} m; load "
         "Town04 or Town05, choose other roads or spawn points, or drive on the embedded highway."
     )
+
+
+class Reach(NamedTuple):
+    """How far a stretch of road can be driven from a place."""
+
+    metres: float
+    until: str
+    """What ends it."""
+    tightest: float
+    """m, smallest radius of its bends."""
+    slope: float
+    """Tangent of the steepest one."""
+
+
+def reach(road_map: carla.Map, point: carla.Transform) -> Reach:
+    """How far a place's lane goes, at most REACH: to a junction, its end, or a bend that the actions cannot hold."""
+    waypoint = road_map.get_waypoint(point.location)
+    slope, tightest, metres, until = 0.0, math.inf, 0.0, "nothing in reach"
+    while metres < REACH:
+        following = waypoint.next(STRIDE)
+        if waypoint.is_junction or len(following) != 1:
+            until = "junction" if waypoint.is_junction or following else "end of the road"
+            break
+        turned = (following[0].transform.rotation.yaw - waypoint.transform.rotation.yaw + 180.0) % 360.0 - 180.0
+        radius = STRIDE / abs(math.radians(turned)) if turned else math.inf
+        if radius < LEAST_RADIUS:
+            until = f"bend of {radius:.0f} m"
+            break
+        tightest = min(tightest, radius)
+        waypoint = following[0]
+        slope = max(slope, abs(math.tan(math.radians(waypoint.transform.rotation.pitch))))
+        metres += STRIDE
+    return Reach(metres, until, min(tightest, STRAIGHT), slope)
+
+
+def far_reaching(road_map: carla.Map, points: Sequence[carla.Transform]) -> list[carla.Transform]:
+    """Those of the points that reach at least half as far as the one that reaches farthest, in their order."""
+    metres = [reach(road_map, point).metres for point in points]
+    return [point for point, far in zip(points, metres, strict=True) if far >= 0.5 * max(metres)]
 
 
 def _is_highway(waypoint: carla.Waypoint) -> bool:

@@ -29,15 +29,13 @@ from carla_digr.driving.control import (
     VehicleCommand,
     pedals,
 )
-from carla_digr.driving.highway import LEAST_RADIUS
+from carla_digr.driving.highway import reach
 from carla_digr.driving.keeper import lane_steer
 from carla_digr.driving.session import SensorStream, Session
 from carla_digr.errors import UserError
 
 Figures = dict[str, Any]
 SPAWN_REST = 50  # ticks after a spawn in which some cars do not move
-REACH = 1200.0  # m that a stretch is followed at most
-STRIDE = 20.0  # m
 OTHER = "vehicle.audi.a2"
 VEHICLE_TAGS = (14, 15, 16)
 PICTURES = (1, 5, 20)  # frames after a change that are compared with the last
@@ -55,7 +53,7 @@ class Bench:
     def __init__(self, session: Session, points: list[carla.Transform]):
         self.session = session
         self.reaches = [reach(session.map, point) for point in points]
-        best = max(range(len(points)), key=lambda i: (self.reaches[i]["metres"], -abs(self.reaches[i]["slope"])))
+        best = max(range(len(points)), key=lambda i: (self.reaches[i].metres, -self.reaches[i].slope))
         self.points = points
         self.place = start.on_road(session.map, points[best])
         self.car = session.spawn(session.blueprint(EGO_BLUEPRINT), points[best])
@@ -90,26 +88,6 @@ class Bench:
             self.session.tick()
             speeds.append(self.car.get_velocity().length())
         return speeds
-
-
-def reach(road_map: carla.Map, point: carla.Transform) -> Figures:
-    """How far a start's road goes: to a junction, its end, or a bend that left and right cannot hold; and its slope."""
-    waypoint = road_map.get_waypoint(point.location)
-    slope, tightest, metres, why = 0.0, math.inf, 0.0, "nothing in reach"
-    while metres < REACH:
-        following = waypoint.next(STRIDE)
-        if waypoint.is_junction or len(following) != 1:
-            why = "junction" if waypoint.is_junction or following else "end of the road"
-            break
-        turned = math.radians(_wrapped(following[0].transform.rotation.yaw - waypoint.transform.rotation.yaw))
-        if abs(turned) * LEAST_RADIUS > STRIDE:
-            why = f"bend of {STRIDE / abs(turned):.0f} m"
-            break
-        tightest = min(tightest, STRIDE / abs(turned)) if turned else tightest
-        waypoint = following[0]
-        slope = max(slope, abs(math.tan(math.radians(waypoint.transform.rotation.pitch))))
-        metres += STRIDE
-    return {"metres": metres, "until": why, "tightest": min(tightest, 1e4), "slope": slope}
 
 
 def settling(bench: Bench, starts: int) -> Figures:

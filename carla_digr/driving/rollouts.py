@@ -21,7 +21,7 @@ from carla_digr.errors import UserError
 
 IDLE = 0.2  # s between looks for an episode
 Decide = Callable[[NDArray[np.uint8]], VehicleCommand]
-"""Picture, uint8 (H, W, 3) RGB, to command; called by one thread at a time."""
+"""Picture, uint8 (H, W, 3) RGB, to command; called by one thread at a time. None in its place: the scripted driver."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RolloutConfig:
 
 
 def drive_episodes(
-    config: RolloutConfig, decide: Decide, finished: Callable[[dict[str, Any]], object] = lambda _: None
+    config: RolloutConfig, decide: Decide | None, finished: Callable[[dict[str, Any]], object] = lambda _: None
 ) -> list[dict[str, Any]]:
     """Drive all episodes; which simulator drives which one depends on who is free.
 
@@ -90,7 +90,7 @@ def summary(episodes: Sequence[dict[str, Any]]) -> dict[str, float]:
 class _Work:
     """Episodes to be driven and those that were."""
 
-    def __init__(self, config: RolloutConfig, decide: Decide, finished: Callable[[dict[str, Any]], object]):
+    def __init__(self, config: RolloutConfig, decide: Decide | None, finished: Callable[[dict[str, Any]], object]):
         self.config, self.decide, self.finished = config, decide, finished
         self.results: dict[int, dict[str, Any]] = {}
         self.stop = threading.Event()
@@ -124,10 +124,13 @@ class _Work:
         frame = drive.reset(seed)
         episode = RunningEpisode(self.config.episode_seconds)
         while not episode.over and not self.stop.is_set():
-            with self._lock:
-                command = self.decide(frame.image)
-            frame = drive.step(command)
-            episode.count(frame.speed, frame.collision, frame.off_road)
+            if self.decide is None:
+                frame = drive.drive_on()
+            else:
+                with self._lock:
+                    command = self.decide(frame.image)
+                frame = drive.step(command)
+            episode.count(frame.speed, frame.collision, frame.off_road, frame.road_ends)
         return {"seed": seed, **episode.figures()}
 
 

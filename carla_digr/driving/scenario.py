@@ -28,7 +28,7 @@ from carla_digr.driving.control import (
     start_index,
     steering,
 )
-from carla_digr.driving.highway import highway_points
+from carla_digr.driving.highway import far_reaching, highway_points, reach
 from carla_digr.driving.lane import lane_curvature, reference_lines
 from carla_digr.driving.session import SensorStream, Session, describe
 from carla_digr.driving.start import start_in_traffic
@@ -53,6 +53,7 @@ FILM = {
 """Attributes of the camera that keep a picture from depending on those before it, and on the sun in the lens."""
 GROUND = tuple(f"static.{name}" for name in ("road", "roadline", "ground", "sidewalk", "terrain", "bridge"))
 """What a car stands on: a CARLA server tells contacts with it that are no accident; who leaves the road is off_road."""
+RUN_OUT = 40.0  # m before the end of a stretch at which its drive ends
 RETRY = 0.5  # s between tries to reach a lost server
 
 
@@ -104,6 +105,8 @@ class Scenario:
         self._lines = reference_lines(session.map.to_opendrive())
         self._last: DriveFrame | None = None
         self._height = 0.0  # m, of the ego
+        self._left = math.inf
+        """m that can still be driven in this episode."""
         self._first_frame = 0
 
     @property
@@ -149,6 +152,8 @@ class Scenario:
         session = Session.connect(host, port, timeout)
         try:
             points = highway_points(session.map, roads, spawn_points)
+            if simulator == "carla" and not spawn_points:
+                points = far_reaching(session.map, points)
             traffic = SimulatorTraffic if simulator == "embedded" else ManagedTraffic
             scenario = cls(session, points, traffic(session, points, vehicles), surroundings)
         except BaseException:
@@ -271,8 +276,16 @@ class Scenario:
             speed=signed_speed(velocity.x, velocity.y, yaw),
             collision=self._collision(),
             off_road=_off_road(self._session.map, place.location),
+            road_ends=self._road_ends(place, velocity.length()),
         )
         return self._last
+
+    def _road_ends(self, place: carla.Transform, speed: float) -> bool:
+        """Whether the stretch that can be driven ends here; never on the embedded highway, which is a ring."""
+        self._left -= speed * TICK
+        if self._left <= 0.0:
+            self._left = reach(self._session.map, place).metres - RUN_OUT
+        return self._left <= 0.0
 
     def _start(self, car: Car, point: carla.Transform, seed: int) -> None:
         """Start an episode on a CARLA server, where one call does not."""
@@ -280,6 +293,7 @@ class Scenario:
         for complaint in complaints:
             log.warning("The start of seed %d: %s.", seed, complaint)
         car.reset()
+        self._left = 0.0
         self._first_frame = self._session.frame + 1
 
     def _spawn_ego(self) -> carla.Vehicle:

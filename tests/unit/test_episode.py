@@ -26,6 +26,15 @@ def test_an_incident_ends_an_episode_even_in_its_last_tick():
     assert figures["mean_speed"] == pytest.approx(21.0)
 
 
+def test_where_the_road_ends_an_episode_is_cut_and_clean():
+    episode = RunningEpisode(100 * TICK)
+    episode.count(20.0, None, False)
+    episode.count(20.0, None, False, road_ends=True)
+    assert episode.truncated and not episode.terminated and episode.figures()["clean"]
+    episode.count(20.0, "static.barrier", False, road_ends=True)
+    assert episode.terminated and not episode.truncated
+
+
 def test_its_time_is_met_to_the_tick_whatever_the_rounding():
     for ticks in (1, 3, 7, 60, 1000):
         episode = RunningEpisode(ticks * TICK)

@@ -9,6 +9,7 @@ import pytest
 from simulator_process import Simulator, run_client
 
 from carla_digr.driving.control import CRUISE_SPEED
+from carla_digr.driving.rollouts import RolloutConfig, drive_episodes
 
 STARTS = """
     import json
@@ -92,6 +93,18 @@ def test_it_drives_by_day_and_leaves_weather_and_world_as_they_were(starts, awkw
     [[actors, sun]] = said(AFTERWARDS, awkward)
     assert actors == ["spectator"]
     assert sun == -10.0
+
+
+def test_the_scripted_driver_keeps_clean_to_the_end_of_its_stretch(awkward):
+    """Over the protocol, in a process of its own; it goes round slower vehicles."""
+    where = (f"127.0.0.1:{awkward.port}",)
+    config = RolloutConfig(where, kind="carla", vehicles=20, episodes=3, episode_seconds=60.0, seed=1, timeout=20.0)
+    episodes = drive_episodes(config, None)
+    for episode in episodes:
+        assert episode["clean"], episode
+        assert episode["mean_speed"] > 15.0
+        assert episode["distance"] > 400.0
+    assert min(episode["seconds"] for episode in episodes) < 59.0, "none met the end of its stretch"
 
 
 CARELESS = """

@@ -7,7 +7,7 @@ import math
 import carla
 import pytest
 
-from carla_digr.driving.highway import LEAST_RADIUS, highway_points
+from carla_digr.driving.highway import LEAST_RADIUS, REACH, far_reaching, highway_points, reach
 from carla_digr.driving.scenario import Scenario
 from carla_digr.errors import UserError
 from carla_digr.simulator.road import Road
@@ -75,6 +75,21 @@ def test_roads_and_spawn_points_can_be_chosen():
     assert highway_points(town, spawn_points=[last, 0]) == [town.get_spawn_points()[last], town.get_spawn_points()[0]]
     with pytest.raises(UserError, match=f"has the spawn points 0 to {last}, not {last + 1}"):
         highway_points(town, spawn_points=[0, last + 1])
+
+
+def test_a_stretch_reaches_to_the_end_of_the_road_or_to_a_bend_that_is_too_tight():
+    town = Town("Long", length=900.0)
+    points = town.get_spawn_points()
+    found = [reach(town, point) for point in points]
+    assert [r.metres for r in found] == sorted((r.metres for r in found), reverse=True)
+    assert found[0].metres == pytest.approx(880.0, abs=20.0)
+    assert found[0].until == "end of the road"
+    assert far_reaching(town, points) == [p for p, r in zip(points, found, strict=True) if r.metres >= 440.0]
+    assert (
+        reach(Town("Tight", radius=100.0), Town("Tight", radius=100.0).get_spawn_points()[0]).until == "bend of 100 m"
+    )
+    wide = reach(Town("Wide bend", radius=400.0), Town("Wide bend", radius=400.0).get_spawn_points()[0])
+    assert wide.tightest == pytest.approx(400.0, rel=0.01) and wide.metres < REACH
 
 
 def test_every_spawn_point_of_the_embedded_highway_is_one(session):

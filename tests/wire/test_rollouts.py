@@ -161,6 +161,10 @@ def test_the_command_writes_each_episode_and_whose_they_are(shared_simulator, ot
     assert results["simulator"] == "the embedded highway"
     assert len(results["episodes"]) == 3
     assert "3 episodes on the embedded highway" in capsys.readouterr().out
+    assert main(["rollout", str(file), "--out", str(out), "--driver", "planner"]) == 0
+    results = json.loads(out.read_text())
+    assert results["policy"] == "the scripted driver"
+    assert results["mean"]["clean"] == 1.0
     file.write_text("simulators: []\n")
     assert main(["rollout", str(file), "--out", str(out)]) == 2
     assert "'simulators' must not be an empty list" in capsys.readouterr().err

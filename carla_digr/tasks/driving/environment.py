@@ -57,7 +57,7 @@ class DrivingEnv(gymnasium.Env):
         """One decision."""
         for _ in range(self.decision_ticks):
             self.last = self.drive.step(self.commands[int(action)])
-            self.running.count(self.last.speed, self.last.collision, self.last.off_road)
+            self.running.count(self.last.speed, self.last.collision, self.last.off_road, self.last.road_ends)
             if self.running.terminated:
                 break
         terminated, truncated = self.running.terminated, self.running.truncated

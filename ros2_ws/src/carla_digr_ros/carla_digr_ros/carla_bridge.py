@@ -285,7 +285,9 @@ class CarlaBridge(ManagedNode):
             self.get_logger().warning(f"Collision with {frame.collision} after {self._distance:.0f} m in all")
         elif frame.off_road:
             self.get_logger().warning("Off the road")
-        if frame.collision or frame.off_road:
+        elif frame.road_ends:
+            self.get_logger().info("The stretch of road that can be driven ends here")
+        if frame.collision or frame.off_road or frame.road_ends:
             self._over_since = frame.frame
             self._reporter.report()
 
