@@ -20,10 +20,15 @@ from carla_digr.driving import acceptance
 from carla_digr.driving.acceptance import CHECKS
 from carla_digr.simulator.awkward import TRAITS
 
+ATTEMPTS = 3
+
 
 def check(port: int, *options: str) -> tuple[int, list[str]]:
     command = [sys.executable, "-m", "carla_digr.cli", "check-simulator", "--port", str(port), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    for _ in range(ATTEMPTS):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if acceptance.LOST not in done.stdout:  # the library's own Traffic Manager lost a wake-up
+            break
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout.splitlines()
 
@@ -47,8 +52,11 @@ def test_it_passes_with_the_traffic_of_a_carla_server_too(simulator):
         from carla_digr.driving.acceptance import check_simulator
         raise SystemExit(not check_simulator("127.0.0.1", PORT, simulator="carla"))
     """
-    client = run_client(program, simulator)
-    said, _ = client.communicate(timeout=200)
+    for _ in range(ATTEMPTS):
+        client = run_client(program, simulator)
+        said, _ = client.communicate(timeout=300)
+        if acceptance.LOST not in said:
+            break
     assert client.returncode == 0, said
     assert "saw 20 vehicles, " in said
 
