@@ -3,8 +3,8 @@
 A perturbation map (eq. 3) is what the policy itself does when a part of the picture is hidden; it takes about a
 thousand forward passes. A process of the lowest priority makes it, so that no decision, map or object waits for it.
 
-`python -m carla_digr.live.trust WEIGHTS [MODULE]` is that process: it reads requests and answers each in one line of
-JSON until its input ends. A request is a line of JSON, then the bytes of the state and of the map, float32.
+`python -m carla_digr.live.trust SHARE WEIGHTS [MODULE]` is that process: it reads requests and answers each in one line
+of JSON until its input ends. A request is a line of JSON, then the bytes of the state and of the map, float32.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TrustMeter(Generic[Frame]):
 
     def __init__(self, weights: str, module: str = ""):
         self.problem = ""
-        self._command = [sys.executable, "-m", "carla_digr.live.trust", weights, *filter(None, [module])]
+        self._command = [sys.executable, "-m", "carla_digr.live.trust", str(SHARE), weights, *filter(None, [module])]
         self._offered: tuple[Frame, NDArray[np.float32], NDArray[np.float32], int | None] | None = None
         self._judged: Judged[Frame] | None = None
         self._wake = threading.Condition()
@@ -152,15 +152,15 @@ def _give_way() -> None:
         Path("/proc/self/autogroup").write_text("19")
 
 
-def _take_turns(policy: Any) -> None:
-    """After each forward pass sleep so long that the passes take SHARE of a core."""
+def _take_turns(policy: Any, share: float) -> None:
+    """After each forward pass sleep so long that the passes take this share of a core."""
     begun = [0.0]
 
     def begin(*_: Any) -> None:
         begun[0] = time.monotonic()
 
     def rest(*_: Any) -> None:
-        time.sleep((time.monotonic() - begun[0]) * (1.0 / SHARE - 1.0))
+        time.sleep((time.monotonic() - begun[0]) * (1.0 / share - 1.0))
 
     policy.register_forward_pre_hook(begin)
     policy.register_forward_hook(rest)
@@ -177,11 +177,11 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     try:
-        policy, card = checkpoint.load(arguments[0], None, *arguments[1:2])
+        policy, card = checkpoint.load(arguments[1], None, *arguments[2:3])
     except Exception as error:
         return tell(error)
     policy.eval()
-    _take_turns(policy)
+    _take_turns(policy, float(arguments[0]))
     settings: Any = card.get("config", {}).get("saliency_dataset", {})
     perturbation = Perturbation.from_settings({**settings, "batch": BATCH})
     while line := sys.stdin.buffer.readline():
