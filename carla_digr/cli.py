@@ -401,7 +401,7 @@ def add_check_simulator(commands: argparse._SubParsersAction) -> None:
     def run(args: argparse.Namespace) -> int:
         from carla_digr.driving.acceptance import check_simulator
 
-        return 0 if check_simulator(args.host, args.port, args.timeout, full=args.full, report=args.report) else 1
+        return 0 if check_simulator(args.host, args.port, args.timeout, full=args.full, report=args.out) else 1
 
     parser = commands.add_parser(
         "check-simulator",
@@ -413,7 +413,7 @@ def add_check_simulator(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--port", type=int, default=2000, help="its port for calls (default: 2000)")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds for each call (default: %(default)g)")
     parser.add_argument("--full", action="store_true", help="measure longer, and many resets: about 10 minutes")
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write all figures to this JSON file")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="where all figures go, a JSON file")
     parser.set_defaults(run=run)
 
 

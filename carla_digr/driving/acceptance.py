@@ -410,7 +410,7 @@ CHECKS = (
         "reach",
         f"{REACH:.0f} m of highway ahead of every start, without junctions and bends too tight",
         "nothing where the longest reach is far enough: the drive starts where it is at least half as long and ends an "
-        "episode where the stretch does; else load Town04, or give roads or spawn_points (--report lists the reaches)",
+        "episode where the stretch does; else load Town04, or give roads or spawn_points (--out lists the reaches)",
         _reach,
     ),
     Check(

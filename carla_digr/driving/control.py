@@ -60,7 +60,7 @@ class DriveFrame:
 
     ``image`` is (H, W, 3) uint8 RGB of frame number ``frame`` at ``stamp`` seconds of sim time; ``x``, ``y`` (m),
     ``yaw`` (rad) and ``speed`` (m/s) are those of the ego in the same frame, float32 as CARLA's snapshot carries
-    them. ``collision`` names what the ego hit in this tick; ``off_road``: its centre is off the driving lanes;
+    them. ``collision`` names what the ego hit in this tick; ``off_road``: its centre is off the driving lanes.
     ``road_ends``: the stretch that can be driven ends here, at a junction or a bend too tight.
     """
 

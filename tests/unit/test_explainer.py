@@ -34,7 +34,7 @@ def policy():
 
 @pytest.fixture
 def explainer(policy):
-    return Explainer(policy, {"action_names": NAMES, "weights_sha256": "0123456789abcdef" * 4})
+    return Explainer(policy, {"action_names": NAMES, "weights_sha256": "0123456789abcdef" * 4}, "digr")
 
 
 def picture(seed: int = 0) -> np.ndarray:

@@ -26,7 +26,7 @@ def comment_above(text: str, field: str) -> str:
 def test_off_road_means_in_the_message_what_it_means_in_the_drive():
     said = comment_above((PACKAGE / "msg" / "DriveFrame.msg").read_text(), "off_road")
     assert DriveFrame.__doc__ is not None
-    assert said.removeprefix("The ego's ") in " ".join(DriveFrame.__doc__.split()).replace("its ", "") + "."
+    assert said.removeprefix("The ego's ") in " ".join(DriveFrame.__doc__.split()).replace("its ", "")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

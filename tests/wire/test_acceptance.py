@@ -208,7 +208,7 @@ def test_a_trait_turns_its_line_red_and_no_other(trait, tmp_path):
     size = {"deadlock": "=90"}.get(trait, "")  # within the frames that are timed
     simulator = Simulator(options=["--traits", trait + size])
     try:
-        code, lines = check(simulator.port, "--timeout", "5", "--report", str(tmp_path / "report.json"))
+        code, lines = check(simulator.port, "--timeout", "5", "--out", str(tmp_path / "report.json"))
     finally:
         simulator.stop()
     assert code == 1
