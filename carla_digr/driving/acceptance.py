@@ -31,8 +31,9 @@ from carla_digr.driving.control import (
 )
 from carla_digr.driving.highway import REACH, highway_points
 from carla_digr.driving.keeper import lane_steer
-from carla_digr.driving.scenario import HIGHWAY_TRAFFIC, WARM_UP_TICKS, Scenario
+from carla_digr.driving.scenario import WARM_UP_TICKS, Scenario
 from carla_digr.driving.session import VERSION, SensorStream, Session
+from carla_digr.driving.traffic import HIGHWAY_TRAFFIC
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write
 

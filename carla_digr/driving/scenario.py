@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import carla
 import numpy as np
@@ -33,15 +31,11 @@ from carla_digr.driving.lane import lane_curvature, reference_lines
 from carla_digr.driving.session import SensorStream, Session, describe
 from carla_digr.driving.start import start_in_traffic
 from carla_digr.driving.surroundings import Surroundings, SurroundingsCamera, rgb_of
+from carla_digr.driving.traffic import ManagedTraffic, SimulatorTraffic, Traffic
 from carla_digr.errors import UserError
 
 log = logging.getLogger(__name__)
 
-HIGHWAY_TRAFFIC = "controller.traffic.highway"
-"""Blueprint of the embedded simulator: its own drivers, who overtake at highway speed."""
-FREE_DISTANCE = 40.0  # m around the ego that stay free of traffic when an episode starts
-DESIRED_SPEED = 40.0, 65.0  # km/h of the Traffic Manager's vehicles
-MOST_IN_A_ROW, ROW_LENGTH, ROW_WIDTH = 2, 20.0, 30.0  # vehicles, m along and between their middles
 WARM_UP_TICKS = 20  # most ticks until the camera's first picture
 FILM = {
     "exposure_min_bright": "11",  # equal bounds hold the exposure; the middle of CARLA's own 10 to 12
@@ -328,94 +322,6 @@ class Scenario:
         return found
 
 
-class Traffic(Protocol):
-    """Who else is on the road."""
-
-    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
-        """Put the traffic of an episode on the road; the ego stands at ``place``."""
-
-    def clear(self) -> None:
-        """Remove it."""
-
-    def close(self) -> None:
-        """Remove it for good."""
-
-
-class SimulatorTraffic:
-    """The embedded simulator's own drivers."""
-
-    def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
-        self._session, self._vehicles = session, vehicles
-        self._controller: carla.Actor | None = None
-        if not session.blueprints.filter(HIGHWAY_TRAFFIC):
-            raise UserError(
-                f"The simulator at {session.address} is not the embedded highway; choose the simulator 'carla'."
-            )
-
-    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
-        """Spawn the traffic controller."""
-        blueprint = self._session.blueprint(HIGHWAY_TRAFFIC, seed=seed, vehicles=self._vehicles, hero=ego.id)
-        self._controller = self._session.spawn(blueprint, carla.Transform())
-
-    def clear(self) -> None:
-        """Destroy the traffic controller, and its vehicles with it."""
-        if self._controller is not None:
-            controller, self._controller = self._controller, None
-            self._session.destroy(controller)
-
-    close = clear
-
-
-class ManagedTraffic:
-    """Vehicles driven by the client's Traffic Manager, for servers without drivers of their own.
-
-    It does not change lanes above about 40 km/h, and it removes vehicles at dead ends. When the server dies, or
-    hangs while the library's own thread waits for it, that thread ends this process with an abort (SIGABRT) which
-    nothing here can catch: who runs such a drive starts its process again.
-    """
-
-    def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
-        self._session, self._points, self._vehicles = session, points, vehicles
-        self._ids: list[int] = []
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port: int = free.getsockname()[1]
-        self._manager = session.client.get_trafficmanager(self._port)
-        self._manager.set_synchronous_mode(True)
-
-    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
-        """Spawn vehicles at drawn spawn points and hand them over."""
-        self._manager.set_random_device_seed(seed)
-        draw = np.random.default_rng(seed)
-        kinds = [b for b in self._session.blueprints.filter("vehicle.*") if _is_car(b)]
-        kinds.sort(key=lambda b: b.id)
-        places = traffic_places(self._points, place, self._vehicles, draw)
-        batch = []
-        for point in places:
-            blueprint = self._session.blueprint(kinds[draw.integers(len(kinds))].id)
-            spawn = carla.command.SpawnActor(blueprint, point)
-            batch.append(spawn.then(carla.command.SetAutopilot(carla.command.FutureActor, True, self._port)))
-        answers = self._session.client.apply_batch_sync(batch, False)
-        self._ids = [answer.actor_id for answer in answers if not answer.error]
-        low, high = DESIRED_SPEED
-        for vehicle in self._session.world.get_actors(self._ids):
-            self._manager.set_desired_speed(vehicle, float(low + (high - low) * draw.random()))
-
-    def clear(self) -> None:
-        """Take the vehicles from the Traffic Manager, destroy them and tick, in this order: others crash the client."""
-        if not self._ids:
-            return
-        command: Any = carla.command
-        self._session.client.apply_batch_sync([command.SetAutopilot(i, False, self._port) for i in self._ids], False)
-        self._session.client.apply_batch_sync([command.DestroyActor(i) for i in self._ids], False)
-        self._ids = []
-        self._session.tick()
-
-    def close(self) -> None:
-        """Also shut the Traffic Manager down."""
-        self.clear()
-        self._manager.shut_down()
-
-
 def _off_road(highway: carla.Map, place: carla.Location) -> bool:
     """Whether a place is beside the driving lanes.
 
@@ -430,39 +336,3 @@ def _off_road(highway: carla.Map, place: carla.Location) -> bool:
         return False
     neighbour = lane.get_right_lane() if offset > 0.0 else lane.get_left_lane()
     return neighbour is None or neighbour.lane_type != carla.LaneType.Driving
-
-
-def traffic_places(
-    points: Sequence[carla.Transform], ego: carla.Location, count: int, draw: np.random.Generator
-) -> list[carla.Transform]:
-    """Where vehicles stand when an episode begins: around the ego, at most two in a row of lanes, so that it can pass.
-
-    Args:
-        points: the spawn points there are; FREE_DISTANCE around the ego stays free.
-        count: vehicles at most.
-    """
-    near = sorted(
-        (p for p in points if p.location.distance(ego) > FREE_DISTANCE), key=lambda p: p.location.distance(ego)
-    )
-    near = near[: 2 * count]
-    places: list[carla.Transform] = []
-    for index in draw.permutation(len(near)):
-        point = near[index]
-        beside = sum(_is_beside(other, point) for other in places)
-        if beside < MOST_IN_A_ROW and len(places) < count:
-            places.append(point)
-    return places
-
-
-def _is_beside(other: carla.Transform, point: carla.Transform) -> bool:
-    forward = point.get_forward_vector()
-    away = other.location - point.location
-    along = away.x * forward.x + away.y * forward.y
-    return abs(along) < ROW_LENGTH and other.location.distance(point.location) < ROW_WIDTH
-
-
-def _is_car(blueprint: carla.ActorBlueprint) -> bool:
-    """Whether it is an ordinary car: the largest vehicles cannot make some turns, and hide the road."""
-    if blueprint.has_attribute("base_type"):
-        return blueprint.get_attribute("base_type").as_str() == "car"
-    return int(blueprint.get_attribute("number_of_wheels")) == 4

@@ -59,6 +59,8 @@ class Session:
         self.gone = False
         """Whether the simulator stopped answering."""
         self.frame = 0
+        self.ticking_from: int | None = None
+        """The frame before the one that a tick under way asks for; other threads may read it."""
         self.found_synchronous = False
         """Whether the world was in synchronous mode when the session came."""
         self._closed = False
@@ -167,10 +169,13 @@ class Session:
             UserError: somebody else ticks too.
         """
         try:
+            self.ticking_from = self.world.get_snapshot().frame
             frame = self.world.tick(self.timeout)
             snapshot = self.world.get_snapshot()
         except RuntimeError as error:
             raise self.lost(describe(error)) from None
+        finally:
+            self.ticking_from = None
         if self.frame and (frame != self.frame + 1 or snapshot.frame != frame):
             raise UserError(
                 f"Another client also ticks {self.address}: frame {max(frame, snapshot.frame)} came after "

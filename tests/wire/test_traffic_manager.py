@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import threading
-from typing import Any
+from types import SimpleNamespace
 
+import msgpack
+import pytest
 from live_support import free_port
-from simulator_process import Simulator, run_client
+from simulator_process import run_client
 
+from carla_digr.driving import traffic
 from carla_digr.driving.control import TICK
 from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, ROAD_EDGE
 
@@ -17,12 +21,14 @@ DRIVE = """
     import json
     import carla
     from carla_digr.driving.session import Session
+    from carla_digr.driving.traffic import ManagerWatch
     from carla_digr.simulator.road import Road
 
     road = Road.ring()
     with Session.connect("127.0.0.1", PORT, 20.0) as session:
         manager = session.client.get_trafficmanager(MANAGER)
         manager.set_synchronous_mode(True)
+        watch = ManagerWatch(session, manager)
         manager.set_random_device_seed(7)
         points = session.map.get_spawn_points()
         kinds = sorted(session.blueprints.filter("vehicle.*"), key=lambda b: b.id)
@@ -50,56 +56,122 @@ DRIVE = """
         for actor in session._actors[::-1]:
             session.destroy(actor)
         session.tick()
+        watch.stop()
         manager.shut_down()
 """
 
-SILENCE = 30.0  # s in which a living client, once it drives, gets a tick on
-
 
 def test_twenty_vehicles_of_the_traffic_manager_drive_for_minutes(simulator, long):
+    """Over more ticks than the library's own thread stays awake for: ManagerWatch."""
     seconds = 600.0 if long else 60.0
-    drives = drives_of(simulator, round(seconds / TICK))
-    ticks = [tick for drive in drives for tick in drive]
+    count = round(seconds / TICK)
+    program = DRIVE.replace("COUNT", str(count)).replace("MANAGER", str(free_port()))
+    said, errors = run_client(program, simulator).communicate(timeout=60.0 + 2.0 * seconds)
+    ticks = [json.loads(line) for line in said.splitlines()]
+    assert len(ticks) == count, errors
     assert all(tick["alive"] == 20 and not tick["hits"] for tick in ticks)
     offsets = [offset for tick in ticks for offset in tick["offsets"]]
     assert MEDIAN_HALF_WIDTH < min(offsets) < max(offsets) < ROAD_EDGE
     slowest = min(sum(vehicle) * TICK for vehicle in zip(*(tick["speeds"] for tick in ticks), strict=True))
-    assert slowest > 8.0 * (seconds - 5.0 * (len(drives) - 1))  # each drive begins at rest
+    assert slowest > 8.0 * seconds
     assert simulator.process.poll() is None
 
 
-def drives_of(simulator: Simulator, count: int) -> list[list[dict[str, Any]]]:
-    """What clients say of so many ticks, one drive after the other: one that falls silent is followed by another.
+@pytest.fixture
+def manager():
+    """Stands for a manager's RPC port: (its port, a queue of the calls that it gets)."""
+    calls: queue.SimpleQueue[tuple[str, list]] = queue.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-    The client library notifies its manager's thread without holding the lock that the thread waits with: a wake-up may
-    be lost, and then its tick never ends (seen from the 30th tick on, on a quiet machine too).
-    """
-    drives: list[list[dict[str, Any]]] = []
-    for _ in range(12):
-        left = count - sum(map(len, drives))
-        program = DRIVE.replace("COUNT", str(left)).replace("MANAGER", str(free_port()))
-        said, ended = said_until_silence(program, simulator)
-        drives.append([json.loads(line) for line in said])
-        if ended:
-            assert len(said) == left
-            return drives
-    raise AssertionError(f"twelve clients fell silent: {[len(drive) for drive in drives]} ticks")
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    unpacker = msgpack.Unpacker()
+                    while data := connection.recv(4096):
+                        unpacker.feed(data)
+                        for _, number, method, arguments in unpacker:
+                            calls.put((method, arguments))
+                            connection.sendall(msgpack.packb([1, number, None, None]))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1], calls
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
-def said_until_silence(program: str, simulator: Simulator) -> tuple[list[str], bool]:
-    """The lines that the program says, and whether it came to its end or had to be killed."""
-    client = run_client(program, simulator)
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    reader = threading.Thread(target=lambda: [lines.put(line) for line in (*client.stdout, "")])
-    reader.start()
-    said = []
+class Ticking:
+    """A session whose tick does what a test says."""
+
+    address = "here"
+
+    def __init__(self, ticking_from: int | None, frame: int):
+        self.ticking_from, self.frame, self.looks = ticking_from, frame, queue.SimpleQueue()
+        self.world = SimpleNamespace(get_snapshot=self._snapshot)
+
+    def _snapshot(self) -> SimpleNamespace:
+        self.looks.put(self.frame)
+        return SimpleNamespace(frame=self.frame)
+
+
+@pytest.mark.parametrize(
+    ("ticking_from", "woken"),
+    [(6, True), (7, False), (None, False)],
+    ids=["the frame is here and the tick goes on", "the server has not answered", "nobody ticks"],
+)
+def test_the_manager_is_woken_when_it_sleeps_and_only_then(manager, monkeypatch, ticking_from, woken):
+    monkeypatch.setattr(traffic, "WAKE_AFTER", 0.05)
+    port, calls = manager
+    session = Ticking(ticking_from, 7)
+    watch = traffic.ManagerWatch(session, SimpleNamespace(get_port=lambda: port))
     try:
-        while line := lines.get(timeout=SILENCE):
-            said.append(line)
-    except queue.Empty:
-        client.kill()
+        if woken:
+            assert [calls.get(timeout=30.0) for _ in range(2)] == [
+                ("set_synchronous_mode", [False]),
+                ("set_synchronous_mode", [True]),
+            ]
+        for _ in range(4):
+            session.looks.get(timeout=30.0)
     finally:
-        reader.join()
-        status, errors = client.wait(), client.stderr.read()
-    assert status in (0, -9), errors
-    return said, status == 0
+        watch.stop()
+    assert woken or calls.empty()
+
+
+def test_a_manager_that_is_only_slow_is_left_alone(manager, monkeypatch):
+    monkeypatch.setattr(traffic, "WAKE_AFTER", 0.05)
+    port, calls = manager
+    session = Ticking(6, 7)
+    watch = traffic.ManagerWatch(session, SimpleNamespace(get_port=lambda: port))
+    try:
+        for _ in range(8):
+            frame = session.looks.get(timeout=30.0)
+            session.ticking_from, session.frame = frame, frame + 1
+    finally:
+        watch.stop()
+    assert calls.empty()
+
+
+def test_the_library_knows_what_wakes_it(simulator):
+    """The call that the watch makes is one of the real manager's, which answers without an error."""
+    program = """
+        import socket
+        import msgpack
+        from carla_digr.driving.session import Session
+
+        with Session.connect("127.0.0.1", PORT, 20.0) as session:
+            manager = session.client.get_trafficmanager(MANAGER)
+            manager.set_synchronous_mode(True)
+            session.tick()
+            with socket.create_connection(("127.0.0.1", manager.get_port()), 20.0) as connection:
+                for mode in (False, True):
+                    connection.sendall(msgpack.packb([0, 3, "set_synchronous_mode", [mode]]))
+                    print(msgpack.unpackb(connection.recv(4096)), flush=True)
+            session.tick()
+            manager.shut_down()
+    """
+    said, errors = run_client(program.replace("MANAGER", str(free_port())), simulator).communicate(timeout=120)
+    assert said.splitlines() == ["[1, 3, None, None]"] * 2, errors

@@ -1,0 +1,196 @@
+"""Who else is on the road of a drive over CARLA's protocol."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import carla
+import msgpack
+import numpy as np
+
+from carla_digr.driving.session import Session
+from carla_digr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+HIGHWAY_TRAFFIC = "controller.traffic.highway"
+"""Blueprint of the embedded simulator: its own drivers, who overtake at highway speed."""
+FREE_DISTANCE = 40.0  # m around the ego that stay free of traffic when an episode starts
+DESIRED_SPEED = 40.0, 65.0  # km/h of the Traffic Manager's vehicles
+MOST_IN_A_ROW, ROW_LENGTH, ROW_WIDTH = 2, 20.0, 30.0  # vehicles, m along and between their middles
+WAKE_AFTER = 1.0  # s that the Traffic Manager may take for a frame that the server has sent
+
+
+class Traffic(Protocol):
+    """Who else is on the road."""
+
+    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
+        """Put the traffic of an episode on the road; the ego stands at ``place``."""
+
+    def clear(self) -> None:
+        """Remove it."""
+
+    def close(self) -> None:
+        """Remove it for good."""
+
+
+class SimulatorTraffic:
+    """The embedded simulator's own drivers."""
+
+    def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
+        self._session, self._vehicles = session, vehicles
+        self._controller: carla.Actor | None = None
+        if not session.blueprints.filter(HIGHWAY_TRAFFIC):
+            raise UserError(
+                f"The simulator at {session.address} is not the embedded highway; choose the simulator 'carla'."
+            )
+
+    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
+        """Spawn the traffic controller."""
+        blueprint = self._session.blueprint(HIGHWAY_TRAFFIC, seed=seed, vehicles=self._vehicles, hero=ego.id)
+        self._controller = self._session.spawn(blueprint, carla.Transform())
+
+    def clear(self) -> None:
+        """Destroy the traffic controller, and its vehicles with it."""
+        if self._controller is not None:
+            controller, self._controller = self._controller, None
+            self._session.destroy(controller)
+
+    close = clear
+
+
+class ManagedTraffic:
+    """Vehicles driven by the client's Traffic Manager, for servers without drivers of their own.
+
+    It does not change lanes above about 40 km/h, and it removes vehicles at dead ends. When the server dies, or
+    hangs while the library's own thread waits for it, that thread ends this process with an abort (SIGABRT) which
+    nothing here can catch: who runs such a drive starts its process again.
+    """
+
+    def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
+        self._session, self._points, self._vehicles = session, points, vehicles
+        self._ids: list[int] = []
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port: int = free.getsockname()[1]
+        self._manager = session.client.get_trafficmanager(self._port)
+        self._manager.set_synchronous_mode(True)
+        self._watch = ManagerWatch(session, self._manager)
+
+    def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
+        """Spawn vehicles at drawn spawn points and hand them over."""
+        self._manager.set_random_device_seed(seed)
+        draw = np.random.default_rng(seed)
+        kinds = [b for b in self._session.blueprints.filter("vehicle.*") if _is_car(b)]
+        kinds.sort(key=lambda b: b.id)
+        places = traffic_places(self._points, place, self._vehicles, draw)
+        batch = []
+        for point in places:
+            blueprint = self._session.blueprint(kinds[draw.integers(len(kinds))].id)
+            spawn = carla.command.SpawnActor(blueprint, point)
+            batch.append(spawn.then(carla.command.SetAutopilot(carla.command.FutureActor, True, self._port)))
+        answers = self._session.client.apply_batch_sync(batch, False)
+        self._ids = [answer.actor_id for answer in answers if not answer.error]
+        low, high = DESIRED_SPEED
+        for vehicle in self._session.world.get_actors(self._ids):
+            self._manager.set_desired_speed(vehicle, float(low + (high - low) * draw.random()))
+
+    def clear(self) -> None:
+        """Take the vehicles from the Traffic Manager, destroy them and tick, in this order: others crash the client."""
+        if not self._ids:
+            return
+        command: Any = carla.command
+        self._session.client.apply_batch_sync([command.SetAutopilot(i, False, self._port) for i in self._ids], False)
+        self._session.client.apply_batch_sync([command.DestroyActor(i) for i in self._ids], False)
+        self._ids = []
+        self._session.tick()
+
+    def close(self) -> None:
+        """Also shut the Traffic Manager down."""
+        try:
+            self.clear()
+        finally:
+            self._watch.stop()
+        self._manager.shut_down()
+
+
+class ManagerWatch:
+    """Wakes the client's Traffic Manager when it sleeps through a tick, from the start until :meth:`stop`.
+
+    In synchronous mode the library's tick and its manager's thread (``TrafficManagerLocal::SynchronousTick``, ``Run``)
+    notify each other without the lock that they wait with. About once in 5,000 ticks a notification goes unheard, both
+    wait for ever, and no time limit holds. Leaving the mode notifies the thread once more. The manager's own methods
+    wait for a lock that the tick holds; its RPC port does not.
+    """
+
+    def __init__(self, session: Session, manager: carla.TrafficManager):
+        self._session, self._port = session, manager.get_port()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="traffic-manager-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it; safe to call twice."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        seen = None
+        while not self._stopped.wait(WAKE_AFTER):
+            before = self._session.ticking_from
+            try:
+                frame = self._session.world.get_snapshot().frame
+            except RuntimeError:  # of a world that was loaded anew
+                continue
+            if before is not None and frame > before and frame == seen:  # the server has ticked, the library has not
+                log.warning("The Traffic Manager slept through frame %d of %s; woken.", frame, self._session.address)
+                self._wake()
+            seen = frame
+
+    def _wake(self) -> None:
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), WAKE_AFTER) as connection:
+                for number, synchronous in enumerate((False, True)):
+                    connection.sendall(msgpack.packb([0, number, "set_synchronous_mode", [synchronous]]))
+                    connection.recv(64)
+        except OSError as error:
+            log.warning("The Traffic Manager does not answer: %s.", error)
+
+
+def traffic_places(
+    points: Sequence[carla.Transform], ego: carla.Location, count: int, draw: np.random.Generator
+) -> list[carla.Transform]:
+    """Where vehicles stand when an episode begins: around the ego, at most two in a row of lanes, so that it can pass.
+
+    Args:
+        points: the spawn points there are; FREE_DISTANCE around the ego stays free.
+        count: vehicles at most.
+    """
+    near = sorted(
+        (p for p in points if p.location.distance(ego) > FREE_DISTANCE), key=lambda p: p.location.distance(ego)
+    )
+    near = near[: 2 * count]
+    places: list[carla.Transform] = []
+    for index in draw.permutation(len(near)):
+        point = near[index]
+        beside = sum(_is_beside(other, point) for other in places)
+        if beside < MOST_IN_A_ROW and len(places) < count:
+            places.append(point)
+    return places
+
+
+def _is_beside(other: carla.Transform, point: carla.Transform) -> bool:
+    forward = point.get_forward_vector()
+    away = other.location - point.location
+    along = away.x * forward.x + away.y * forward.y
+    return abs(along) < ROW_LENGTH and other.location.distance(point.location) < ROW_WIDTH
+
+
+def _is_car(blueprint: carla.ActorBlueprint) -> bool:
+    """Whether it is an ordinary car: the largest vehicles cannot make some turns, and hide the road."""
+    if blueprint.has_attribute("base_type"):
+        return blueprint.get_attribute("base_type").as_str() == "car"
+    return int(blueprint.get_attribute("number_of_wheels")) == 4
