@@ -55,10 +55,11 @@ browser:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else echo "No Chromium found for the browser tests; install the package chromium." >&2; exit 1; fi
 
-# What does not share the clock runs on two cores, a file at a time and one thread a process; live drives run alone.
+# What does not share the clock runs side by side, a file at a time and one thread a process; three, as those over the
+# wire wait much. Live drives run alone.
 test: setup browser check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/package -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/browser tests/faults tests/ros tests/wire
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/package tests/wire -n 3 --dist loadfile
+	$(BIN)/python -m pytest tests/browser tests/faults tests/ros
 
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile
