@@ -61,7 +61,8 @@ class DriveFrame:
     ``image`` is (H, W, 3) uint8 RGB of frame number ``frame`` at ``stamp`` seconds of sim time; ``x``, ``y`` (m),
     ``yaw`` (rad) and ``speed`` (m/s) are those of the ego in the same frame, float32 as CARLA's snapshot carries
     them. ``collision`` names what the ego hit in this tick; ``off_road``: its centre is off the driving lanes.
-    ``road_ends``: the stretch that can be driven ends here, at a junction or a bend too tight.
+    ``road_ends``: the stretch that can be driven ends here, at a junction or a bend too tight. ``struck``: what the
+    collision names drove into the ego; told on CARLA servers.
     """
 
     frame: int
@@ -74,6 +75,7 @@ class DriveFrame:
     collision: str | None = None
     off_road: bool = False
     road_ends: bool = False
+    struck: bool = False
 
 
 UNKNOWN_LANE = 127

@@ -74,13 +74,19 @@ class Reach(NamedTuple):
 
 
 def reach(road_map: carla.Map, point: carla.Transform) -> Reach:
-    """How far a place's lane goes, at most REACH: to a junction, its end, or a bend that the actions cannot hold."""
+    """How far a place's lane goes, at most REACH.
+
+    A junction ends it, the lane's end or where it gets too narrow, and a bend that the actions cannot hold.
+    """
     waypoint = road_map.get_waypoint(point.location)
     slope, tightest, metres, until = 0.0, math.inf, 0.0, "nothing in reach"
     while metres < REACH:
         following = waypoint.next(STRIDE)
         if waypoint.is_junction or len(following) != 1:
             until = "junction" if waypoint.is_junction or following else "end of the road"
+            break
+        if waypoint.lane_width < LEAST_WIDTH or waypoint.lane_type != carla.LaneType.Driving:
+            until = f"lane of {waypoint.lane_width:.1f} m"
             break
         turned = (following[0].transform.rotation.yaw - waypoint.transform.rotation.yaw + 180.0) % 360.0 - 180.0
         radius = STRIDE / abs(math.radians(turned)) if turned else math.inf

@@ -130,7 +130,7 @@ class _Work:
                 with self._lock:
                     command = self.decide(frame.image)
                 frame = drive.step(command)
-            episode.count(frame.speed, frame.collision, frame.off_road, frame.road_ends)
+            episode.count(frame.speed, frame.collision, frame.off_road, frame.road_ends, frame.struck)
         return {"seed": seed, **episode.figures()}
 
 

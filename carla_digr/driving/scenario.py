@@ -6,13 +6,13 @@ import functools
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import carla
 import numpy as np
 
 from carla_digr.driving.car import Car
+from carla_digr.driving.contacts import Contacts
 from carla_digr.driving.control import (
     CAMERA,
     CRUISE_SPEED,
@@ -45,8 +45,6 @@ FILM = {
     "lens_flare_intensity": "0",
 }
 """Attributes of the camera that keep a picture from depending on those before it, and on the sun in the lens."""
-GROUND = tuple(f"static.{name}" for name in ("road", "roadline", "ground", "sidewalk", "terrain", "bridge"))
-"""What a car stands on: a CARLA server tells contacts with it that are no accident; who leaves the road is off_road."""
 RUN_OUT = 40.0  # m before the end of a stretch at which its drive ends
 RETRY = 0.5  # s between tries to reach a lost server
 
@@ -76,11 +74,8 @@ class Scenario:
             found = session.world.get_weather()
             session.before_close(lambda: session.world.set_weather(found))
             session.world.set_weather(carla.WeatherParameters.ClearNoon)
-        self._contacts: deque[tuple[int, str]] = deque(maxlen=100)
         # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
-        contact_sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), self._ego)
-        contacts = self._contacts  # alone: the library's thread must not keep the drive itself
-        session.listen(contact_sensor, lambda event: contacts.append((event.frame, event.other_actor.type_id)))
+        self._contacts = Contacts(session, self._ego)
         place = carla.Transform(
             carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),
             carla.Rotation(pitch=CAMERA["pitch"], yaw=CAMERA["yaw"], roll=CAMERA["roll"]),
@@ -99,8 +94,10 @@ class Scenario:
         self._lines = reference_lines(session.map.to_opendrive())
         self._last: DriveFrame | None = None
         self._height = 0.0  # m, of the ego
-        self._left = math.inf
-        """m that can still be driven in this episode."""
+        self._left = 0.0
+        """m that can still be driven in this episode, where there is a car of its own."""
+        self._lane = (0, 0)
+        """The road and lane that are so."""
         self._first_frame = 0
 
     @property
@@ -260,6 +257,7 @@ class Scenario:
         place, velocity = ego.get_transform(), ego.get_velocity()
         yaw = math.radians(place.rotation.yaw)
         self._height = place.location.z
+        contact = self._contacts.take(snapshot, self._first_frame)
         self._last = DriveFrame(
             frame=snapshot.frame,
             stamp=snapshot.timestamp.elapsed_seconds,
@@ -268,16 +266,21 @@ class Scenario:
             y=place.location.y,
             yaw=float(np.float32(yaw)),
             speed=signed_speed(velocity.x, velocity.y, yaw),
-            collision=self._collision(),
+            collision=contact.other if contact else None,
             off_road=_off_road(self._session.map, place.location),
             road_ends=self._road_ends(place, velocity.length()),
+            struck=contact is not None and contact.struck and self._car is not None,
         )
         return self._last
 
     def _road_ends(self, place: carla.Transform, speed: float) -> bool:
         """Whether the stretch that can be driven ends here; never on the embedded highway, which is a ring."""
+        if self._car is None:
+            return False
+        at = self._session.map.get_waypoint(place.location)
         self._left -= speed * TICK
-        if self._left <= 0.0:
+        if self._left <= 0.0 or (at.road_id, at.lane_id) != self._lane:  # its lane may end before the one beside it
+            self._lane = at.road_id, at.lane_id
             self._left = reach(self._session.map, place).metres - RUN_OUT
         return self._left <= 0.0
 
@@ -306,20 +309,6 @@ class Scenario:
             if self._pictures.poll(frame, self._session.timeout / WARM_UP_TICKS) is not None:
                 return
         raise self._session.lost(f"its camera sent no picture in {WARM_UP_TICKS} frames")
-
-    def _collision(self) -> str | None:
-        """What was hit in this episode since the last look.
-
-        Contacts come on their own connection. The embedded simulator sends them before pictures and state, and the
-        client handles messages in the order they come in: what a frame touched is known with its picture. Where a
-        server or a network changes the order, a contact that comes late is told with the next frame.
-        """
-        found = None
-        while self._contacts:
-            frame, other = self._contacts.popleft()
-            if frame >= self._first_frame and other not in GROUND:
-                found = found or other
-        return found
 
 
 def _off_road(highway: carla.Map, place: carla.Location) -> bool:

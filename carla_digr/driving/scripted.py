@@ -120,15 +120,15 @@ def _others(drive: Scenario) -> NDArray[np.float64]:
 
 def _room(lane: carla.Waypoint, place: carla.Transform, others: NDArray[np.float64]) -> Room:
     """What is free in a lane from beside the ego on."""
-    room = Room(math.inf, CRUISE_SPEED, math.inf, 0.0)
-    if not len(others):
-        return room
     path = _path(lane)
+    end = float(path[:, 0].max())  # a lane that ends is one with somebody standing there
+    ahead, ahead_speed = (math.inf, CRUISE_SPEED) if end > AHEAD - SPACING else (end, 0.0)
+    behind, behind_speed = math.inf, 0.0
+    if not len(others):
+        return Room(ahead, ahead_speed, behind, behind_speed)
     away = np.hypot(path[:, None, 1] - others[None, :, 0], path[:, None, 2] - others[None, :, 1])
     nearest = away.argmin(axis=0)
     inside = away[nearest, np.arange(len(others))] < math.hypot(0.5 * SPACING, 0.5 * lane.lane_width)
-    ahead, behind = math.inf, math.inf
-    ahead_speed, behind_speed = CRUISE_SPEED, 0.0
     for k in np.flatnonzero(inside):
         point = path[nearest[k]]
         x, y, vx, vy = others[k]

@@ -22,7 +22,8 @@ SETTLE_TICKS = 80  # most
 ROLL_TICKS = 25  # for which a velocity is held, so that engine and gearbox come along
 STILL = 0.005, 0.1  # m and degrees that a settled car's height, pitch and roll change a tick at most
 WARM_UP = 120, 240  # ticks in which traffic gets to roll, at least and at most until there is a gap
-GAP, LANE = (60.0, 25.0), 2.0  # m before and behind the start that are free then, and to both sides
+GAP, GAP_STEP = (60.0, 25.0), 3  # m before and behind the start that are free then, and between looks
+LANE_ROOM = 2.5  # m around the middle of the lane
 PARK, PARK_HEIGHT = 80.0, 5.0  # m to the right of the start, and above it
 ZERO = carla.Vector3D(0.0, 0.0, 0.0)
 
@@ -187,13 +188,21 @@ def _park(car: carla.Vehicle, point: carla.Transform) -> None:
 
 
 def _is_free(session: Session, car: carla.Vehicle, point: carla.Transform) -> bool:
-    """Whether nobody is near the point in its lane."""
-    forward, right = point.get_forward_vector(), point.get_right_vector()
+    """Whether nobody is near the point in its lane, which may bend."""
+    lane = lane_around(session.map, point)
     for vehicle in session.world.get_actors().filter("vehicle.*"):
-        if vehicle.id == car.id:
-            continue
-        away = vehicle.get_location() - point.location
-        along, across = away.x * forward.x + away.y * forward.y, away.x * right.x + away.y * right.y
-        if -GAP[1] < along < GAP[0] and abs(across) < LANE:
-            return False
+        if vehicle.id != car.id:
+            at = vehicle.get_location()
+            if any(math.hypot(at.x - place.x, at.y - place.y) < LANE_ROOM for place in lane):
+                return False
     return True
+
+
+def lane_around(road_map: carla.Map, point: carla.Transform) -> list[carla.Location]:
+    """Places of a point's lane, GAP_STEP apart, over the gap that a start needs."""
+    here = road_map.get_waypoint(point.location)
+    places = [here.transform.location]
+    for gap, way in zip(GAP, ("next", "previous"), strict=True):
+        for metres in range(GAP_STEP, round(gap) + 1, GAP_STEP):
+            places += [waypoint.transform.location for waypoint in getattr(here, way)(metres)]
+    return places

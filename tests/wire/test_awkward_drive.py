@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from simulator_process import Simulator, run_client
 
+from carla_digr.driving.acceptance import LAST_ID
 from carla_digr.driving.control import CRUISE_SPEED
 from carla_digr.driving.rollouts import RolloutConfig, drive_episodes
 
@@ -16,6 +18,9 @@ STARTS = """
     from carla_digr.driving.control import CRUISE_SPEED, VehicleCommand
     from carla_digr.driving.keeper import lane_offset, lane_steer
     from carla_digr.driving.scenario import Scenario
+
+    def resident(process):
+        return int(open(f"/proc/{process}/statm").read().split()[1]) * 4096
 
     def drive(scenario, seed):
         frame = scenario.reset(seed)
@@ -29,11 +34,15 @@ STARTS = """
             seen["speeds"].append(frame.speed)
             seen["offsets"].append(lane_offset(scenario.session.map, scenario.ego.get_transform()))
         seen["weather"] = scenario.session.world.get_weather().sun_altitude_angle
-        seen["actors"] = len(scenario.session.world.get_actors())
+        actors = [actor.id for actor in scenario.session.world.get_actors()]
+        seen["actors"], seen["newest"] = len(actors), max(actors)
+        around = scenario.surroundings()
+        seen["shown"] = around and [vehicle in actors for vehicle in around.vehicles]
+        seen["memory"] = [resident("self"), resident(SERVER)]
         print(json.dumps(seen), flush=True)
 
-    with Scenario.connect("carla", "127.0.0.1", PORT, 20.0, vehicles=20) as scenario:
-        for seed in range(4):
+    with Scenario.connect("carla", "127.0.0.1", PORT, 20.0, vehicles=20, surroundings=True) as scenario:
+        for seed in range(RESETS):
             drive(scenario, seed)
 """
 AFTERWARDS = """
@@ -47,28 +56,35 @@ AFTERWARDS = """
 """
 
 
-def said(program: str, simulator: Simulator) -> list:
+def said(program: str, simulator: Simulator, resets: int = 1) -> list:
+    program = program.replace("RESETS", str(resets)).replace("SERVER", str(simulator.process.pid))
     client = run_client(program, simulator)
-    out, errors = client.communicate(timeout=300)
+    out, errors = client.communicate(timeout=300 + 30 * resets)
     assert client.returncode == 0, errors
     return [json.loads(line) for line in out.splitlines() if line[:1] in "[{"]
 
 
 @pytest.fixture(scope="module")
-def awkward() -> Iterator[Simulator]:
-    """All traits but those of time, which no start can help."""
-    simulator = Simulator(options=["--like", "carla", "--traits=-slow,-deadlock", "--seed", "2"])
+def resets(long: bool) -> int:
+    return 200 if long else 4
+
+
+@pytest.fixture(scope="module")
+def awkward(resets: int) -> Iterator[Simulator]:
+    """All traits but those of time, which no start can help; ids wrap half way."""
+    first_id = LAST_ID - 10 * resets
+    simulator = Simulator(options=["--like", "carla", f"--traits=-slow,-deadlock,ids={first_id}", "--seed", "2"])
     yield simulator
     simulator.stop()
 
 
 @pytest.fixture(scope="module")
-def starts(awkward: Simulator) -> list[dict]:
-    return said(STARTS, awkward)
+def starts(awkward: Simulator, resets: int) -> list[dict]:
+    return said(STARTS, awkward, resets)
 
 
-def test_every_start_rolls_at_the_cruise_speed_and_goes_on(starts):
-    assert len(starts) == 4
+def test_every_start_rolls_at_the_cruise_speed_and_goes_on(starts, resets):
+    assert len(starts) == resets
     for start in starts:
         assert abs(start["first"] - CRUISE_SPEED) < 0.5
         assert max(abs(speed - CRUISE_SPEED) for speed in start["speeds"]) < 0.5
@@ -87,9 +103,24 @@ def test_traffic_rolls_when_the_ego_comes(starts):
         assert min(rolling) > 5.0
 
 
+def test_ids_wrap_and_what_the_camera_shows_is_still_known(starts):
+    """An instance picture has 16 bits of an id."""
+    assert starts[0]["newest"] < LAST_ID < starts[-1]["newest"]
+    after = [start["shown"] for start in starts if start["shown"] is not None and start["newest"] > LAST_ID]
+    assert any(after), "no picture after the wrap shows a vehicle"
+    assert all(all(shown) for shown in after)
+
+
+def test_resets_leave_nothing_behind_and_memory_flat(starts):
+    """The second half of the starts takes no more memory than the first, in client and server."""
+    memory = np.array([start["memory"] for start in starts]) / 2**20
+    growth = memory[-1] - memory[len(memory) // 2]
+    assert (growth < 0.1 * len(starts) + 8.0).all(), memory[:: max(len(starts) // 10, 1)].tolist()
+    assert max(start["actors"] for start in starts) - min(start["actors"] for start in starts) <= 3
+
+
 def test_it_drives_by_day_and_leaves_weather_and_world_as_they_were(starts, awkward):
     assert {start["weather"] for start in starts} == {45.0}
-    assert len({start["actors"] for start in starts}) <= 3
     [[actors, sun]] = said(AFTERWARDS, awkward)
     assert actors == ["spectator"]
     assert sun == -10.0
@@ -122,6 +153,6 @@ CARELESS = """
 
 
 def test_a_start_as_on_the_embedded_highway_would_dip(awkward):
-    program = STARTS.replace("    with Scenario", f"{CARELESS}    with Careless").replace("range(4)", "range(1)")
+    program = STARTS.replace("    with Scenario", f"{CARELESS}    with Careless")
     [start] = said(program, awkward)
     assert min(start["speeds"]) < CRUISE_SPEED - 1.0

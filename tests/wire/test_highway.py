@@ -7,8 +7,9 @@ import math
 import carla
 import pytest
 
-from carla_digr.driving.highway import LEAST_RADIUS, REACH, far_reaching, highway_points, reach
+from carla_digr.driving.highway import LEAST_RADIUS, LEAST_WIDTH, REACH, far_reaching, highway_points, reach
 from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.start import LANE_ROOM, lane_around
 from carla_digr.errors import UserError
 from carla_digr.simulator.road import Road
 
@@ -20,15 +21,25 @@ XODR = """<?xml version="1.0"?>
 <lanes><laneSection s="0"><center><lane id="0" type="none" level="false"/></center><right>{lanes}</right></laneSection>
 </lanes></road></OpenDRIVE>
 """
-LANE = """<lane id="{id}" type="driving" level="false"><width sOffset="0" a="{width}" b="0" c="0" d="0"/></lane>"""
+LANE = (
+    """<lane id="{id}" type="driving" level="false"><width sOffset="0" a="{width}" b="{taper}" c="0" d="0"/></lane>"""
+)
 
 
 class Town:
     """A client's map without a server, with spawn points every 50 m of its rightmost lane."""
 
-    def __init__(self, name: str, lanes: int = 4, width: float = 3.5, radius: float = math.inf, length: float = 600.0):
+    def __init__(
+        self,
+        name: str,
+        lanes: int = 4,
+        width: float = 3.5,
+        radius: float = math.inf,
+        length: float = 600.0,
+        taper: float = 0.0,
+    ):
         shape = "<line/>" if math.isinf(radius) else f'<arc curvature="{1 / radius}"/>'
-        text = "".join(LANE.format(id=-i, width=width) for i in range(1, lanes + 1))
+        text = "".join(LANE.format(id=-i, width=width, taper=taper * (i == lanes)) for i in range(1, lanes + 1))
         self._map = carla.Map(name, XODR.format(name=name, length=length, shape=shape, lanes=text))
         self.name = self._map.name
         self.get_waypoint = self._map.get_waypoint
@@ -90,6 +101,29 @@ def test_a_stretch_reaches_to_the_end_of_the_road_or_to_a_bend_that_is_too_tight
     )
     wide = reach(Town("Wide bend", radius=400.0), Town("Wide bend", radius=400.0).get_spawn_points()[0])
     assert wide.tightest == pytest.approx(400.0, rel=0.01) and wide.metres < REACH
+
+
+def test_a_lane_that_narrows_is_followed_to_where_a_car_does_not_fit():
+    town = Town("Merge", taper=-0.002)  # from 3.5 to 2.3 m
+    first, *_, last = town.get_spawn_points()
+    found = reach(town, first)
+    assert found.metres == pytest.approx((3.5 - LEAST_WIDTH) / 0.002, abs=20.0)
+    assert found.until.startswith("lane of ")
+    assert reach(town, last).metres == 0.0
+    inner = town.get_waypoint(first.location).get_left_lane().transform
+    assert reach(town, inner).until == "end of the road"
+
+
+def test_who_drives_in_a_bend_ahead_takes_the_gap_of_a_start_and_who_drives_beside_it_does_not():
+    town = Town("Gap", radius=150.0)
+    here = town.get_waypoint(town.get_spawn_points()[3].location)
+    lane = lane_around(town, here.transform)
+    ahead, beside = here.next(55.0)[0], here.next(30.0)[0].get_left_lane()
+    for place, inside in ((ahead, True), (here.previous(20.0)[0], True), (beside, False), (here.next(70.0)[0], False)):
+        assert (min(place.transform.location.distance(spot) for spot in lane) < LANE_ROOM) is inside
+    forward = here.transform.get_forward_vector()
+    away = ahead.transform.location - here.transform.location
+    assert abs(forward.x * away.y - forward.y * away.x) > LANE_ROOM, "straight on it would not be seen"
 
 
 def test_every_spawn_point_of_the_embedded_highway_is_one(session):

@@ -57,8 +57,9 @@ class DrivingEnv(gymnasium.Env):
         """One decision."""
         for _ in range(self.decision_ticks):
             self.last = self.drive.step(self.commands[int(action)])
-            self.running.count(self.last.speed, self.last.collision, self.last.off_road, self.last.road_ends)
-            if self.running.terminated:
+            last = self.last
+            self.running.count(last.speed, last.collision, last.off_road, last.road_ends, last.struck)
+            if self.running.terminated or last.struck:
                 break
         terminated, truncated = self.running.terminated, self.running.truncated
         return np.ascontiguousarray(self.last.image), self._reward(terminated), terminated, truncated, self._info()

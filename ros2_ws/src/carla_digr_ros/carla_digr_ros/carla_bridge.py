@@ -282,7 +282,8 @@ class CarlaBridge(ManagedNode):
             return
         if frame.collision:
             self._collisions += 1
-            self.get_logger().warning(f"Collision with {frame.collision} after {self._distance:.0f} m in all")
+            what = f"{frame.collision} drove into the ego" if frame.struck else f"Collision with {frame.collision}"
+            self.get_logger().warning(f"{what} after {self._distance:.0f} m in all")
         elif frame.off_road:
             self.get_logger().warning("Off the road")
         elif frame.road_ends:
