@@ -119,6 +119,8 @@ class DistillConfig:
     hard_states: float = setting(0.0, minimum=0, maximum=1)
     environments: int = setting(8, minimum=1)  # in which the student is the control policy
     environment_steps: int = setting(4, minimum=1)  # per environment and iteration
+    # Iterations between two looks at the same instants in another scenery, where it is to do the same; none: no looks
+    scenery_interval: int | None = setting(None, minimum=1)
     held_out: float = setting(0.15, minimum=0.01, maximum=0.9)  # share of maps that choose the checkpoint
     validation_interval: int = setting(100, minimum=1)  # iterations
     checkpoint_interval: int = setting(100, minimum=1)  # iterations between saved states

@@ -97,6 +97,13 @@ class KnowsImportance(Protocol):
         """int8 (N, H, W) of the present observations: 1 important, 0 unimportant, -1 not counted."""
 
 
+class KnowsScenery(Protocol):
+    """A batch whose task can show what no decision should depend on otherwise: a student can be taught to ignore it."""
+
+    def in_other_scenery(self, rng: np.random.Generator) -> np.ndarray:
+        """The present observations, uint8 (N, C, H, W), in sceneries that ``rng`` draws."""
+
+
 TASKS: Registry[Any] = Registry(
     "task",
     "carla_digr.tasks",

@@ -1,7 +1,8 @@
 """Stage 3: the student, by distillation with selective input-gradient regularisation (DIGR, eq. 5).
 
 The student drives; the states that it meets fill an online buffer, on which it is pulled towards the teacher's action
-distribution. On the offline dataset its input gradient is penalised wherever the teacher's perturbation map M_p is at
+distribution; by setting also on the same instants in another scenery, to which the teacher's answer is to be what it is
+in their own. On the offline dataset its input gradient is penalised wherever the teacher's perturbation map M_p is at
 or below the threshold. By setting it is not the gradient but the linearised perturbation map, and what it is held
 against not M_p but what the task knows to matter, or what each object does to the teacher's decision. The checkpoint is
 the one that does best on held-out maps.
@@ -100,13 +101,16 @@ class _Distillation:
         seed = config.seed + 2_000_003  # the stages see different episodes
         self.rng = np.random.default_rng(seed)
         settings = self.settings
-        self.env = varied_task(config).make_vec_env(settings.environments, seed)
-        slack = settings.environments * settings.environment_steps * (settings.checkpoint_interval + 1)
+        self.env: Any = varied_task(config).make_vec_env(settings.environments, seed)
+        if settings.scenery_interval and not hasattr(self.env, "in_other_scenery"):
+            raise UserError(f"The task {config.task} cannot show another scenery; leave distill.scenery_interval out.")
+        most = settings.environments * (settings.environment_steps + (settings.scenery_interval is not None))
+        slack = most * (settings.checkpoint_interval + 1)  # of what is written between two saved states
         directory = out / "distill"
         self.state_path = directory / "state.safetensors"
         resuming = self.state_path.exists()
         self.buffer = StateRing(
-            directory / "buffer.bin", self.student.input_shape, settings.buffer_states, slack, resuming
+            directory / "buffer.bin", self.student.input_shape, settings.buffer_states, slack, resuming, teacher.actions
         )
         if resuming:
             self._restore()
@@ -148,6 +152,8 @@ class _Distillation:
         """One step of the optimiser on both objectives."""
         settings = self.settings
         self._drive(settings.environment_steps)
+        if settings.scenery_interval and self.iteration % settings.scenery_interval == 0:
+            self._look_elsewhere()
         done = max(0, self.iteration - settings.warm_up) / max(1, settings.iterations - settings.warm_up)
         ramp = {name: ramped(getattr(settings, name), done) for name in _RAMPED}
         rows = self.rng.integers(len(self.train_set.states), size=settings.saliency_batch)
@@ -157,6 +163,8 @@ class _Distillation:
         states = to_input(images)
         with torch.no_grad():
             teacher_logits, teacher_values = self.teacher(states)
+        answers = torch.from_numpy(self.buffer.answers[slots])
+        teacher_logits[n:] = torch.where(answers.isnan(), teacher_logits[n:], answers)
         logits, _, hidden = self.student.trace(states)
         divergence = kl_divergence(teacher_logits, logits)
         self.buffer.hardness[slots] = divergence[n:].detach().numpy()
@@ -237,6 +245,13 @@ class _Distillation:
                 if "is_success" in infos[i]:
                     self.recent_returns = [*self.recent_returns[-99:], float(infos[i]["is_success"])]
 
+    def _look_elsewhere(self) -> None:
+        """The buffer gets the present pictures in another scenery, with what the teacher says to them in this one."""
+        pictures = self.env.in_other_scenery(self.rng)
+        answers = policy_logits(self.teacher, self.observations)
+        hardness = kl_divergence(answers, policy_logits(self.student, pictures)).numpy()
+        self.buffer.add(pictures, hardness, answers.numpy())
+
     def _validate(self, losses: dict[str, float] | None = None) -> None:
         """Measure the averaged student on the held-out maps; keep it if it is the best so far.
 
@@ -262,6 +277,7 @@ class _Distillation:
             **optimiser,
             "observations": torch.from_numpy(self.observations),
             "hardness": torch.from_numpy(self.buffer.hardness),
+            "answers": torch.from_numpy(self.buffer.answers),
         }
         get_state = getattr(self.env, "get_state", None)
         if get_state is not None:
@@ -288,6 +304,8 @@ class _Distillation:
         self.rng.bit_generator.state = values["random"]
         self.buffer.written = values["buffer_written"]
         self.buffer.hardness[:] = tensors["hardness"].numpy()
+        if "answers" in tensors:  # not in states of before there were any
+            self.buffer.answers[:] = tensors["answers"].numpy()
         self.observations = np.asarray(self.env.reset())
         env_state = {name: value.numpy() for name, value in _without_prefix(tensors, "env.").items()}
         if env_state:
@@ -498,25 +516,34 @@ class StateRing:
 
     Attributes:
         hardness: float32 (size + slack,), by slot the last known KL(teacher || student) on its state; 0: not known.
+        answers: float32 (size + slack, actions), by slot the teacher's logits that the student is to give to its state;
+            NaN: those that the teacher gives to it.
 
     Raises:
         UserError: the file of a job that resumes has another size.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], size: int, slack: int, resuming: bool):
+    def __init__(self, path: Path, shape: tuple[int, ...], size: int, slack: int, resuming: bool, actions: int):
         self.size, self.slots, self.written = size, size + slack, 0
         self.hardness = np.zeros(self.slots, np.float32)
+        self.answers = np.full((self.slots, actions), np.nan, np.float32)
         expected = self.slots * math.prod(shape)
         path.parent.mkdir(parents=True, exist_ok=True)
         if resuming and (not path.exists() or path.stat().st_size != expected):
             raise UserError(f"The online buffer {path} is damaged; delete {path.parent} to start this job again.")
         self._states: Any = np.memmap(path, "uint8", "r+" if resuming else "w+", shape=(self.slots, *shape))
 
-    def add(self, states: NDArray[np.uint8], hardness: NDArray[np.float32] | None = None) -> None:
-        """Append states (N, C, H, W) and their hardness (N,)."""
+    def add(
+        self,
+        states: NDArray[np.uint8],
+        hardness: NDArray[np.float32] | None = None,
+        answers: NDArray[np.float32] | float = np.nan,
+    ) -> None:
+        """Append states (N, C, H, W), their hardness (N,) and answers (N, A)."""
         slots = (self.written + np.arange(len(states))) % self.slots
         self._states[slots] = states
         self.hardness[slots] = 0 if hardness is None else hardness
+        self.answers[slots] = answers
         self.written += len(states)
 
     def draw(self, rng: np.random.Generator, count: int, hard: float = 0.0) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ _NEWER = {
     "distill.effect_power": 1.0,
     "distill.map": "gradient",
     "distill.map_rows": None,
+    "distill.scenery_interval": None,
     "environment.actions": "wheels",
     "environment.change_penalty": 0.0,
     "environment.random_scenery": 0.0,

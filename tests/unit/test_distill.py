@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import signal
@@ -10,11 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_effects import run_until
 from test_teacher import start, wait_for
 
 from carla_digr import checkpoint
+from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.config import DistillConfig
+from carla_digr.distributions import kl_divergence
 from carla_digr.errors import UserError
+from carla_digr.tasks import parse_config
+from carla_digr.training import distill as stage
 from carla_digr.training.distill import (
     StateRing,
     annotated,
@@ -26,7 +32,8 @@ from carla_digr.training.distill import (
     split,
 )
 from carla_digr.training.gradient_surgery import project_conflicting
-from carla_digr.training.saliency_dataset import load_dataset
+from carla_digr.training.rollout import policy_logits
+from carla_digr.training.saliency_dataset import load_dataset, make_dataset
 
 G = torch.tensor([[[[1.0, 2.0], [3.0, 2.0]], [[0.5, 4.0], [0.0, 1.0]]]])  # (1, 2, 2, 2)
 PENALISED = torch.tensor([[[True, False], [False, True]]])  # the maximum over channels is [[1, 4], [3, 2]]
@@ -81,7 +88,7 @@ def test_the_ring_gives_the_newest_states_and_the_same_draws_after_a_kill(tmp_pa
     def state(k):
         return np.full((1, 2, 3), k, np.uint8)[None].repeat(2, axis=0)
 
-    ring = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=False)
+    ring = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=False, actions=2)
     for k in range(8):
         ring.add(state(k))
 
@@ -93,15 +100,15 @@ def test_the_ring_gives_the_newest_states_and_the_same_draws_after_a_kill(tmp_pa
     saved, expected = ring.written, sample(ring, 1, 50)
     ring.add(state(100))
     ring.add(state(101))  # after the saved state, then killed
-    again = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=True)
+    again = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=6, slack=4, resuming=True, actions=2)
     again.written = saved
     assert np.array_equal(sample(again, 1, 50), expected)
     with pytest.raises(UserError, match=r"buffer\.bin is damaged"):
-        StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=7, slack=4, resuming=True)
+        StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=7, slack=4, resuming=True, actions=2)
 
 
 def test_hard_states_are_drawn_in_proportion_to_their_hardness_and_the_rest_evenly(tmp_path):
-    ring = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=4, slack=3, resuming=False)
+    ring = StateRing(tmp_path / "buffer.bin", (1, 2, 3), size=4, slack=3, resuming=False, actions=2)
     for k, hardness in enumerate([9.0, 9.0, 9.0, 0.5, 0.0, 1.5, 0.5]):  # the first three are forgotten
         ring.add(np.full((1, 1, 2, 3), k, np.uint8), np.array([hardness], np.float32))
     drawn = ring.states(ring.draw(np.random.default_rng(0), 8000, hard=0.5))[:, 0, 0, 0]
@@ -195,3 +202,77 @@ def test_another_configuration_does_not_continue(copied_run, tiny_config):
     shutil.rmtree(out / "dataset")
     with pytest.raises(UserError, match="There is no saliency dataset"):
         distill(tiny_config, out, out / "teacher.safetensors")
+
+
+@pytest.fixture(scope="module")
+def driving_run(tmp_path_factory):
+    """A configuration of the driving task whose student looks at other sceneries, and a directory to distil in."""
+    config = parse_config(
+        {
+            "task": "driving",
+            "environment": {"actions": "lane", "random_scenery": 0.5},
+            "saliency_dataset": {"maps": 12, "stride": 32, "environments": 2, "workers": 1, "state_interval": 1},
+            "distill": {
+                "loss": "none",
+                "l1_weight": [0.0, 0.0],
+                "iterations": 6,
+                "environments": 4,
+                "buffer_states": 100,
+                "saliency_batch": 2,
+                "buffer_batch": 6,
+                "hard_states": 0.5,
+                "scenery_interval": 2,
+                "checkpoint_interval": 3,
+            },
+        },
+        "driving",
+    )
+    out = tmp_path_factory.mktemp("driving")
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(WEIGHTS_DIRECTORY / f"driving_calm_teacher{suffix}", out / f"teacher{suffix}")
+    make_dataset(config, out, out / "teacher.safetensors")
+    return config, out
+
+
+def test_what_the_teacher_says_to_a_picture_is_asked_of_the_student_in_another_scenery(driving_run):
+    config, out = driving_run
+    teacher, card = checkpoint.load(out / "teacher.safetensors")
+    config = replace(config, distill=replace(config.distill, buffer_states=4, hard_states=0.0))
+    job = stage._Distillation(config, out, teacher, card, load_dataset(out / "dataset"))
+    try:
+        assert np.isnan(job.buffer.answers).all()
+        job._look_elsewhere()  # the last four states are these
+        shown = job.buffer.states((job.buffer.written - 4 + np.arange(4)) % job.buffer.slots)
+        assert (shown != job.observations).any(axis=(1, 2, 3)).all()
+        asked = policy_logits(teacher, job.observations)
+        divergence = kl_divergence(asked, policy_logits(job.student, shown))
+        assert kl_divergence(policy_logits(teacher, shown), asked).max() > 1e-3  # the teacher's own answer is another
+        rng = copy.deepcopy(job.rng)
+        rows = torch.from_numpy(rng.integers(len(job.train_set.states), size=2))
+        slots = job.buffer.draw(rng, 6)
+        job._drive, job._look_elsewhere = lambda steps: None, lambda: None
+        before = kl_divergence(*(policy_logits(p, job.train_set.states[rows].numpy()) for p in (teacher, job.student)))
+        at = (slots - job.buffer.written) % job.buffer.slots - (job.buffer.slots - 4)
+        expected = torch.cat([before, divergence[torch.from_numpy(at)]]).mean()
+        assert job._iterate()["loss_kl"] == pytest.approx(float(expected), rel=1e-4)
+    finally:
+        job.env.close()
+        shutil.rmtree(out / "distill")
+
+
+def test_a_distillation_that_looks_at_other_sceneries_resumes_to_the_same_student_bit_for_bit(tmp_path, driving_run):
+    config, source = driving_run
+    students = []
+    for name, parts in (("whole", (6,)), ("parts", (5, 6))):
+        shutil.copytree(source, tmp_path / name)
+        for iterations in parts:
+            run_until(iterations, config, tmp_path / name)
+        students.append((tmp_path / name / "student.safetensors").read_bytes())
+    assert students[0] == students[1]
+
+
+def test_a_task_without_other_sceneries_is_refused(copied_run, tiny_config):
+    out = copied_run("teacher.safetensors", "teacher.json", "dataset")
+    wanting = replace(tiny_config, distill=replace(tiny_config.distill, scenery_interval=1))
+    with pytest.raises(UserError, match=r"cannot show another scenery; leave distill\.scenery_interval out"):
+        distill(wanting, out, out / "teacher.safetensors")

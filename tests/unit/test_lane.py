@@ -168,3 +168,19 @@ def test_random_scenery_is_another_picture_of_the_same_drive_and_resumes_to_the_
     assert np.array_equal(again.step([0, 2])[0], b.step([0, 2])[0])
     assert np.array_equal(Driving(other).make_vec_env(2, 5).reset(), Driving(usual).make_vec_env(2, 5).reset())
     assert np.array_equal(Driving(other).varied().make_vec_env(2, 5).reset(), DrivingVecEnv(2, 5, other, False).reset())
+
+
+def test_the_same_instant_in_another_scenery_shows_the_same_road_and_leaves_the_drive_as_it_was():
+    env, untouched = (DrivingVecEnv(4, 5, DrivingConfig(random_scenery=0.5), evaluation=False) for _ in range(2))
+    assert np.array_equal(env.reset(), untouched.reset())
+    assert {episode.drive.scene > 0 for episode in env.episodes} == {True, False}
+    own = env.observe()
+    bare = np.stack([episode.drive.picture_in(0) for episode in env.episodes])
+    others = [env.in_other_scenery(np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert np.array_equal(others[0], others[1]) and not np.array_equal(others[0], others[2])
+    for i, objects in enumerate(env.objects()):
+        (scenery,) = (item for item in objects if item.kind == "scenery")
+        assert np.array_equal(bare[i], scenery.without) and not np.array_equal(bare[i], own[i])
+    without = [[np.array_equal(there[i], bare[i]) for i in range(4)] for there in others]
+    assert {True, False} <= set(np.ravel(without)) and not (others[0] == own).all(axis=(1, 2, 3)).any()
+    assert np.array_equal(env.step([1, 2, 0, 1])[0], untouched.step([1, 2, 0, 1])[0])

@@ -15,7 +15,7 @@ from carla_digr.driving.episode import RunningEpisode
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.tasks.driving.classes import importance_of
-from carla_digr.tasks.driving.drive import InProcessDrive
+from carla_digr.tasks.driving.drive import SCENES, InProcessDrive
 from carla_digr.tasks.driving.objects import scene_objects
 from carla_digr.tasks.driving.settings import DrivingConfig
 from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
@@ -202,6 +202,12 @@ class DrivingVecEnv(BatchedEnvironment):
     def objects(self) -> list[list[SceneObject]]:
         """What can be taken out of the present pictures; see tasks.objects.KnowsObjects."""
         return [scene_objects(episode.drive) for episode in self.episodes]
+
+    def in_other_scenery(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Half of them without trees and houses, the others in a drawn scene; see tasks.KnowsScenery."""
+        scenes = np.where(rng.random(self.num_envs) < 0.5, 0, rng.integers(1, SCENES, self.num_envs))
+        drives = [episode.drive for episode in self.episodes]
+        return np.stack(list(self._threads.map(InProcessDrive.picture_in, drives, scenes.tolist())))
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on besides the constructor's arguments."""

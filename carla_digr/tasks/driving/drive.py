@@ -26,6 +26,7 @@ from carla_digr.driving.lane import lane_curvature
 from carla_digr.simulator.palette import drawn_palette
 from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, project_to
 from carla_digr.simulator.scenery import SCENERIES
+from carla_digr.simulator.shading import WITHOUT_BUILDINGS, WITHOUT_TREES
 from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.world import Camera, World
 from carla_digr.tasks.driving.classes import SAMPLES, class_picture
@@ -76,6 +77,14 @@ class InProcessDrive:
         draw = np.random.default_rng(scene)
         self.world.palette = drawn_palette(draw) if scene else 0
         self.world.scenery_seed = int(draw.integers(1, SCENERIES)) if scene else 0
+
+    def picture_in(self, scene: int) -> NDArray[np.uint8]:
+        """The present picture in another scene, 0: in its own, but without trees and houses; uint8 (3, H, W)."""
+        own = self.scene
+        self.set_scene(scene or own)
+        picture = self.world.render(self.camera, without=0 if scene else WITHOUT_TREES | WITHOUT_BUILDINGS)
+        self.set_scene(own)
+        return picture[:, :, 2::-1].transpose(2, 0, 1)
 
     def _mount(self, ego: int) -> None:
         """Make a vehicle the ego, with the task's camera on it."""
