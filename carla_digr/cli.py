@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carla_digr import __version__
-from carla_digr.errors import SENTENCE, UserError, tell
+from carla_digr.errors import SENTENCE, UserError, end_on_ctrl_c, tell
 from carla_digr.training import STAGES
 
 if TYPE_CHECKING:
@@ -54,11 +54,6 @@ def parser() -> argparse.ArgumentParser:
     for add in JOBS:
         add(commands)
     return parser
-
-
-def _end_on_ctrl_c() -> None:
-    """Until the job has a handler of its own: while modules load, a KeyboardInterrupt may get lost in them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # --- the offline stages ---
@@ -296,7 +291,7 @@ def add_simulator(commands: argparse._SubParsersAction) -> None:
     from carla_digr.simulator import add_server_options
 
     def run(args: argparse.Namespace) -> None:
-        _end_on_ctrl_c()
+        end_on_ctrl_c()
         from carla_digr.simulator.server import run_with
 
         run_with(args)
@@ -425,7 +420,7 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     from carla_digr.live import composition
 
     def run(args: argparse.Namespace) -> int:
-        _end_on_ctrl_c()
+        end_on_ctrl_c()
         from carla_digr.live.supervisor import run_live
 
         values = {argument.name: getattr(args, argument.name) for argument in composition.ARGUMENTS}
@@ -473,7 +468,7 @@ def add_replay(commands: argparse._SubParsersAction) -> None:
     from carla_digr.live import composition
 
     def run(args: argparse.Namespace) -> int:
-        _end_on_ctrl_c()
+        end_on_ctrl_c()
         from carla_digr.live.supervisor import run_replay
 
         values = {argument.name: getattr(args, argument.name) for argument in composition.REPLAY_ARGUMENTS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -28,6 +29,19 @@ class UserError(Exception):
 
     The command line prints the message to standard error and exits with status 2.
     """
+
+
+def end_on_ctrl_c(status: int | None = None) -> None:
+    """Until the process has a handler of its own, Ctrl-C ends it without a word: while modules load, a
+    KeyboardInterrupt may get lost in them, or print their inside.
+
+    A Ctrl-C that came before counts too, where the process was started with SIGINT blocked.
+
+    Args:
+        status: to exit with; None: as killed by SIGINT.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL if status is None else lambda *_: os._exit(status))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def ending(status: int) -> str:

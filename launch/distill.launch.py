@@ -1,8 +1,7 @@
 """The student, by DIGR. One stage of pipeline.launch.py."""
 
-from carla_digr_ros.launching import included
-from launch import LaunchDescription
+from carla_digr_ros.launching import stage
 
 
 def generate_launch_description():
-    return LaunchDescription([included("pipeline", stages="distill")])
+    return stage("distill")

@@ -1,8 +1,7 @@
 """The teacher, by PPO. One stage of pipeline.launch.py."""
 
-from carla_digr_ros.launching import included
-from launch import LaunchDescription
+from carla_digr_ros.launching import stage
 
 
 def generate_launch_description():
-    return LaunchDescription([included("pipeline", stages="train_teacher")])
+    return stage("train_teacher")

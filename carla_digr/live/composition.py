@@ -121,6 +121,11 @@ def restart_notice(again: Process, status: int) -> str:
     return f"{again.name} {ending(status)}; starting it again ({again.respawns} more such ends are allowed)"
 
 
+def shutdown_notice(process: Process) -> str:
+    """What to tell when a node of a drive was shut down, which ends the drive well."""
+    return f"{process.name} has been shut down, so everything ends"
+
+
 def live(values: Mapping[str, str]) -> list[Process]:
     """The processes of a drive, in the order in which they are started.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from carla_digr.errors import UserError, ending
 from carla_digr.files import atomic_write
 from carla_digr.live.child import Child
-from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay, restart_notice
+from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay, restart_notice, shutdown_notice
 
 WORKSPACE = Path(__file__).parents[2] / "ros2_ws"
 SETUP = WORKSPACE / "install" / "setup.bash"
@@ -143,7 +143,8 @@ class Supervisor:
     def watch(self) -> Running | None:
         """Until a stop is requested (None) or a finite process has ended well.
 
-        A process that was killed is started again while it has respawns left.
+        A process that was killed is started again while it has respawns left. Where nothing is finite, a node that was
+        shut down is a request to stop too.
 
         Raises:
             UserError: a process has died.
@@ -157,6 +158,9 @@ class Supervisor:
                 self._forward(timeout=0.0)
                 if child.what.finite and status == 0:
                     return child
+                if status == 0 and not child.what.module and not any(other.what.finite for other in self._children):
+                    print(shutdown_notice(child.what), file=sys.stderr)
+                    return None
                 if status >= 0 or not child.what.respawns:
                     raise UserError(obituary(child, status))
                 again = child.what.again()

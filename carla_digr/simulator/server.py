@@ -124,7 +124,7 @@ class Server:
         self._leave_at = self._leave_at or time.monotonic() + FAREWELL
 
     def serve(self, parent: int) -> None:
-        """Serve until :meth:`leave`, or until the process ``parent`` is no longer the parent of this one."""
+        """Serve until :meth:`leave`, which the end of the process ``parent`` of this one calls too."""
         check = 0.0
         while True:
             for key, events in self._selector.select(self._timeout()):
@@ -145,7 +145,7 @@ class Server:
             if now >= check:
                 check = now + PARENT_CHECK
                 if os.getppid() != parent:
-                    return
+                    self.leave()
                 self._close_silent(now)
 
     # -------------------------------------------------------------------------------------------------- frames
@@ -447,7 +447,7 @@ def _end(*_: object) -> None:
     os._exit(0)
 
 
-def exit_with(parent: int) -> None:
+def exit_with(parent: int, end: Callable[[], None] = _end) -> None:
     """End this process when ``parent`` is no longer its parent, in a long computation too.
 
     The kernel sends the signal also when only the thread that started this process ends, so the handler looks
@@ -456,7 +456,7 @@ def exit_with(parent: int) -> None:
 
     def look(*_: object) -> None:
         if os.getppid() != parent:
-            _end()
+            end()
 
     signal.signal(signal.SIGUSR1, look)
     ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
@@ -466,7 +466,7 @@ def exit_with(parent: int) -> None:
 def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode = Episode) -> None:
     """Serve until SIGTERM, SIGINT or the end of the parent process.
 
-    SIGTERM ends it at once, SIGINT when its clients have left, see :meth:`Server.leave`.
+    SIGTERM ends it at once, SIGINT and the end of the parent when its clients have left, see :meth:`Server.leave`.
 
     Args:
         new_episode: see :class:`Server`.
@@ -480,6 +480,7 @@ def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode
     exit_with(parent)
     server = Server(host, port, new_episode)
     signal.signal(signal.SIGINT, lambda *_: server.leave())
+    exit_with(parent, server.leave)
     print(
         f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "
         f"streams on {server.streaming_port}",

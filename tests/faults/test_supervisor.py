@@ -148,6 +148,31 @@ def test_the_death_of_a_process_ends_the_drive_with_its_reason(live):
     assert drive.leaves_nothing()
 
 
+def test_a_node_that_was_shut_down_ends_the_drive_well(capfd):
+    live_support.workspace()
+    page = live_support.free_port()
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", page), 1.0).close()
+            return True
+        return False
+
+    def shut_down(pid: int) -> None:
+        live_support.until(answers)
+        os.kill(pid, signal.SIGTERM)  # it ends with status 0, as after the transition
+
+    try:
+        with supervisor.started([Process("viewer", parameters={"port": page})], False) as running:
+            threading.Thread(target=shut_down, args=tuple(running.pids().values())).start()
+            assert running.watch() is None
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+    assert "viewer has been shut down, so everything ends" in capfd.readouterr().err
+
+
 def test_a_bridge_that_the_carla_client_aborts_is_started_again_and_drives_on(live, start):
     """A Traffic Manager's thread aborts its process when its server has died; here at once, there some time later."""
     port = live_support.free_port()

@@ -239,6 +239,16 @@ def test_the_life_cycle_stops_and_starts_the_drive(drive):
     assert change("carla_bridge", Transition.TRANSITION_CONFIGURE)
     assert change("carla_bridge", Transition.TRANSITION_ACTIVATE)
     drive.policy_drives()
+    # A transition that fails says why in the log, also of a node that started by itself.
+    assert change("explainer", Transition.TRANSITION_DEACTIVATE)
+    assert change("explainer", Transition.TRANSITION_CLEANUP)
+    assert drive.set("explainer", weights="/nowhere.safetensors") == ""
+    assert not change("explainer", Transition.TRANSITION_CONFIGURE)
+    live_support.until(lambda: "Cannot read the policy weights /nowhere.safetensors" in drive.explainer.output)
+    assert drive.set("explainer", weights=str(WEIGHTS)) == ""
+    assert change("explainer", Transition.TRANSITION_CONFIGURE)
+    assert change("explainer", Transition.TRANSITION_ACTIVATE)
+    drive.policy_drives()
 
 
 def test_without_autostart_a_node_waits_and_refuses_what_it_cannot_do(start, observe, tmp_path):
@@ -256,5 +266,21 @@ def test_without_autostart_a_node_waits_and_refuses_what_it_cannot_do(start, obs
     assert not change(Transition.TRANSITION_CONFIGURE)
     live_support.until(lambda: "Cannot read the policy weights" in explainer.output)
     assert explainer.popen.poll() is None
-    assert change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+
+    def set_policy(path):
+        client = observer.node.create_client(SetPolicy, "/explainer/set_policy")
+        observer.until(client.service_is_ready)
+        answer = client.call_async(SetPolicy.Request(weights=str(path)))
+        observer.until(answer.done)
+        return answer.result()
+
+    refused = set_policy(tmp_path / "none.safetensors")
+    assert not refused.success and "Cannot read the policy weights" in refused.message and not refused.policy_hash
+    taken = set_policy(WEIGHTS)
+    assert (taken.success, taken.policy_hash) == (True, "") and "when the node is configured" in taken.message
+    assert change(Transition.TRANSITION_CONFIGURE)
+    assert WEIGHTS.name in explainer.output
+    assert change(Transition.TRANSITION_ACTIVATE)
+    assert set_policy(WEIGHTS).policy_hash
+    assert change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
     assert explainer.wait() == 0

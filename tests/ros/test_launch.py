@@ -7,14 +7,17 @@ be what `carla-digr` starts. Where the real `launch` can be imported, it starts 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from itertools import pairwise
 from pathlib import Path
@@ -198,9 +201,16 @@ def test_every_executable_exists_and_declares_the_parameters_it_is_given(launche
 
 def test_the_end_of_a_process_ends_the_launch_with_its_reason(launched):
     drive = launched("live", rviz="false")
-    for status, reason in ((0, "explainer ended with status 0"), (-9, "explainer was killed by SIGKILL")):
+    for status, reason in ((2, "explainer ended with status 2"), (-9, "explainer was killed by SIGKILL")):
         with pytest.raises(UserError, match=reason):
             drive.end("explainer", status)
+    with pytest.raises(UserError, match="simulator ended with status 0"):
+        drive.end("simulator", 0)
+    (end,) = drive.end("explainer", 0)  # by the shutdown transition
+    assert (type(end).__name__, end.kwargs["reason"]) == (
+        "Shutdown",
+        "explainer has been shut down, so everything ends",
+    )
     drive.is_shutdown = True
     assert drive.end("explainer", -2) == []
 
@@ -217,6 +227,74 @@ def test_the_bridge_is_started_again_a_few_times_when_a_signal_kills_it(launched
         drive.actions = [again]
     with pytest.raises(UserError, match="carla_bridge was killed by SIGABRT"):
         drive.end("carla_bridge", -6)
+
+
+def command_of(action) -> list[str]:
+    """The command line that `launch` and `launch_ros` make of an action."""
+    given = action.kwargs
+    prefix = shlex.split(given["prefix"])
+    if "cmd" in given:
+        return [*prefix, *given["cmd"]]
+    executable, *_ = command_line(composition.Process(given["executable"]), live_support.workspace())
+    return [*prefix, executable, *given["arguments"], "--ros-args", *given["ros_arguments"]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_everything_ends_tidily_by_itself_when_the_launch_is_killed(launched, domain, tmp_path, number):
+    bags, port, page = tmp_path / "bags", live_support.free_port(), live_support.free_port()
+    values = {"record": str(bags), "port": str(port), "viewer_port": str(page), "rviz": "false"}
+    commands = [command_of(action) for action in launched("live", **values).actions]
+    parent = (
+        "import json, subprocess, sys, time\n"
+        "children = [subprocess.Popen(command) for command in json.loads(sys.argv[1])]\n"
+        "time.sleep(3600)\n"
+    )
+    mark = f"CARLA_DIGR_TEST={tmp_path}"
+    environment = {**live_support.workspace(), "ROS_DOMAIN_ID": str(domain), "CARLA_DIGR_TEST": str(tmp_path)}
+    with (tmp_path / "log").open("wb") as log:
+        launch = subprocess.Popen(
+            [sys.executable, "-c", parent, json.dumps(commands)], env=environment, stdout=log, stderr=log
+        )
+
+    def alive() -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark.encode() in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return found
+
+    try:
+        live_support.until(lambda: any(file.stat().st_size > 1_000_000 for file in bags.glob("*/*.mcap")))
+        assert len(alive()) == len(commands) + 1
+        launch.send_signal(number)
+        launch.wait(live_support.LIMIT)
+        killed = time.monotonic()
+        live_support.until(lambda: not alive())
+        assert time.monotonic() - killed < 5.0
+    finally:
+        for pid in alive():
+            os.kill(pid, signal.SIGKILL)
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said and "[ERROR]" not in said, said
+    with open_bag(next(bags.iterdir())) as opened:
+        assert len(read_drive(opened).frames) > 20
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
+def test_ctrl_c_while_a_node_starts_ends_it_without_a_word(launched, domain, moment):
+    environment = {**live_support.workspace(), "ROS_DOMAIN_ID": str(domain)}
+    (viewer,) = (a for a in launched("live", rviz="false").actions if a.kwargs["name"] == "viewer")
+    process = subprocess.Popen(
+        command_of(viewer), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    # What is tested is the moment; the first ones are before the node's own first line.
+    live_support.until(lambda: Path(f"/proc/{process.pid}/comm").read_text().strip() == "viewer")
+    time.sleep(moment)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=live_support.LIMIT)
+    assert process.returncode == 0
+    assert not said.strip() or composition.PAGE_IS_AT in said  # where it had begun
 
 
 def test_a_pipeline_runs_one_stage_after_the_other(launched):
@@ -241,7 +319,7 @@ def test_a_pipeline_runs_one_stage_after_the_other(launched):
 @pytest.mark.parametrize("name", ["train_teacher", "make_dataset", "distill"])
 def test_a_stage_is_a_pipeline_of_one(launched, name):
     launch = launched(name, config="mine.yaml")
-    assert set(launch.arguments) == set(launched("pipeline").arguments)
+    assert set(launch.arguments) == set(launched("pipeline").arguments) - {"stages"}  # which would change nothing
     (stage,) = (node for node in launch.of("Node") if node["executable"] == "run_stage")
     assert parameters(stage) == {"config": "mine.yaml", "out": "", "stage": name}
     assert type(launch.end("run_stage", 0)[0]).__name__ == "Shutdown"

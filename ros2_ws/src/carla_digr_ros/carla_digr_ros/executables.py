@@ -1,17 +1,16 @@
-"""The package's executables. A node module loads torch, carla and more, so it is imported only here, after SIGINT's
-default action is back: a Ctrl-C in that second ends the process without a traceback, as SIGTERM does anyway."""
+"""The package's executables. A node module loads torch, carla and more, so it is imported only here: a Ctrl-C in that
+second ends the process without a traceback, as SIGTERM does anyway."""
 
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 
-from carla_digr.errors import tell
+from carla_digr.errors import end_on_ctrl_c, tell
 
 
 def _run(node: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_on_ctrl_c(0)
     try:
         status = importlib.import_module(f"carla_digr_ros.{node}").main()
     except Exception as error:  # such as a missing package

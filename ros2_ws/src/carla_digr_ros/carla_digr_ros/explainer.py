@@ -23,7 +23,7 @@ from std_msgs.msg import Header
 
 from carla_digr.attacks import LIVE_ATTACKS
 from carla_digr.driving.control import ACTIONS, TICK, UNKNOWN, VehicleCommand, commands_of
-from carla_digr.errors import UserError
+from carla_digr.errors import UserError, sentence
 from carla_digr.explainer import Decision, Explainer, Saliency, action_index
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.trust import LOW, LOW_IN_A_ROW, Judged, TrustMeter
@@ -191,16 +191,19 @@ class ExplainerNode(ManagedNode):
         loading.add_done_callback(done.set_result)
         await done
         try:
-            self._loaded = request.weights, loading.result()
+            explainer = loading.result()
+            self._loaded = request.weights, explainer
             verdict = self.set_parameters([Parameter("weights", value=request.weights)])[0]
             response.success, response.message = verdict.successful, verdict.reason
-        except UserError as error:
-            response.message = str(error)
-        if response.success and self._loaded is not None:
-            self._take(self._loaded[1])
-        else:
+        except Exception as error:  # of a policy's own code any
+            response.message = sentence(error) or f"It cannot be loaded: {error!r}."
+        if not response.success:
             self.get_logger().warning(f"Refused the policy {request.weights}: {response.message}")
-        response.policy_hash = self._explainer.policy_hash
+        elif self.configured:
+            self._take(explainer)
+        else:
+            response.message = "The policy is taken when the node is configured."
+        response.policy_hash = self._explainer.policy_hash if self.configured else ""
         return response
 
     def _refuse_weights(self, weights: str) -> str:

@@ -5,8 +5,10 @@ Imported by launch files only: the wheels of ROS 2 have no `launch`.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -25,10 +27,22 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from carla_digr.config import shipped_configs
 from carla_digr.errors import UserError, ending
-from carla_digr.live.composition import PACKAGE, Argument, Process, restart_notice
+from carla_digr.live.composition import PACKAGE, Argument, Process, restart_notice, shutdown_notice, whole_number
+from carla_digr.training import STAGES
 
 SHARE = Path(get_package_share_directory(PACKAGE))
+# A process is asked to end when the launch is gone, whatever killed it; and a Ctrl-C that comes while its Python starts
+# waits until it can be answered without a traceback.
+PREFIX = "setpriv --pdeathsig TERM -- env --block-signal=INT" if shutil.which("setpriv") else None
+STAGE_NAMES = [stage.name.replace("-", "_") for stage in STAGES]
+STAGE_ARGUMENTS = (
+    Argument("task", "red_fetch_green", "the configuration that ships which is used", tuple(shipped_configs())),
+    Argument("config", "", "a YAML file to use instead of one that ships"),
+    Argument("out", "", "directory of results and saved states (empty: runs/<task>)"),
+    Argument("seed", "", "replaces the configuration's seed (empty: does not)"),
+)
 
 
 def composed(
@@ -48,7 +62,7 @@ def composed(
         values = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments}
         started = processes(values)
         finite = [process for process in started if process.finite]
-        rest = [start(process) for process in started if not process.finite]
+        rest = [start(process, endless=not finite) for process in started if not process.finite]
         return [*rest, *(start(process, finite[1:]) for process in finite[:1])]
 
     return LaunchDescription([*(declare(argument) for argument in arguments), OpaqueFunction(function=begin)])
@@ -70,11 +84,35 @@ def included(name: str, **values: str) -> IncludeLaunchDescription:
     return IncludeLaunchDescription(source, launch_arguments=list(values.items()))
 
 
-def start(process: Process, then: Sequence[Process] = ()) -> Action:
+def stage(name: str) -> LaunchDescription:
+    """A launch description that runs one of STAGE_NAMES."""
+    return composed(STAGE_ARGUMENTS, partial(run_stages, [name]))
+
+
+def run_stages(names: Sequence[str], values: Mapping[str, str]) -> list[Process]:
+    """The processes that run offline stages one after the other: the node `stages` runs them, `run_stage` asks for one.
+
+    Args:
+        names: of the stages, in their order.
+        values: one text for each of STAGE_ARGUMENTS.
+
+    Raises:
+        UserError: a value is not of its argument's kind.
+    """
+    parameters: dict[str, bool | int | float | str | list[str]] = {"config": values["config"] or values["task"]}
+    parameters["out"] = values["out"]
+    if values["seed"]:
+        parameters["seed"] = whole_number("seed", values["seed"], 0, 2**31 - 1)
+    asking = [Process("run_stage", parameters={**parameters, "stage": name}, finite=True) for name in names]
+    return [Process("stages"), *asking]
+
+
+def start(process: Process, then: Sequence[Process] = (), endless: bool = False) -> Action:
     """The action that starts a process.
 
-    When a finite process has ended well, the first of ``then`` follows, or all is done. Any other end is an error that
-    ends the launch, unless a signal killed a process that may respawn.
+    When a finite process has ended well, the first of ``then`` follows, or all is done. In an ``endless`` launch all is
+    done too when a node was shut down. Any other end is an error that ends the launch, unless a signal killed a process
+    that may respawn.
     """
 
     def ended(event: Event, context: LaunchContext) -> list[Action]:
@@ -82,23 +120,26 @@ def start(process: Process, then: Sequence[Process] = ()) -> Action:
             return []
         if event.returncode < 0 and process.respawns:
             again = process.again()
-            return [LogInfo(msg=restart_notice(again, event.returncode)), start(again, then)]
+            return [LogInfo(msg=restart_notice(again, event.returncode)), start(again, then, endless)]
         if event.returncode == 0 and process.finite:
             if then:
                 return [start(then[0], then[1:])]
             return [Shutdown(reason=f"{process.name} is done")]
+        if event.returncode == 0 and endless and not process.module:
+            return [Shutdown(reason=shutdown_notice(process))]
         # An exception, not a Shutdown: both end the launch, but only this makes its exit status 1.
         raise UserError(f"{process.name} {ending(event.returncode)}, so everything ends; its last words are above.")
 
     if process.module:
         command = [sys.executable, "-m", process.module, *process.arguments]
-        return ExecuteProcess(cmd=command, name=process.name, output="screen", on_exit=ended)
+        return ExecuteProcess(cmd=command, name=process.name, prefix=PREFIX, output="screen", on_exit=ended)
     return Node(
         package=PACKAGE,
         executable=process.name,
         name=process.name,
         arguments=list(process.arguments),
         ros_arguments=process.ros_arguments(SHARE),
+        prefix=PREFIX,
         output="screen",
         on_exit=ended,
     )

@@ -43,8 +43,8 @@ class ManagedNode(LifecycleNode):
     """A node with ROS 2's managed life cycle.
 
     With ``autostart`` (the default) it configures and activates itself and its process ends when that fails, so that
-    it works by itself, from `carla-digr live` and from a launch file; without, it waits for the transitions, and
-    refuses one with the reason in its log. The shutdown transition ends the process.
+    it works by itself, from `carla-digr live` and from a launch file; without, it waits for the transitions. A
+    transition that fails has its reason in the log. The shutdown transition ends the process, with status 0.
 
     A node defines what of `configure`, `activate`, `deactivate` and `close` it needs. While it is not active, it has
     none of the subscriptions made by `listen`, and the publishers made by `advertise` are silent.
@@ -58,6 +58,7 @@ class ManagedNode(LifecycleNode):
         self.configured = self.active = self.finalized = False
         self.incompatible_qos: dict[str, str] = {}  # topic -> policy of which an endpoint does not match ours
         self._refusal: UserError | None = None
+        self._starting = False
         self.heard: list[Subscription] = []  # gone while the node is not active
 
     def start(self) -> None:
@@ -66,9 +67,11 @@ class ManagedNode(LifecycleNode):
         Raises:
             UserError: the node cannot.
         """
+        self._starting = True  # who asked for it tells the reason
         for transition in (self.trigger_configure, self.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
                 raise self._refusal or RuntimeError(f"{self.get_name()} does not start")
+        self._starting = False
 
     def configure(self) -> None:
         """Get ready.
@@ -133,7 +136,7 @@ class ManagedNode(LifecycleNode):
             self._refusal = UserError(reason or f"{self.get_name()} has failed: {error!r}")
             if reason is None:
                 raise
-            if not self.autostart:
+            if not self._starting:
                 self.get_logger().error(reason)
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
