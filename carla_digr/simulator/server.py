@@ -487,6 +487,7 @@ def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode
         flush=True,
     )
     server.serve(parent)
+    _end()
 
 
 def run_with(arguments: argparse.Namespace) -> None:

@@ -149,7 +149,6 @@ def test_the_death_of_a_process_ends_the_drive_with_its_reason(live):
 
 
 def test_a_node_that_was_shut_down_ends_the_drive_well(capfd):
-    live_support.workspace()
     page = live_support.free_port()
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
@@ -163,11 +162,13 @@ def test_a_node_that_was_shut_down_ends_the_drive_well(capfd):
         live_support.until(answers)
         os.kill(pid, signal.SIGTERM)  # it ends with status 0, as after the transition
 
+    watched = supervisor.Supervisor(live_support.workspace(), supervisor.Stop())
     try:
-        with supervisor.started([Process("viewer", parameters={"port": page})], False) as running:
-            threading.Thread(target=shut_down, args=tuple(running.pids().values())).start()
-            assert running.watch() is None
+        watched.start(Process("viewer", parameters={"port": page}))
+        threading.Thread(target=shut_down, args=tuple(watched.pids().values())).start()
+        assert watched.watch() is None
     finally:
+        watched.end()
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
             signal.signal(number, handler)
     assert "viewer has been shut down, so everything ends" in capfd.readouterr().err
