@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
@@ -182,8 +182,8 @@ def main(arguments: list[str]) -> int:
         return tell(error)
     policy.eval()
     _take_turns(policy, float(arguments[0]))
-    settings: Any = card.get("config", {}).get("saliency_dataset", {})
-    perturbation = Perturbation.from_settings({**settings, "batch": BATCH})
+    settings = Perturbation.from_settings(card.get("config", {}).get("saliency_dataset", {}))
+    perturbation = replace(settings, batch=BATCH)
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         state, live = (_read_array(sys.stdin.buffer, request[name]) for name in ("state", "map"))

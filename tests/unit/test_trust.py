@@ -14,11 +14,25 @@ from carla_digr import checkpoint
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.driving.control import commands_of
 from carla_digr.explainer import Explainer
-from carla_digr.live.trust import LOW, TrustMeter, agreement
+from carla_digr.live.trust import BATCH, LOW, TrustMeter, agreement
+from carla_digr.policy import TorchPolicy
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks.driving.drive import InProcessDrive
 
 STUDENT = WEIGHTS_DIRECTORY / "driving_student.safetensors"
+NARROW = f"""
+from torch import nn
+
+
+class Narrow(nn.Sequential):
+    def forward(self, states):
+        assert len(states) <= {BATCH}
+        return super().forward(states)
+
+
+def build():
+    return Narrow(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +123,23 @@ def test_offers_never_wait_and_the_newest_is_taken(meter, weights):
         trust.offer(number, state, live)
     assert time.monotonic() - start < 2.0
     assert wait_for(trust).frame == 999
+
+
+def test_no_pass_is_larger_than_what_leaves_the_caches_to_those_that_drive(meter, tmp_path, monkeypatch):
+    (tmp_path / "narrow_network.py").write_text(NARROW)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    from narrow_network import build
+
+    torch.manual_seed(0)
+    policy = TorchPolicy(build(), (3, 32, 32), 4)
+    card = {"role": "imported", "action_names": list("abcd"), "config": {"saliency_dataset": {"stride": 2}}}
+    network = {"kind": "module", "factory": "narrow_network:build"}
+    checkpoint.save(tmp_path / "narrow.safetensors", policy, {**card, "network": network})
+    trust = meter(str(tmp_path / "narrow.safetensors"), "narrow_network:build")
+    rng = np.random.default_rng(0)
+    trust.offer(0, rng.random((1, 3, 32, 32), np.float32), rng.random((32, 32), np.float32))
+    assert wait_for(trust) is not None, trust.problem
 
 
 def test_weights_that_cannot_be_read_end_in_a_sentence_and_not_in_the_drive(meter, tmp_path):
