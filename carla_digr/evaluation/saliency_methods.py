@@ -46,20 +46,22 @@ def saliency_methods(
     """Every method that can explain its policy: DIGR explains the student, the others the teacher.
 
     Returns:
-        The methods by title; and by title why one is left out.
+        The methods by title; and by title, or by name where its package cannot be loaded, why one is left out.
     """
     methods, left_out = {}, {}
-    for method in METHODS.values():
-        policy = student if method.student else teacher
-        found = MapOf(method, policy, perturbation)
+    for name in METHODS:
+        title = name
         try:
+            method = METHODS[name]
+            title, policy = method.title, student if method.student else teacher
+            found = MapOf(method, policy, perturbation)
             method.check(policy)
             if method.needs == "layers":  # it may have some that the method does not know
                 found(torch.full((1, *policy.input_shape), 0.5))
         except UserError as error:
-            left_out[method.title] = str(error)
+            left_out[title] = str(error)
         else:
-            methods[method.title] = found
+            methods[title] = found
     return methods, left_out
 
 

@@ -92,7 +92,7 @@ class Method:
             UserError: it does not; the sentence names the methods that can explain it.
         """
         if not self.can_explain(policy):
-            able = ", ".join(name for name, method in METHODS.items() if method.can_explain(policy))
+            able = ", ".join(name for name, method in METHODS.loadable().items() if method.can_explain(policy))
             raise UserError(
                 f"{self.title} needs the policy's {self.needs}, and this one gives no more than its {policy.offers}; "
                 f"use one of {able}."
@@ -106,10 +106,10 @@ class Method:
         return load(self.function) if isinstance(self.function, str) else self.function
 
 
-# In the order of the paper's Table 1, whose names the titles are.
 DEFAULT = "linear"
 """The method where none is named: the truest of those that keep up with a drive, by the causal tables of the docs."""
 
+# In the order of the paper's Table 1, whose names the titles are; then ours.
 METHODS: Registry[Method] = Registry(
     "saliency method",
     "carla_digr.methods",

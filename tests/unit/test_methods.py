@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from carla_digr.attacks import ATTACKS
 from carla_digr.config import PolicyConfig
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
+from carla_digr.evaluation.saliency_methods import saliency_methods
+from carla_digr.live.viewer.page_decision import map_title
 from carla_digr.policy import ActorCritic, InputRecipe, TorchPolicy
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.linear import NEGLIGIBLE, linear_maps
@@ -141,6 +144,27 @@ def test_a_policy_that_offers_less_is_refused_by_the_methods_that_can(foreign):
     with pytest.raises(UserError, match=r"needs the policy's gradient, .* its logits; use one of gb, sarfa"):
         METHODS["vg"](foreign, random_states(1))
     assert METHODS["gb"](foreign, random_states(1), None, COARSE).any()
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """The name of a method whose package cannot be loaded."""
+    point = EntryPoint("broken", "a_package_that_fails:METHOD", "carla_digr.methods")
+    monkeypatch.setitem(METHODS._points, point.name, point)
+    return point.name
+
+
+@pytest.mark.filterwarnings("ignore:The package .* cannot be loaded")
+def test_a_package_that_cannot_be_loaded_costs_its_own_method_alone(policy, foreign, broken):
+    policy = policy.float()
+    methods, left_out = saliency_methods(policy, policy, COARSE)
+    assert methods.keys() == {METHODS[name].title for name in METHODS if name != broken}
+    assert left_out.keys() == {broken}
+    assert "a_package_that_fails" in left_out[broken]
+    assert map_title(broken, "brake") == "broken of brake"
+    foreign.offers = "logits"
+    with pytest.raises(UserError, match=r"needs the policy's gradient, .* use one of gb, sarfa"):
+        METHODS["vg"](foreign, random_states(1))
 
 
 def test_an_action_that_does_not_exist_is_refused(policy):

@@ -6,12 +6,16 @@ import math
 from typing import Any
 
 from carla_digr.driving.control import VehicleCommand, pedals
+from carla_digr.errors import UserError
 from carla_digr.saliency import METHODS
 
 
 def map_title(method: str, target: str = "") -> str:
-    """What the page calls a map: "DIGR", or "Vanilla Gradient of brake"; of a method that is not installed its key."""
-    title = METHODS[method].title if method in METHODS else method
+    """What the page calls a map: "DIGR", or "Vanilla Gradient of brake"; of one that cannot be had here its key."""
+    try:
+        title = METHODS[method].title
+    except (KeyError, UserError):  # not installed, or its package is broken
+        title = method
     return f"{title} of {target}" if target else title
 
 
