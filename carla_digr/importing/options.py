@@ -36,6 +36,7 @@ class Control:
     throttle: float = setting(0.0, minimum=0, maximum=1)
     brake: float = setting(0.0, minimum=0, maximum=1)
     target_speed: float | None = setting(None, minimum=0, maximum=100)  # m/s, in place of the pedals
+    along_lane: bool | None = None  # the steering is added to what the curve of the lane asks for
 
 
 @dataclass(frozen=True)

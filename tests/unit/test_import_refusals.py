@@ -22,6 +22,7 @@ from torch import nn
 
 from carla_digr import checkpoint
 from carla_digr.cli import main
+from carla_digr.driving.control import commands_of
 from carla_digr.errors import UserError
 from carla_digr.importing import import_policy, reading
 
@@ -496,7 +497,8 @@ def test_options_that_do_not_fit(small, tmp_path):
 def test_the_command(small, tmp_path, capsys):
     (tmp_path / "card.yaml").write_text(
         "actions: [left, keep, right]\ntask: null\ninput: {shape: [2, 16, 16], colour: grey, stack: 2}\n"
-        "controls:\n- {steer: -0.1, target_speed: 20}\n- {target_speed: 20}\n- {steer: 0.1, throttle: 0.4}\n"
+        "controls:\n- {steer: -0.1, target_speed: 20}\n- {target_speed: 20}\n"
+        "- {steer: 0.1, throttle: 0.4, along_lane: true}\n"
     )
     out = tmp_path / "sub" / "policy"
     arguments = ["import", str(small["state_dict"]), "--out", str(out), "--card", str(tmp_path / "card.yaml")]
@@ -506,6 +508,7 @@ def test_the_command(small, tmp_path, capsys):
     policy, card = checkpoint.load(out.with_suffix(".safetensors"))
     assert card["action_names"] == ["left", "keep", "right"]
     assert card["controls"][0] == {"steer": -0.1, "throttle": 0.0, "brake": 0.0, "target_speed": 20.0}
+    assert [command.along_lane for command in commands_of(card)] == [False, False, True]
     assert policy.recipe.mean == (0.5, 0.4) and policy.recipe.scale == 0.01
     x = torch.randint(0, 256, (3, 2, 16, 16), generator=torch.Generator().manual_seed(0))
     mean = torch.tensor([0.5, 0.4]).view(2, 1, 1)
