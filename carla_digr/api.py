@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from carla_digr import checkpoint
+from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
 from carla_digr.policy import Policy
 from carla_digr.saliency import DEFAULT
@@ -127,6 +128,12 @@ def _explainer(
 
 
 def _frames(frames: ArrayLike) -> NDArray[Any]:
-    """Frames one by one, though there be one alone."""
+    """Frames one by one, though there be one alone.
+
+    Raises:
+        UserError: there is none.
+    """
     array = np.asarray(frames)
+    if not len(array):
+        raise UserError("There are no frames; give at least one.")
     return array[None] if array.ndim < 4 else array

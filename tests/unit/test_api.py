@@ -104,6 +104,11 @@ def test_wrong_frames_and_methods_are_one_sentence(student, frames):
     with pytest.raises(UserError, match="128 x 128 x 3"):
         carla_digr.explain(student, frames[:, :64])
     assert carla_digr.explain(student, frames[:, :64], resize=True).shape == (3, 128, 128)
+    for nothing in (frames[:0], []):
+        with pytest.raises(UserError, match="no frames"):
+            carla_digr.decide(student, nothing)
+        with pytest.raises(UserError, match="no frames"):
+            carla_digr.explain(student, nothing)
     with pytest.raises(UserError, match="float"):
         carla_digr.decide(student, frames.astype(np.float32))
     with pytest.raises(UserError, match="did you mean 'digr'"):
