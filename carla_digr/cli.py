@@ -384,6 +384,8 @@ def _policy_driver(weights: Path) -> tuple[str, Decide]:
 
     prepare_process()
     explainer = Explainer.from_checkpoint(weights)
+    if not explainer.discrete:
+        raise UserError(f"The policy {weights} is continuous, which can be explained but does not drive.")
     commands = commands_of(explainer.card)
     if commands is None:
         raise UserError(f"The card of {weights} does not say what its actions do; add controls to it.")

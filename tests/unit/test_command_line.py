@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from carla_digr.cli import parser
+from carla_digr import checkpoint
+from carla_digr.cli import main, parser
 from carla_digr.live import composition
+from carla_digr.networks import LayerNetwork
+from carla_digr.policy import TorchPolicy
 
 # what a job called an option before
 OLD_NAMES = {
@@ -82,3 +85,15 @@ def test_a_drive_and_a_replay_take_the_name_of_a_policy_that_ships(tmp_path):
         "method": "vg",
     }
     assert weights(composition.replay({**values, "weights": "mine.safetensors"})) == {"explainer": "mine.safetensors"}
+
+
+def test_a_continuous_policy_is_refused_as_a_driver_though_its_card_has_controls(tmp_path, capsys):
+    layers = [{"layer": "flatten"}, {"layer": "linear", "in_features": 3 * 16 * 16, "out_features": 2}]
+    policy = TorchPolicy(LayerNetwork([], layers), (3, 16, 16), 2, "deterministic")
+    card = {"role": "imported", "action_names": ["a", "b"], "controls": [{"steer": 0.1}, {"brake": 1.0}]}
+    network = {"kind": "layers", "shared": [], "outputs": layers}
+    checkpoint.save(tmp_path / "policy.safetensors", policy, {**card, "network": network})
+    (tmp_path / "rollout.yaml").write_text("simulators: ['127.0.0.1:1']\n")
+    arguments = ["rollout", str(tmp_path / "rollout.yaml"), "--weights", str(tmp_path / "policy.safetensors")]
+    assert main(arguments) == 2
+    assert "is continuous, which can be explained but does not drive" in capsys.readouterr().err
