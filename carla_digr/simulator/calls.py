@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from carla_digr.simulator import streaming, wire
@@ -23,6 +23,7 @@ MAX_SPIN = 720.0  # deg/s
 MAX_SPEED = 150.0  # m/s; faster velocities are refused
 BRAKE_LIGHT = 8  # bit of VehicleLightState
 NESTED_BATCHES = 4  # deepest chain of commands to run after a spawn
+MAX_HOST = 255  # characters of a host's name
 
 
 class Method(NamedTuple):
@@ -39,7 +40,7 @@ METHODS: dict[str, Method] = {}
 
 def rpc(function: Callable[..., Any]) -> Callable[..., Any]:
     """Offer a function to clients under its own name."""
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     returns = hints.pop("return") is not type(None)
     _, *arguments = hints.values()
     METHODS[function.__name__] = Method(function, tuple(map(wire.decoder, arguments)), returns)
@@ -77,8 +78,8 @@ def destroy_actor(episode: Episode, actor_id: int) -> bool:
 
 @rpc
 def get_actors_by_id(episode: Episode, ids: list[int]) -> list[wire.Actor]:
-    """The known ones among ``ids``."""
-    return [episode.actor(episode.actors[i]) for i in ids if i in episode.actors]
+    """The known ones among ``ids``, each once."""
+    return [episode.actor(episode.actors[i]) for i in dict.fromkeys(ids) if i in episode.actors]
 
 
 @rpc
@@ -370,8 +371,10 @@ def get_traffic_manager_running(episode: Episode, port: int) -> tuple[str, int]:
 
 
 @rpc
-def add_traffic_manager_running(episode: Episode, address: tuple[str, int]) -> bool:
+def add_traffic_manager_running(episode: Episode, address: tuple[str, wire.U16]) -> bool:
     """Register a Traffic Manager; a later one takes the place of one whose client has died."""
+    if len(address[0]) > MAX_HOST:
+        raise CallFailed(f"a host's name has at most {MAX_HOST} characters, not {len(address[0])}")
     episode.traffic_managers[address[1]] = address
     return True
 
@@ -382,18 +385,34 @@ def destroy_traffic_manager(episode: Episode, port: int) -> bool:
     return episode.traffic_managers.pop(port, None) is not None
 
 
-def apply_batch(episode: Episode, commands: Any, depth: int = 0) -> list[Any]:
-    """Run batch commands; a list of envelopes, one a command: the actor's id, or why it failed."""
+Answers = Generator[None, None, list[Any]]
+
+
+def apply_batch(episode: Episode, commands: Any, depth: int = 0) -> Answers:
+    """Run batch commands, and stop after each, so that a long batch can make room for other clients.
+
+    Returns:
+        In the end a list of envelopes, one a command: the actor's id, or why it failed.
+
+    Raises:
+        CallFailed: it is no batch, or has more than wire.MAX_ITEMS commands.
+    """
     if type(commands) is not list:
         raise CallFailed("apply_batch: expected an array of commands")
-    return [_command(episode, command, depth) for command in commands]
+    if len(commands) > wire.MAX_ITEMS:
+        raise CallFailed(f"a batch has at most {wire.MAX_ITEMS} commands, not {len(commands)}; send several")
+    answers = []
+    for command in commands:
+        answers.append((yield from _command(episode, command, depth)))
+        yield
+    return answers
 
 
-def _command(episode: Episode, command: Any, depth: int) -> Any:
+def _command(episode: Episode, command: Any, depth: int) -> Answers:
     try:
         match command:
             case [[0, payload]]:
-                return wire.value(_spawn_command(episode, _SPAWN(payload), depth))
+                return wire.value((yield from _spawn_command(episode, _SPAWN(payload), depth)))
             case [[16 | 17, [int(actor_id), bool()]]]:  # autopilot and its display are the client's business
                 return wire.value(episode.entry(actor_id).id)
             case [[18, [int(actor_id), int(flags)]]]:
@@ -410,7 +429,7 @@ def _command(episode: Episode, command: Any, depth: int) -> Any:
         return wire.value_error(str(error))
 
 
-def _spawn_command(episode: Episode, command: wire.SpawnCommand, depth: int) -> int:
+def _spawn_command(episode: Episode, command: wire.SpawnCommand, depth: int) -> Generator[None, None, int]:
     if depth == NESTED_BATCHES:
         raise CallFailed(f"batch commands are nested more than {NESTED_BATCHES} deep")
     actor_id = episode.spawn(command.description, command.transform, command.parent or 0).id
@@ -420,7 +439,7 @@ def _spawn_command(episode: Episode, command: wire.SpawnCommand, depth: int) -> 
             case [[int(kind), [0, *rest]]] if kind != 0:
                 later = [[kind, [actor_id, *rest]]]
         following.append(later)
-    apply_batch(episode, following, depth + 1)
+    yield from apply_batch(episode, following, depth + 1)
     return actor_id
 
 

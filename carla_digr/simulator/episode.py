@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ from carla_digr.simulator.world import Camera, SpawnCollision, World
 DEFAULT_DELTA = 0.05  # s, the step while a client has set none
 MAX_DISTANCE = 1e5  # m from the origin; farther positions are refused
 SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it
+MAX_ACTORS = 1000  # that clients may make; all of them are told to each client that asks
+MAX_ATTRIBUTES, MAX_TEXT = 128, 8192  # of an actor, and characters of all their names and values
 MAX_TURN = 1e6  # degrees; larger angles mean nothing and do not fit the protocol's 32 bits
 
 ORIGIN = Transform()
@@ -416,6 +418,9 @@ class Episode:
     def spawn(self, description: wire.ActorDescription, transform: Transform, parent: int) -> Entry:
         """Make an actor; raises CallFailed."""
         check_place(transform)
+        check_attributes(description)
+        if len(self.actors) >= MAX_ACTORS:
+            raise CallFailed(f"there are {len(self.actors)} actors already; destroy some of them first")
         if description.id in blueprints.KIND_INDEX:
             if parent:
                 raise CallFailed("a vehicle cannot be attached to another actor")
@@ -444,18 +449,36 @@ def check_place(transform: Transform) -> None:
         raise CallFailed(f"angles must be within {MAX_TURN:.0f} degrees, not {transform.rotation}")
 
 
+def check_attributes(description: wire.ActorDescription) -> None:
+    """Refuse attributes that clients cannot read: all of them are told of every actor's.
+
+    Raises:
+        CallFailed: there are too many or too long ones, or one has another type than its blueprint's, or a value that
+            is none of its type.
+    """
+    text = sum(len(name) + len(value) for name, _, value in description.attributes)
+    if len(description.attributes) > MAX_ATTRIBUTES or text > MAX_TEXT:
+        raise CallFailed(f"an actor has at most {MAX_ATTRIBUTES} attributes, of at most {MAX_TEXT} characters together")
+    definition = blueprints.BY_ID.get(description.id)
+    types = {a.id: a.type for a in definition.attributes} if definition else {}
+    for name, kind, value in description.attributes:
+        if kind not in _READ or types.get(name, kind) != kind:
+            raise CallFailed(f"{name:.40}: the attribute's type is not {kind}")
+        read, wanted = _READ[kind]
+        try:
+            read(value)
+        except (KeyError, ValueError):
+            raise CallFailed(f"{name:.40} must be {wanted}, not {value!r:.40}") from None
+
+
 def _static(name: str) -> wire.Actor:
     """A part of the map as a collision names it."""
     return wire.Actor(0, 0, wire.ActorDescription(0, name, []), wire.BoundingBox(), b"", b"")
 
 
 def _color(text: str) -> tuple[int, int, int]:
-    try:
-        r, g, b = (int(part) for part in text.split(","))
-    except ValueError:
-        raise CallFailed(f"color must be 'r,g,b', not {text!r:.40}") from None
-    if not all(0 <= c <= 255 for c in (r, g, b)):
-        raise CallFailed(f"color must be three numbers from 0 to 255, not {text!r:.40}")
+    """Of "r,g,b"; raises ValueError."""
+    r, g, b = bytes(map(int, text.split(",")))
     return r, g, b
 
 
@@ -476,3 +499,13 @@ def _noise(entry: Entry, name: str) -> float:
 
 def _integer(entry: Entry, name: str, low: int, high: int) -> int:
     return _number(entry, name, low, high, int)
+
+
+_READ: dict[int, tuple[Callable[[str], Any], str]] = {
+    wire.BOOL: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    wire.INT: (int, "a whole number"),
+    wire.FLOAT: (float, "a number"),
+    wire.STRING: (str, "text"),
+    wire.COLOR: (_color, "'r,g,b', three numbers from 0 to 255"),
+}
+"""How the client library reads a value, by the attribute's type, and what it must be."""

@@ -20,13 +20,13 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from carla_digr.errors import UserError, tell
 from carla_digr.simulator import add_server_options, streaming, wire
-from carla_digr.simulator.calls import METHODS, answer, apply_batch
+from carla_digr.simulator.calls import METHODS, Answers, answer, apply_batch
 from carla_digr.simulator.episode import CallFailed, Episode
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.world import Camera
@@ -41,6 +41,7 @@ UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before frames wait f
 STALL_LIMIT = 1.0  # s without reading after which a client is no longer waited for
 HOLD_LIMIT = 5.0  # s a frame waits for clients that read slowly; then they are disconnected
 MAX_CONNECTIONS = 500
+BATCH_SLICE = 0.01  # s of a batch before the other clients are heard again
 CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER value with which closing forgets what the kernel still holds
 
@@ -63,9 +64,13 @@ class Connection:
 
 @dataclass(eq=False)
 class RpcConnection(Connection):
-    """Calls come in, answers go out."""
+    """Calls come in, answers go out, in the same order."""
 
     reader: wire.RequestReader = field(default_factory=wire.RequestReader)
+    requests: Iterator[wire.Request] = field(default_factory=lambda: iter(()))
+    """What has arrived and was not answered yet."""
+    batch: tuple[int, Answers] | None = None
+    """The apply_batch under way, and the number of the call."""
 
 
 @dataclass(eq=False)
@@ -103,6 +108,8 @@ class Server:
         """Streams whose token was handed out: id, to whom, and until when ticks wait for them."""
         self._ticks: deque[tuple[RpcConnection, int]] = deque()
         """tick_cue calls not answered yet."""
+        self._batches: deque[RpcConnection] = deque()
+        """Whose batch is under way, the next to go on with first."""
         self._held_since: float | None = None
         """When the next frame began to wait for clients that have not read the last ones."""
         self._switch: tuple[RpcConnection, float, bool] | None = None
@@ -136,6 +143,7 @@ class Server:
                     self._flush(connection)
                 if events & selectors.EVENT_READ and connection in self._connections:
                     self._read(connection)
+            self._go_on_with_batch()
             now = time.monotonic()
             if self._leave_at is not None and (now >= self._leave_at or not self._connections):
                 return
@@ -162,6 +170,8 @@ class Server:
 
     def _timeout(self) -> float:
         """Seconds until something is due without any message."""
+        if self._batches:
+            return 0.0
         now = time.monotonic()
         due = now + PARENT_CHECK
         if self._ticks:
@@ -235,10 +245,12 @@ class Server:
             if self._episode.takes_tick(id(connection)):
                 self._ticks.append((connection, request.call_id))
             return
-        result: Any
         if name == "apply_batch":
-            result = self._apply_batch(arguments)
-        elif name == "get_sensor_token":
+            connection.batch = request.call_id, apply_batch(self._episode, arguments[0] if arguments else None)
+            self._batches.append(connection)
+            return
+        result: Any
+        if name == "get_sensor_token":
             result = self._announce(connection, arguments)
         elif name in ("load_new_episode", "copy_opendrive_to_file"):
             result = self._load(connection, name, arguments)
@@ -250,7 +262,7 @@ class Server:
             self._send(connection, wire.refusal(request.call_id, f"this simulator does not offer {name}"))
             return
         self._send(connection, wire.response(request.call_id, result))
-        if name in ("destroy_actor", "apply_batch"):
+        if name == "destroy_actor":
             self._end_dead_streams()
 
     def _answer(self, name: str, arguments: list[Any]) -> list[Any]:
@@ -261,11 +273,42 @@ class Server:
             error = f"{name}: internal error of the simulator, see its log"
             return wire.value_error(error) if METHODS[name].returns else wire.void_error(error)
 
-    def _apply_batch(self, arguments: list[Any]) -> list[Any]:
+    def _go_on_with_batch(self) -> None:
+        """Give the batch whose turn it is its time; when it is done, answer it and what its client has sent since."""
+        if not self._batches:
+            return
+        connection = self._batches.popleft()
+        assert connection.batch is not None
+        (call_id, batch), end = connection.batch, time.monotonic() + BATCH_SLICE
+        result: list[Any]
         try:
-            return apply_batch(self._episode, arguments[0] if arguments else None)
+            while time.monotonic() < end:
+                next(batch)
+            self._batches.append(connection)
+            return
+        except StopIteration as done:
+            result = done.value
         except CallFailed as error:
-            return [wire.value_error(str(error))]
+            result = [wire.value_error(str(error))]
+        except Exception:  # see _answer
+            log.exception("apply_batch failed")
+            result = [wire.value_error("apply_batch: internal error of the simulator, see its log")]
+        connection.batch = None
+        self._send(connection, wire.response(call_id, result))
+        self._end_dead_streams()
+        self._serve(connection)
+
+    def _serve(self, connection: RpcConnection) -> None:
+        """Dispatch what a client has sent, up to the first batch."""
+        try:
+            while connection.batch is None and connection in self._connections:  # an unread answer may have closed it
+                request = next(connection.requests, None)
+                if request is None:
+                    return
+                self._dispatch(connection, request)
+        except wire.ProtocolError as error:
+            log.warning("a client was disconnected: %s", error)
+            self._close(connection)
 
     def _announce(self, connection: RpcConnection, arguments: list[Any]) -> list[Any]:
         match arguments:
@@ -302,6 +345,7 @@ class Server:
             return
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 4 * CHUNK)  # tells slow from stalled
         connection = kind(client)
         self._connections.add(connection)
         self._selector.register(client, selectors.EVENT_READ, connection)
@@ -320,6 +364,8 @@ class Server:
         elif isinstance(connection, RpcConnection):
             self._announced = [a for a in self._announced if a[1] is not connection]
             self._ticks = deque(t for t in self._ticks if t[0] is not connection)
+            if connection.batch is not None:
+                self._batches.remove(connection)
 
     def _close_silent(self, now: float) -> None:
         """Close streaming connections that never asked for a stream that exists."""
@@ -335,6 +381,8 @@ class Server:
         self._announced = [a for a in self._announced if a[0] in self._episode.streams]
 
     def _read(self, connection: Connection) -> None:
+        if isinstance(connection, RpcConnection) and connection.batch is not None:
+            return  # what it sends waits for its batch
         try:
             data = connection.socket.recv(CHUNK)
         except BlockingIOError:
@@ -344,13 +392,8 @@ class Server:
         if not data:
             self._close(connection)
         elif isinstance(connection, RpcConnection):
-            try:
-                for request in connection.reader.feed(data):
-                    if connection in self._connections:  # an answer it did not read may have closed it
-                        self._dispatch(connection, request)
-            except wire.ProtocolError as error:
-                log.warning("a client was disconnected: %s", error)
-                self._close(connection)
+            connection.requests = connection.reader.feed(data)
+            self._serve(connection)
         elif isinstance(connection, StreamConnection) and not connection.stream:
             connection.incoming += data[: streaming.SUBSCRIPTION.size - len(connection.incoming)]
             if len(connection.incoming) == streaming.SUBSCRIPTION.size:

@@ -19,10 +19,13 @@ import numpy as np
 VERSION = "0.9.16"
 MAX_REQUEST = 16 * 2**20
 """Longest accepted RPC request in bytes; a longer one is an attack or an accident."""
+MAX_ITEMS = 10_000
+"""Most items of an array; what takes longer to answer would hold the clients beside it."""
 
 
 MAX_FLOAT = float(np.finfo(np.float32).max)
 U8 = Annotated[int, range(2**8)]
+U16 = Annotated[int, range(2**16)]
 U32 = Annotated[int, range(2**32)]
 I32 = Annotated[int, range(-(2**31), 2**31)]
 """Integers that are kept and sent to other clients, which die of one that does not fit."""
@@ -295,6 +298,8 @@ def _list(item: Decoder) -> Decoder:
     def decode(value: Any) -> list[Any]:
         if type(value) is not list:
             raise ProtocolError(f"expected an array, got {value!r:.60}")
+        if len(value) > MAX_ITEMS:
+            raise ProtocolError(f"an array has at most {MAX_ITEMS} items here, not {len(value)}")
         return [item(v) for v in value]
 
     return decode

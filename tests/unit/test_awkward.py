@@ -26,7 +26,8 @@ def make(**sizes: float) -> Episode:
 
 
 def spawn(episode: Episode, name: str, place: Transform = ORIGIN, parent: int = 0, **attributes: str) -> Entry:
-    values = [wire.AttributeValue(key, wire.STRING, value) for key, value in attributes.items()]
+    types = {a.id: a.type for a in blueprints.BY_ID[name].attributes}
+    values = [wire.AttributeValue(key, types[key], value) for key, value in attributes.items()]
     return episode.spawn(wire.ActorDescription(0, name, values), place, parent)
 
 

@@ -203,6 +203,95 @@ def test_numbers_that_are_none_are_refused(simulator):
     assert_serves(simulator)
 
 
+CAMERA = "sensor.camera.rgb"
+HERE = [[0.0, 0.0, 5.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        ["enable_postprocess_effects", 1, "2048"],
+        ["role_name", 77, "x"],
+        ["role_name", 0, "x"],
+        ["role_name", 2, "7"],  # another type than the blueprint's
+        ["tint", 3, "a little"],
+        ["image_size_x", 2, "12.5"],
+        ["paint", 5, "1,2"],
+        ["paint", 5, "1,2,256"],
+        ["role_name", 4, "x" * 2**13],
+        ["x" * 2**20, 4, ""],
+    ],
+    ids=lambda attribute: f"{attribute[0][:30]}, {attribute[1]}, {attribute[2][:8]}",
+)
+def test_an_attribute_that_no_client_could_read_is_refused(shared_simulator, attribute):
+    with connect(shared_simulator.port) as connection:
+        *_, result = call(connection, msgpack.Unpacker(), "spawn_actor", [0, CAMERA, [attribute]], HERE)
+    assert result[0][0] == 0
+    assert attribute[0][:20] in result[0][1][0] or "characters" in result[0][1][0]
+    client = carla.Client("127.0.0.1", shared_simulator.port)
+    client.set_timeout(20.0)
+    for actor in client.get_world().get_actors():
+        assert all(isinstance(value, str) for value in actor.attributes.values())
+
+
+def test_actors_are_told_once_and_there_is_an_end_to_them(simulator):
+    connection, unpacker = connect(simulator.port), msgpack.Unpacker()
+    spawn = [[0, [[0, CAMERA, []], HERE, [False], 0, "", []]]]
+    *_, result = call(connection, unpacker, "apply_batch", [spawn] * 1500, False)
+    made = [answer[0][1] for answer in result if answer[0][0] == 1]
+    assert 900 < len(made) <= 1000
+    assert "destroy some" in result[-1][0][1][0]
+    *_, result = call(connection, unpacker, "get_actors_by_id", made * 9)
+    assert [actor[0] for actor in result[0][1]] == made
+    *_, result = call(connection, unpacker, "get_actors_by_id", made * 11)  # more than a world can have
+    assert result[0][0] == 0
+    *_, result = call(connection, unpacker, "apply_batch", [[[1, [actor]]] for actor in made], False)
+    assert all(answer[0][0] == 1 for answer in result)
+    connection.close()
+    assert_serves(simulator)
+
+
+def test_a_long_batch_lets_the_others_tick_and_keeps_the_order_of_its_own_client(simulator):
+    """A batch whose commands spawn and destroy takes seconds; another client ticks meanwhile."""
+    with Session.connect("127.0.0.1", simulator.port) as session:
+        session.tick()
+        connection = connect(simulator.port)
+        spawn = [[0, [[0, CAMERA, []], HERE, [False], 0, "", [[[1, [0]]]] * 40]]]
+        calls = [("apply_batch", [spawn] * 10_000, False), ("version",), ("apply_batch", [], False)]
+        for number, (method, *arguments) in enumerate(calls):
+            connection.sendall(msgpack.packb([0, number, method, [[False], *arguments]]))
+        ticks = 0
+        connection.setblocking(False)
+        while True:
+            session.tick()
+            ticks += 1
+            with contextlib.suppress(BlockingIOError):
+                data = connection.recv(1 << 16)
+                break
+        assert ticks > 20
+        connection.setblocking(True)
+        unpacker, answers = msgpack.Unpacker(), []
+        while len(answers) < 3:
+            unpacker.feed(data)
+            answers += unpacker
+            data = connection.recv(1 << 16) if len(answers) < 3 else b""
+        assert [answer[1] for answer in answers] == [0, 1, 2]
+        assert len(answers[0][3]) == 10_000
+        assert answers[1][3] == [[1, "0.9.16"]]
+        assert answers[2][3] == []
+        connection.close()
+
+
+def test_a_batch_is_of_ten_thousand_commands_at_most_and_dies_with_its_client(simulator):
+    connection, unpacker = connect(simulator.port), msgpack.Unpacker()
+    *_, result = call(connection, unpacker, "apply_batch", [[[1, [0]]]] * 10_001, False)
+    assert "at most 10000 commands" in result[0][0][1][0]
+    connection.sendall(msgpack.packb([0, 7, "apply_batch", [[False], [[[1, [0]]]] * 10_000, False]]))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    assert_serves(simulator)
+
+
 def test_random_and_truncated_bytes_on_both_ports(simulator):
     rng = np.random.default_rng(3)
     request = msgpack.packb([0, 1, "get_map_data", [[False]]])
@@ -276,6 +365,7 @@ def test_a_client_that_reads_drop_by_drop_holds_the_others_only_for_a_while(simu
         )
         pictures = SensorStream(session, camera)
         slow = connect(simulator.streaming_port)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # else the kernel takes nothing for a second
         _, _, _, token = call(connect(simulator.port), msgpack.Unpacker(raw=True), "get_sensor_token", camera.id + 1)
         slow.sendall(token[0][1][0][:4])
         over = threading.Event()
