@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import carla
@@ -110,7 +110,7 @@ def _is_highway(waypoint: carla.Waypoint) -> bool:
     """Whether AHEAD metres from here are highway."""
     heading = waypoint.transform.rotation.yaw
     for _ in range(round(AHEAD / STEP)):
-        if waypoint.is_junction or _lanes(waypoint) < LEAST_LANES:
+        if waypoint.is_junction or len(lanes_beside(waypoint)) < LEAST_LANES:
             return False
         following = waypoint.next(STEP)
         if len(following) != 1:
@@ -123,15 +123,17 @@ def _is_highway(waypoint: carla.Waypoint) -> bool:
     return True
 
 
-def _lanes(waypoint: carla.Waypoint) -> int:
-    """Driving lanes of full width in a waypoint's direction, its own included."""
-    count = 0
-    for turn in ("get_left_lane", "get_right_lane"):
-        lane = waypoint
-        while _drives_along(lane, waypoint):
-            count += 1
-            lane = getattr(lane, turn)()
-    return count - 1  # its own was counted on both sides
+def lanes_beside(waypoint: carla.Waypoint) -> list[carla.Waypoint]:
+    """Driving lanes of full width in a waypoint's direction, from left to right, its own included."""
+    left, right = (list(_lanes_towards(waypoint, turn)) for turn in ("get_left_lane", "get_right_lane"))
+    return [*reversed(left), *right[1:]]
+
+
+def _lanes_towards(waypoint: carla.Waypoint, turn: str) -> Iterator[carla.Waypoint]:
+    lane = waypoint
+    while _drives_along(lane, waypoint):
+        yield lane
+        lane = getattr(lane, turn)()
 
 
 def _drives_along(lane: carla.Waypoint | None, other: carla.Waypoint) -> bool:

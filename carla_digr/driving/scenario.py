@@ -257,6 +257,10 @@ class Scenario:
         place, velocity = ego.get_transform(), ego.get_velocity()
         yaw = math.radians(place.rotation.yaw)
         self._height = place.location.z
+        try:
+            self._traffic.renew(place)
+        except RuntimeError as error:
+            raise self._session.lost(describe(error)) from None
         contact = self._contacts.take(snapshot, self._first_frame)
         self._last = DriveFrame(
             frame=snapshot.frame,

@@ -7,12 +7,13 @@ is put, and engine and gearbox do not know of a velocity that is set (docs/carla
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import carla
 
 from carla_digr.driving.control import TICK
+from carla_digr.driving.highway import lanes_beside
 from carla_digr.driving.keeper import lane_steer
 from carla_digr.driving.session import Session
 
@@ -127,6 +128,9 @@ class Others(Protocol):
     def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
         """Put it on the road around a place that stays free."""
 
+    def remove(self, ids: Sequence[int]) -> None:
+        """Take vehicles from the road."""
+
 
 def start_in_traffic(
     session: Session,
@@ -138,6 +142,8 @@ def start_in_traffic(
     speed: float,
 ) -> list[str]:
     """Start an episode: traffic first, until it rolls; then the ego into a gap, rolling along the lane.
+
+    The gap may be in a lane beside the point's own; where none comes in time, one is made.
 
     Ends when the ego drives at ``speed`` (m/s) among traffic, with its springs at rest and its gear engaged; the road
     that was empty when the call began should be.
@@ -151,12 +157,21 @@ def start_in_traffic(
     complaints = []
     _park(car, point)
     others.fill(seed, car, point.location)
+    own = session.map.get_waypoint(point.location)
+    beside = [lane for lane in lanes_beside(own) if lane.lane_id != own.lane_id]
+    lanes = [(lane.transform, lane_around(lane)) for lane in (own, *beside)]
+    blocked: list[int] = []
     for tick in range(WARM_UP[1]):
         session.tick()
-        if tick >= WARM_UP[0] and _is_free(session, car, point):
-            break
-    else:
+        if tick >= WARM_UP[0]:
+            found = [(_inside(session, car, around), place) for place, around in lanes]
+            blocked, point = min(found, key=lambda lane: len(lane[0]))
+            if not blocked:
+                break
+    if blocked:
         complaints.append(f"no gap of {GAP[0]:.0f} m at the start in {WARM_UP[1] * TICK:.0f} s")
+        others.remove(blocked)
+        session.tick()
     car.set_simulate_physics(True)
     car.set_collisions(True)
     stop(car)
@@ -187,20 +202,18 @@ def _park(car: carla.Vehicle, point: carla.Transform) -> None:
     car.set_transform(carla.Transform(place, point.rotation))
 
 
-def _is_free(session: Session, car: carla.Vehicle, point: carla.Transform) -> bool:
-    """Whether nobody is near the point in its lane, which may bend."""
-    lane = lane_around(session.map, point)
+def _inside(session: Session, car: carla.Vehicle, around: Sequence[carla.Location]) -> list[int]:
+    """Ids of the other vehicles at some places of a lane."""
+    near = []
     for vehicle in session.world.get_actors().filter("vehicle.*"):
-        if vehicle.id != car.id:
-            at = vehicle.get_location()
-            if any(math.hypot(at.x - place.x, at.y - place.y) < LANE_ROOM for place in lane):
-                return False
-    return True
+        at = vehicle.get_location()
+        if vehicle.id != car.id and any(math.hypot(at.x - p.x, at.y - p.y) < LANE_ROOM for p in around):
+            near.append(vehicle.id)
+    return near
 
 
-def lane_around(road_map: carla.Map, point: carla.Transform) -> list[carla.Location]:
-    """Places of a point's lane, GAP_STEP apart, over the gap that a start needs."""
-    here = road_map.get_waypoint(point.location)
+def lane_around(here: carla.Waypoint) -> list[carla.Location]:
+    """Places of a lane, GAP_STEP apart, over the gap that a start there needs."""
     places = [here.transform.location]
     for gap, way in zip(GAP, ("next", "previous"), strict=True):
         for metres in range(GAP_STEP, round(gap) + 1, GAP_STEP):

@@ -12,7 +12,9 @@ import carla
 import msgpack
 import numpy as np
 
+from carla_digr.driving.highway import lanes_beside
 from carla_digr.driving.session import Session
+from carla_digr.driving.start import LANE_ROOM, along
 from carla_digr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,11 @@ HIGHWAY_TRAFFIC = "controller.traffic.highway"
 FREE_DISTANCE = 40.0  # m around the ego that stay free of traffic when an episode starts
 DESIRED_SPEED = 40.0, 65.0  # km/h of the Traffic Manager's vehicles
 MOST_IN_A_ROW, ROW_LENGTH, ROW_WIDTH = 2, 20.0, 30.0  # vehicles, m along and between their middles
+RENEW_EVERY = 20  # ticks between two looks at who has fallen behind
+BEHIND, AWAY = 100.0, 400.0  # m behind the ego's middle, and m in all, from which a vehicle is no traffic any more
+AHEAD = 120.0, 350.0  # m along the road before the ego where others take their place
+TRIES = 4  # draws of a place for each vehicle
+LIFT = 0.5  # m above the road where they are put
 WAKE_AFTER = 1.0  # s that the Traffic Manager may take for a frame that the server has sent
 
 
@@ -30,6 +37,12 @@ class Traffic(Protocol):
 
     def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
         """Put the traffic of an episode on the road; the ego stands at ``place``."""
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Take some of its vehicles from the road; a tick must follow."""
+
+    def renew(self, place: carla.Transform) -> None:
+        """Keep it around the ego, which is there now; called each tick."""
 
     def clear(self) -> None:
         """Remove it."""
@@ -54,6 +67,12 @@ class SimulatorTraffic:
         blueprint = self._session.blueprint(HIGHWAY_TRAFFIC, seed=seed, vehicles=self._vehicles, hero=ego.id)
         self._controller = self._session.spawn(blueprint, carla.Transform())
 
+    def remove(self, ids: Sequence[int]) -> None:
+        """Nothing: they make way."""
+
+    def renew(self, place: carla.Transform) -> None:
+        """Nothing: they are all around the ring."""
+
     def clear(self) -> None:
         """Destroy the traffic controller, and its vehicles with it."""
         if self._controller is not None:
@@ -73,7 +92,11 @@ class ManagedTraffic:
 
     def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
         self._session, self._points, self._vehicles = session, points, vehicles
+        self._kinds = sorted(b.id for b in session.blueprints.filter("vehicle.*") if _is_car(b))
         self._ids: list[int] = []
+        self._draw = np.random.default_rng(0)
+        self._ticks = 0
+        """Of the episode so far."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port: int = free.getsockname()[1]
         self._manager = session.client.get_trafficmanager(self._port)
@@ -83,30 +106,52 @@ class ManagedTraffic:
     def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
         """Spawn vehicles at drawn spawn points and hand them over."""
         self._manager.set_random_device_seed(seed)
-        draw = np.random.default_rng(seed)
-        kinds = [b for b in self._session.blueprints.filter("vehicle.*") if _is_car(b)]
-        kinds.sort(key=lambda b: b.id)
-        places = traffic_places(self._points, place, self._vehicles, draw)
+        self._draw = np.random.default_rng(seed)
+        self._ticks = 0
+        self._spawn(traffic_places(self._points, place, self._vehicles, self._draw))
+
+    def _spawn(self, places: Sequence[carla.Transform]) -> None:
+        command: Any = carla.command
+        low, high = DESIRED_SPEED
         batch = []
         for point in places:
-            blueprint = self._session.blueprint(kinds[draw.integers(len(kinds))].id)
-            spawn = carla.command.SpawnActor(blueprint, point)
-            batch.append(spawn.then(carla.command.SetAutopilot(carla.command.FutureActor, True, self._port)))
+            blueprint = self._session.blueprint(self._kinds[self._draw.integers(len(self._kinds))])
+            spawn = command.SpawnActor(blueprint, point)
+            spawn = spawn.then(command.SetAutopilot(command.FutureActor, True, self._port))
+            batch.append(spawn.then(command.ApplyTargetVelocity(command.FutureActor, along(point, low / 3.6))))
         answers = self._session.client.apply_batch_sync(batch, False)
-        self._ids = [answer.actor_id for answer in answers if not answer.error]
-        low, high = DESIRED_SPEED
-        for vehicle in self._session.world.get_actors(self._ids):
-            self._manager.set_desired_speed(vehicle, float(low + (high - low) * draw.random()))
+        made = [answer.actor_id for answer in answers if not answer.error]
+        for vehicle in self._session.world.get_actors(made):
+            self._manager.set_desired_speed(vehicle, float(low + (high - low) * self._draw.random()))
+        self._ids += made
+
+    def renew(self, place: carla.Transform) -> None:
+        """Remove who has fallen behind or gone elsewhere, and put as many on the road ahead."""
+        self._ticks += 1
+        if not self._ids or self._ticks % RENEW_EVERY > 1:
+            return
+        snapshot = self._session.world.get_snapshot()
+        there = {i: state.get_transform() for i in self._ids if (state := snapshot.find(i)) is not None}
+        self._ids = list(there)
+        if self._ticks % RENEW_EVERY == 0:
+            self.remove([i for i, other in there.items() if _is_left_behind(place, other.location)])
+        else:  # a tick later: without one the client crashes
+            missing = self._vehicles - len(self._ids)
+            self._spawn(places_ahead(self._session.map, place, list(there.values()), missing, self._draw))
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Take those of its own from the Traffic Manager, then destroy them; other orders crash the client."""
+        command: Any = carla.command
+        ours = [i for i in ids if i in self._ids]
+        self._session.client.apply_batch_sync([command.SetAutopilot(i, False, self._port) for i in ours], False)
+        self._session.client.apply_batch_sync([command.DestroyActor(i) for i in ours], False)
+        self._ids = [i for i in self._ids if i not in ours]
 
     def clear(self) -> None:
-        """Take the vehicles from the Traffic Manager, destroy them and tick, in this order: others crash the client."""
-        if not self._ids:
-            return
-        command: Any = carla.command
-        self._session.client.apply_batch_sync([command.SetAutopilot(i, False, self._port) for i in self._ids], False)
-        self._session.client.apply_batch_sync([command.DestroyActor(i) for i in self._ids], False)
-        self._ids = []
-        self._session.tick()
+        """Remove the vehicles, and tick before new ones come: without, the client crashes."""
+        if self._ids:
+            self.remove(self._ids)
+            self._session.tick()
 
     def close(self) -> None:
         """Also shut the Traffic Manager down."""
@@ -182,11 +227,43 @@ def traffic_places(
     return places
 
 
+def places_ahead(
+    road_map: carla.Map,
+    ego: carla.Transform,
+    others: Sequence[carla.Transform],
+    count: int,
+    draw: np.random.Generator,
+) -> list[carla.Transform]:
+    """Where vehicles come onto the road ahead of the ego, at most ``count``, as far apart as in traffic_places."""
+    places: list[carla.Transform] = []
+    for _ in range(TRIES * count):
+        ahead = road_map.get_waypoint(ego.location).next(float(draw.uniform(*AHEAD)))
+        lanes = lanes_beside(ahead[0]) if len(ahead) == 1 and not ahead[0].is_junction else []
+        if not lanes or len(places) == count:
+            continue
+        point = lanes[draw.integers(len(lanes))].transform
+        point.location.z += LIFT
+        near = [other for other in (*others, *places) if _is_beside(other, point)]
+        if len(near) < MOST_IN_A_ROW and not any(_is_in_lane(other, point) for other in near):
+            places.append(point)
+    return places
+
+
+def _is_left_behind(ego: carla.Transform, other: carla.Location) -> bool:
+    forward, away = ego.get_forward_vector(), other - ego.location
+    return away.x * forward.x + away.y * forward.y < -BEHIND or away.length() > AWAY
+
+
 def _is_beside(other: carla.Transform, point: carla.Transform) -> bool:
     forward = point.get_forward_vector()
     away = other.location - point.location
     along = away.x * forward.x + away.y * forward.y
     return abs(along) < ROW_LENGTH and other.location.distance(point.location) < ROW_WIDTH
+
+
+def _is_in_lane(other: carla.Transform, point: carla.Transform) -> bool:
+    right, away = point.get_right_vector(), other.location - point.location
+    return abs(away.x * right.x + away.y * right.y) < LANE_ROOM
 
 
 def _is_car(blueprint: carla.ActorBlueprint) -> bool:

@@ -12,12 +12,17 @@ from simulator_process import Simulator, run_client
 from carla_digr.driving.acceptance import LAST_ID
 from carla_digr.driving.control import CRUISE_SPEED
 from carla_digr.driving.rollouts import RolloutConfig, drive_episodes
+from carla_digr.driving.traffic import BEHIND
 
 STARTS = """
     import json
     from carla_digr.driving.control import CRUISE_SPEED, VehicleCommand
     from carla_digr.driving.keeper import lane_offset, lane_steer
     from carla_digr.driving.scenario import Scenario
+    from carla_digr.driving.scripted import ScriptedDriver
+
+    def vehicles(scenario):
+        return list(scenario.session.world.get_actors().filter("vehicle.*"))
 
     def resident(process):
         return int(open(f"/proc/{process}/statm").read().split()[1]) * 4096
@@ -44,6 +49,15 @@ STARTS = """
     with Scenario.connect("carla", "127.0.0.1", PORT, 20.0, vehicles=20, surroundings=True) as scenario:
         for seed in range(RESETS):
             drive(scenario, seed)
+        driver, first = ScriptedDriver(), {v.id for v in vehicles(scenario)}
+        for _ in range(300):
+            frame = scenario.step(driver.command(scenario))
+        here, now = scenario.ego.get_transform(), [v for v in vehicles(scenario) if v.id != scenario.ego.id]
+        forward = here.get_forward_vector()
+        print(json.dumps({
+            "new": len({v.id for v in now} - first),
+            "ahead": [(v.get_location() - here.location).dot(forward) for v in now],
+        }))
 """
 AFTERWARDS = """
     import carla, json
@@ -56,11 +70,14 @@ AFTERWARDS = """
 """
 
 
-def said(program: str, simulator: Simulator, resets: int = 1) -> list:
+def said(program: str, simulator: Simulator, resets: int = 1, told: list[str] | None = None) -> list:
+    """What a client prints; ``told`` gets what it warns of."""
     program = program.replace("RESETS", str(resets)).replace("SERVER", str(simulator.process.pid))
     client = run_client(program, simulator)
     out, errors = client.communicate(timeout=300 + 30 * resets)
     assert client.returncode == 0, errors
+    if told is not None:
+        told.append(errors)
     return [json.loads(line) for line in out.splitlines() if line[:1] in "[{"]
 
 
@@ -79,8 +96,14 @@ def awkward(resets: int) -> Iterator[Simulator]:
 
 
 @pytest.fixture(scope="module")
-def starts(awkward: Simulator, resets: int) -> list[dict]:
+def drives(awkward: Simulator, resets: int) -> list[dict]:
     return said(STARTS, awkward, resets)
+
+
+@pytest.fixture(scope="module")
+def starts(drives: list[dict]) -> list[dict]:
+    """All but what was seen after the last one."""
+    return drives[:-1]
 
 
 def test_every_start_rolls_at_the_cruise_speed_and_goes_on(starts, resets):
@@ -96,11 +119,29 @@ def test_it_keeps_its_lane_and_touches_nothing(starts):
         assert max(start["offsets"]) < 0.5
 
 
+def test_where_no_gap_comes_one_is_made(awkward):
+    """Where more room is asked for than there is: none is struck, the start is told."""
+    more = "\n    from carla_digr.driving import start\n    start.GAP = 400.0, 200.0\n"
+    program = more + STARTS.replace("vehicles=20", "vehicles=100").replace("range(300)", "range(0)")
+    start, _ = said(program, awkward, told=(told := []))
+    assert len(start["others"]) > 20
+    assert start["collision"] is None and abs(start["first"] - CRUISE_SPEED) < 0.5
+    assert "no gap of 400 m at the start in 12 s" in told[0]
+
+
 def test_traffic_rolls_when_the_ego_comes(starts):
     for start in starts:
         assert len(start["others"]) >= 15
         rolling = sorted(start["others"])[len(start["others"]) // 4 :]
         assert min(rolling) > 5.0
+
+
+def test_traffic_stays_around_the_ego_while_it_drives_on(drives):
+    """Who is passed is removed, and others come onto the road ahead."""
+    ahead = np.array(drives[-1]["ahead"])
+    assert len(ahead) >= 15
+    assert drives[-1]["new"] >= 3
+    assert ahead.min() > -BEHIND - 30.0 and np.count_nonzero(ahead > 0.0) >= 8
 
 
 def test_ids_wrap_and_what_the_camera_shows_is_still_known(starts):
@@ -116,7 +157,7 @@ def test_resets_leave_nothing_behind_and_memory_flat(starts):
     memory = np.array([start["memory"] for start in starts]) / 2**20
     growth = memory[-1] - memory[len(memory) // 2]
     assert (growth < 0.1 * len(starts) + 8.0).all(), memory[:: max(len(starts) // 10, 1)].tolist()
-    assert max(start["actors"] for start in starts) - min(start["actors"] for start in starts) <= 3
+    assert max(start["actors"] for start in starts) <= 20 + len(("spectator", "ego", "contacts", "camera", "labels"))
 
 
 def test_it_drives_by_day_and_leaves_weather_and_world_as_they_were(starts, awkward):
@@ -154,5 +195,5 @@ CARELESS = """
 
 def test_a_start_as_on_the_embedded_highway_would_dip(awkward):
     program = STARTS.replace("    with Scenario", f"{CARELESS}    with Careless")
-    [start] = said(program, awkward)
+    start, _ = said(program, awkward)
     assert min(start["speeds"]) < CRUISE_SPEED - 1.0

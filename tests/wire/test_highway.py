@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import carla
+import numpy as np
 import pytest
 
 from carla_digr.driving.highway import LEAST_RADIUS, LEAST_WIDTH, REACH, far_reaching, highway_points, reach
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.start import LANE_ROOM, lane_around
+from carla_digr.driving.traffic import AHEAD, ROW_LENGTH, places_ahead
 from carla_digr.errors import UserError
 from carla_digr.simulator.road import Road
 
@@ -117,13 +119,41 @@ def test_a_lane_that_narrows_is_followed_to_where_a_car_does_not_fit():
 def test_who_drives_in_a_bend_ahead_takes_the_gap_of_a_start_and_who_drives_beside_it_does_not():
     town = Town("Gap", radius=150.0)
     here = town.get_waypoint(town.get_spawn_points()[3].location)
-    lane = lane_around(town, here.transform)
+    lane = lane_around(here)
     ahead, beside = here.next(55.0)[0], here.next(30.0)[0].get_left_lane()
     for place, inside in ((ahead, True), (here.previous(20.0)[0], True), (beside, False), (here.next(70.0)[0], False)):
         assert (min(place.transform.location.distance(spot) for spot in lane) < LANE_ROOM) is inside
     forward = here.transform.get_forward_vector()
     away = ahead.transform.location - here.transform.location
     assert abs(forward.x * away.y - forward.y * away.x) > LANE_ROOM, "straight on it would not be seen"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_vehicles_come_onto_the_road_ahead_with_room_to_pass(seed):
+    town = Town("Ahead", lanes=4, radius=400.0, length=900.0)
+    ego = town.get_spawn_points()[2]
+    others = [town.get_waypoint(ego.location).next(200.0)[0].transform]
+    places = places_ahead(town, ego, others, 12, np.random.default_rng(seed))
+    assert 6 <= len(places) <= 12
+    assert len({town.get_waypoint(place.location).lane_id for place in places}) >= 3
+    everybody = [*others, *places]
+    for place in places:
+        assert AHEAD[0] * 0.8 < place.location.distance(ego.location) < AHEAD[1]
+        forward, right = place.get_forward_vector(), place.get_right_vector()
+        abreast = [
+            away.x * right.x + away.y * right.y
+            for other in everybody
+            if other is not place
+            and (away := other.location - place.location).length() < ROW_LENGTH
+            and abs(away.x * forward.x + away.y * forward.y) < 0.9 * ROW_LENGTH
+        ]
+        assert len(abreast) < 4 and all(abs(across) > 2.5 for across in abreast)
+
+
+def test_nobody_comes_onto_a_road_that_ends():
+    town = Town("End", length=150.0)
+    ego = town.get_spawn_points()[1]
+    assert places_ahead(town, ego, [], 5, np.random.default_rng(0)) == []
 
 
 def test_every_spawn_point_of_the_embedded_highway_is_one(session):
