@@ -39,10 +39,13 @@ def workspace() -> dict[str, str]:
 
     # The loader read LD_LIBRARY_PATH when this process began; libraries that are loaded already it finds by name.
     supports = [f"rosidl_typesupport_{kind}" for kind in ("fastrtps_c", "introspection_c", "c")]
-    for part in ("rosidl_generator_c", *supports, "rosidl_generator_py"):
-        for directory in environment["LD_LIBRARY_PATH"].split(os.pathsep):
-            for library in Path(directory).glob(f"libcarla_digr_msgs__{part}.so"):
-                ctypes.CDLL(str(library))
+    import geometry_msgs.msg  # noqa: F401
+
+    for package in ("tf2_msgs", "ackermann_msgs", "carla_digr_msgs"):
+        for part in ("rosidl_generator_c", *supports, "rosidl_generator_py"):
+            for directory in environment["LD_LIBRARY_PATH"].split(os.pathsep):
+                for library in Path(directory).glob(f"lib{package}__{part}.so"):
+                    ctypes.CDLL(str(library))
     return environment
 
 

@@ -63,6 +63,10 @@ class DriveFrame:
     them. ``collision`` names what the ego hit in this tick; ``off_road``: its centre is off the driving lanes.
     ``road_ends``: the stretch that can be driven ends here, at a junction or a bend too tight. ``struck``: what the
     collision names drove into the ego; told on CARLA servers.
+
+    Over CARLA's protocol only: ``z`` (m), ``pitch`` and ``roll`` (rad, positive upwards and to the right), ``yaw_rate``
+    (rad/s, positive to the right), ``sideways`` and ``upwards`` (m/s along the car's own axes to the right and up);
+    ``lane_change``: the lanes to the right by which the ego's centre went over in this tick.
     """
 
     frame: int
@@ -76,6 +80,13 @@ class DriveFrame:
     off_road: bool = False
     road_ends: bool = False
     struck: bool = False
+    z: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    yaw_rate: float = 0.0
+    sideways: float = 0.0
+    upwards: float = 0.0
+    lane_change: int = 0
 
 
 UNKNOWN_LANE = 127
@@ -84,11 +95,19 @@ UNKNOWN_LANE = 127
 @dataclass(frozen=True)
 class Neighbour:
     """Where another vehicle is: m ``ahead`` of the ego's centre and to its ``right``, and its ``lane``, 0 the ego's,
-    negative to the left, UNKNOWN_LANE where nobody knows it."""
+    negative to the left, UNKNOWN_LANE where nobody knows it.
+
+    ``turned`` is its heading against the ego's (rad, positive to the right), ``speed`` in m/s, ``size`` its length,
+    width and height (m), 0 where they are not known, as is an empty ``type``, the simulator's name of its kind.
+    """
 
     ahead: float
     right: float
     lane: int = UNKNOWN_LANE
+    turned: float = 0.0
+    speed: float = 0.0
+    size: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    type: str = ""
 
 
 class Drive(Protocol):

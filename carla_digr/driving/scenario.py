@@ -99,6 +99,8 @@ class Scenario:
         self._lane = (0, 0)
         """The road and lane that are so."""
         self._first_frame = 0
+        self._at: carla.Waypoint | None = None
+        """Of the ego in the frame before, in this episode."""
 
     @property
     def ego(self) -> carla.Vehicle:
@@ -183,12 +185,13 @@ class Scenario:
             SimulatorGone: the simulator does not answer in time.
         """
         point = self._points[start_index(seed, len(self._points))]
+        self._at = None
         yaw = math.radians(point.rotation.yaw)
         try:
             self._traffic.clear()
             if self._car is not None:
                 self._start(self._car, point, seed)
-                return self._tick()
+                return self._first()
             self._ego.set_transform(point)
             self._ego.apply_control(carla.VehicleControl())
             self._ego.set_target_velocity(carla.Vector3D(CRUISE_SPEED * math.cos(yaw), CRUISE_SPEED * math.sin(yaw)))
@@ -196,7 +199,16 @@ class Scenario:
         except RuntimeError as error:
             raise self._session.lost(describe(error)) from None
         self._first_frame = self._session.frame + 1
-        return self._tick()
+        return self._first()
+
+    def _first(self) -> DriveFrame:
+        frame = self._tick()
+        if self._surroundings is not None:
+            try:
+                self._surroundings.meet(self._session.world)
+            except RuntimeError as error:
+                raise self._session.lost(describe(error)) from None
+        return frame
 
     def step(self, command: VehicleCommand) -> DriveFrame:
         """Apply a command, advance 0.05 s and return the frame.
@@ -262,6 +274,8 @@ class Scenario:
         except RuntimeError as error:
             raise self._session.lost(describe(error)) from None
         contact = self._contacts.take(snapshot, self._first_frame)
+        before, self._at = self._at, self._session.map.get_waypoint(place.location)
+        right, up = place.get_right_vector(), place.get_up_vector()
         self._last = DriveFrame(
             frame=snapshot.frame,
             stamp=snapshot.timestamp.elapsed_seconds,
@@ -271,9 +285,16 @@ class Scenario:
             yaw=float(np.float32(yaw)),
             speed=signed_speed(velocity.x, velocity.y, yaw),
             collision=contact.other if contact else None,
-            off_road=_off_road(self._session.map, place.location),
+            off_road=_off_road(self._at, place.location),
             road_ends=self._road_ends(place, velocity.length()),
             struck=contact is not None and contact.struck and self._car is not None,
+            z=place.location.z,
+            pitch=math.radians(place.rotation.pitch),
+            roll=math.radians(place.rotation.roll),
+            yaw_rate=math.radians(ego.get_angular_velocity().z),
+            sideways=velocity.x * right.x + velocity.y * right.y + velocity.z * right.z,
+            upwards=velocity.x * up.x + velocity.y * up.y + velocity.z * up.z,
+            lane_change=0 if before is None else _lane_change(before, self._at),
         )
         return self._last
 
@@ -315,13 +336,21 @@ class Scenario:
         raise self._session.lost(f"its camera sent no picture in {WARM_UP_TICKS} frames")
 
 
-def _off_road(highway: carla.Map, place: carla.Location) -> bool:
-    """Whether a place is beside the driving lanes.
+def _lane_change(before: carla.Waypoint, now: carla.Waypoint) -> int:
+    """Lanes to the right from one place to the next; 0 where a road or a section of it ends between them."""
+    if (before.road_id, before.section_id) != (now.road_id, now.section_id):
+        return 0
+    if before.lane_id * now.lane_id < 0:  # over the middle of the road
+        return -1
+    return abs(now.lane_id) - abs(before.lane_id)
+
+
+def _off_road(lane: carla.Waypoint, place: carla.Location) -> bool:
+    """Whether a place is beside the driving lanes, the nearest of which is ``lane``.
 
     Not asked with project_to_road=False: within a few centimetres of a border between two lanes the client's map finds
     no lane, or the wrong one of the two.
     """
-    lane = highway.get_waypoint(place)
     right = lane.transform.get_right_vector()
     across = place - lane.transform.location
     offset = across.x * right.x + across.y * right.y

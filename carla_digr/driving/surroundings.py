@@ -46,11 +46,19 @@ class SurroundingsCamera:
         blueprint = session.blueprint(CAMERA_BLUEPRINT, image_size_x=SIZE, image_size_y=SIZE, fov=CAMERA["fov"])
         session.listen(session.spawn(blueprint, place, ego), pictures.append)
         self._snapshot: carla.WorldSnapshot | None = None
+        self._known: dict[int, tuple[str, tuple[float, float, float]]] = {}  # id -> type and size
 
     @staticmethod
     def offered(session: Session) -> bool:
         """Whether the server has such a camera."""
         return bool(session.blueprints.filter(CAMERA_BLUEPRINT))
+
+    def meet(self, world: carla.World) -> None:
+        """Ask the server what the vehicles are that there are now, and how large."""
+        self._known = {}
+        for actor in world.get_actors().filter("vehicle.*"):
+            half = actor.bounding_box.extent
+            self._known[actor.id] = actor.type_id, (2.0 * half.x, 2.0 * half.y, 2.0 * half.z)
 
     def ticked(self, snapshot: carla.WorldSnapshot) -> None:
         """A new frame has begun."""
@@ -79,17 +87,21 @@ class SurroundingsCamera:
         here = ego.get_transform()
         lane = self._map.get_waypoint(here.location)
         return {
-            actor.id: self._neighbour(here, lane, actor.get_transform())
+            actor.id: self._neighbour(here, lane, actor)
             for actor in snapshot
             if actor.id & 0xFFFF in low_bytes and actor.id != self._ego
         }
 
-    def _neighbour(self, here: carla.Transform, lane: carla.Waypoint, there: carla.Transform) -> Neighbour:
+    def _neighbour(self, here: carla.Transform, lane: carla.Waypoint, actor: carla.ActorSnapshot) -> Neighbour:
+        there = actor.get_transform()
         east, south = there.location.x - here.location.x, there.location.y - here.location.y
         yaw = math.radians(here.rotation.yaw)
         ahead = east * math.cos(yaw) + south * math.sin(yaw)
         right = south * math.cos(yaw) - east * math.sin(yaw)
-        return Neighbour(ahead, right, self._lane(lane, there, ahead))
+        turned = math.remainder(math.radians(there.rotation.yaw) - yaw, 2.0 * math.pi)
+        kind, size = self._known.get(actor.id, ("", (0.0, 0.0, 0.0)))
+        beside = self._lane(lane, there, ahead)
+        return Neighbour(ahead, right, beside, turned, actor.get_velocity().length(), size, kind)
 
     def _lane(self, ours: carla.Waypoint, there: carla.Transform, ahead: float) -> int:
         """Lanes from ours to the right. On one road by the lanes' numbers, which grow from its middle to both sides; on

@@ -57,15 +57,21 @@ class Decoder:
             raise UserError(f"A message of the topic {channel.topic} is damaged: it is no {channel.type}.") from error
 
 
-def stamp_of(data: bytes) -> int:
-    """ns; the stamp of a CDR message that begins with a header or is a Clock: the first 8 bytes after the CDR's own 4.
+FIRST, LISTED = 4, 8  # byte of a CDR message at which its first field begins, or the first one in a list
+
+
+def stamp_of(data: bytes, place: int = FIRST) -> int:
+    """ns; the stamp of a CDR message that begins with a header or is a Clock, or with a list of messages with headers.
+
+    Args:
+        place: FIRST or LISTED.
 
     Raises:
         UserError: the message is shorter than that.
     """
-    if len(data) < 12:
+    if len(data) < place + 8:
         raise UserError("A message of the recording is damaged: it is too short for its header.")
-    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, place)
     return seconds * 10**9 + nanoseconds
 
 

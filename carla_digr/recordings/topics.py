@@ -6,12 +6,16 @@ The ROS package's topics.py takes the names from here and adds message classes, 
 from __future__ import annotations
 
 CLOCK = "/clock"
+TF = "/tf"
+TF_STATIC = "/tf_static"
 FRAME = "/carla_digr/frame"
 ODOMETRY = "/carla_digr/ego/odometry"
 CAMERA_INFO = "/carla_digr/camera/camera_info"
 IMAGE = "/carla_digr/camera/image"
 INSTANCES = "/carla_digr/camera/instances"  # what the picture's pixels show: label, low and high byte of the id
 VEHICLES = "/carla_digr/vehicles"  # whose ids these are
+MARKERS = "/carla_digr/markers"  # ego and vehicles as boxes
+EVENTS = "/carla_digr/events"  # collisions, changes of the lane, ends of the road
 DECISION = "/carla_digr/decision"
 SALIENCY = "/carla_digr/saliency"
 OVERLAY = "/carla_digr/overlay"
@@ -27,12 +31,16 @@ DECISION_TYPE = "carla_digr_msgs/msg/DrivingDecision"
 OBJECT_TYPE = "carla_digr_msgs/msg/ExplainedObject"
 TYPES = {
     CLOCK: "rosgraph_msgs/msg/Clock",
+    TF: "tf2_msgs/msg/TFMessage",
+    TF_STATIC: "tf2_msgs/msg/TFMessage",
     FRAME: "carla_digr_msgs/msg/DriveFrame",
     ODOMETRY: "nav_msgs/msg/Odometry",
     CAMERA_INFO: "sensor_msgs/msg/CameraInfo",
     IMAGE: PICTURE_TYPE,
     INSTANCES: PICTURE_TYPE,
     VEHICLES: "carla_digr_msgs/msg/Vehicles",
+    MARKERS: "visualization_msgs/msg/MarkerArray",
+    EVENTS: "carla_digr_msgs/msg/DriveEvent",
     DECISION: DECISION_TYPE,
     SALIENCY: PICTURE_TYPE,
     OVERLAY: PICTURE_TYPE,

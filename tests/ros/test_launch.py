@@ -44,6 +44,17 @@ LAUNCH_FILES = sorted(path.name.removesuffix(".launch.py") for path in (ROOT / "
 REQUIRED = {"replay": {"bag": "there"}}  # arguments without which a launch file starts nothing
 
 
+# Of the displays in live.rviz, as rviz_default_plugins reads them (its sources, branch kilted).
+PROPERTIES = {
+    "rviz_default_plugins/Grid": ("Cell Size", "Plane Cell Count", "Reference Frame"),
+    "rviz_default_plugins/Image": ("Topic", "Normalize Range", "Min Value", "Max Value"),
+    "rviz_default_plugins/Odometry": ("Topic", "Keep", "Shape", "Covariance"),
+    "rviz_default_plugins/TF": ("Frames", "Marker Scale", "Show Arrows", "Show Axes", "Show Names"),
+    "rviz_default_plugins/MarkerArray": ("Topic", "Namespaces"),
+    "rviz_default_plugins/Camera": ("Topic", "Image Rendering", "Overlay Alpha", "Zoom Factor"),
+}
+
+
 class Recorded:
     """An action: what it was made with."""
 
@@ -376,6 +387,9 @@ def test_rviz_is_started_only_where_it_is_installed(launched, monkeypatch, tmp_p
     displays = yaml.safe_load(Path(node["arguments"][1]).read_text())["Visualization Manager"]["Displays"]
     from carla_digr_ros import topics
 
+    for display in displays:
+        assert set(display) <= {"Class", "Name", "Enabled", *PROPERTIES[display["Class"]]}, display["Name"]
+    assert set(PROPERTIES) == {display["Class"] for display in displays}
     names = {topic.name for topic in topics.TOPICS}
     shown = [display["Topic"] for display in displays if "Topic" in display]
     assert {topic["Value"] for topic in shown} <= names and len(shown) >= 4

@@ -15,6 +15,7 @@ live_support.workspace()
 
 from builtin_interfaces.msg import Time  # noqa: E402
 from carla_digr_msgs.msg import (  # noqa: E402
+    DriveEvent,
     DriveFrame,
     DrivingDecision,
     ExplainedObject,
@@ -40,7 +41,7 @@ from carla_digr.recordings.bag import open_bag  # noqa: E402
 from carla_digr.recordings.topics import FACTS_TOPIC, TYPES  # noqa: E402
 
 NAMES = {topic.name for topic in topics.TOPICS}
-PER_FRAME = 14  # messages that `Drive.frame` sends
+PER_FRAME = 18  # messages that `Drive.frame` sends
 
 
 def test_recordings_know_the_types_of_the_tables_topics():
@@ -55,7 +56,8 @@ class Drive:
         self._observer = observer
         # Deeper than the table's: nothing paces this drive, and the recorder must still get all of it.
         self.out = {
-            t.name: observer.node.create_publisher(t.type, t.name, QoSProfile(depth=1000)) for t in topics.TOPICS
+            t.name: observer.node.create_publisher(t.type, t.name, QoSProfile(depth=1000, durability=t.qos.durability))
+            for t in topics.TOPICS
         }
         observer.until(lambda: all(out.get_subscription_count() for out in self.out.values()))
         self.number = 0
@@ -70,6 +72,10 @@ class Drive:
             topics.CLOCK.name: Clock(clock=header.stamp),
             topics.FRAME.name: DriveFrame(header=header, frame=self.number, seed=7),
             topics.ODOMETRY.name: Odometry(header=header),
+            topics.TF.name: conversion.ego_transform(Odometry(header=header)),
+            topics.TF_STATIC.name: conversion.camera_transforms(),
+            topics.MARKERS.name: conversion.markers(header, []),
+            topics.EVENTS.name: DriveEvent(header=header, kind=DriveEvent.LANE_CHANGE, lanes=1),
             topics.CAMERA_INFO.name: CameraInfo(header=header),
             topics.IMAGE.name: conversion.to_message(picture, "rgb8", header),
             topics.DECISION.name: DrivingDecision(header=header, probabilities=[0.25] * 4, policy_hash="abc"),
@@ -144,6 +150,10 @@ def test_every_message_is_in_the_bag_for_independent_readers(record, weights):
     assert [message.frame for _, message in found[topics.FRAME.name]] == list(range(1, 61))
     assert {message.policy_hash for _, message in found[topics.DECISION.name]} == {"abc"}
     assert [message.vehicles[0].id for _, message in found[topics.VEHICLES.name]] == list(range(1, 61))
+    for name in (topics.TF.name, topics.MARKERS.name):  # the time of the bag is that of the first in the list
+        for time, message in found[name]:
+            header = (message.transforms if name == topics.TF.name else message.markers)[0].header
+            assert time == header.stamp.sec * 10**9 + header.stamp.nanosec
     assert {m.objects[0].kind for _, m in found[topics.OBJECTS.name]} == {"car"}
     times = [time for messages in found.values() for time, _ in messages]
     assert (min(times), max(times)) == (50_000_000, 3_000_000_000)  # wall-clock stamps would be in another century

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from carla_digr_msgs.msg import DriveEvent, DrivingDecision, Vehicle, VehicleControl, Vehicles
 from carla_digr_msgs.msg import DriveFrame as DriveFrameMessage
-from carla_digr_msgs.msg import DrivingDecision, Vehicle, VehicleControl, Vehicles
 from rclpy.executors import SingleThreadedExecutor
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
@@ -38,7 +38,15 @@ from carla_digr.live.watchdog import (
     Watchdog,
 )
 from carla_digr_ros import topics
-from carla_digr_ros.conversion import CAMERA_FRAME, camera_info, odometry, to_message
+from carla_digr_ros.conversion import (
+    OPTICAL_FRAME,
+    camera_info,
+    camera_transforms,
+    ego_transform,
+    markers,
+    odometry,
+    to_message,
+)
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import Live, declare
 from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
@@ -93,6 +101,7 @@ class CarlaBridge(ManagedNode):
         self._camera = Camera()
         self._ruling = Ruling(FULL_BRAKE, True, "no frame yet")
         self._answered = False
+        self._to_draw: Vehicles | None = None  # as markers, once the decision has come
         self._segmented = True  # whether this frame's segmentation is out, or none is to be waited for
         self._sent_at = 0.0
         self._frame: DriveFrame | None = None
@@ -100,6 +109,7 @@ class CarlaBridge(ManagedNode):
         self._pacer = Pacer()
         self._episode = self._episode_seed = self._collisions = self._fallbacks = self._foreign = 0
         self._distance = 0.0
+        self._known = False, False, False  # in the frame before: collision, off the road, end of the road
         self._over_since = 0  # frame that ended the episode, 0 while it goes on
         self._paused = self._step = self._reset = False
         self._waiting = ""
@@ -110,6 +120,10 @@ class CarlaBridge(ManagedNode):
         self._images_out = self.advertise(topics.IMAGE)
         self._infos_out = self.advertise(topics.CAMERA_INFO)
         self._odometry_out = self.advertise(topics.ODOMETRY)
+        self._transforms_out = self.advertise(topics.TF)
+        self._static_transforms_out = self.advertise(topics.TF_STATIC)
+        self._markers_out = self.advertise(topics.MARKERS)
+        self._events_out = self.advertise(topics.EVENTS)
         self._instances_out = self.advertise(topics.INSTANCES)
         self._vehicles_out = self.advertise(topics.VEHICLES)
         self._decisions_out = self.advertise(topics.DECISION)
@@ -124,6 +138,7 @@ class CarlaBridge(ManagedNode):
         """Take decisions and manual commands; `run` drives."""
         self.listen(topics.DECISION, self._on_decision)
         self.listen(topics.MANUAL, self._on_manual)
+        self._static_transforms_out.publish(camera_transforms())
 
     def close(self) -> None:
         """Leave the simulator as it was found."""
@@ -296,7 +311,7 @@ class CarlaBridge(ManagedNode):
 
     def _publish(self, frame: DriveFrame) -> None:
         nanoseconds = round(frame.stamp * 1e9)
-        header = Header(frame_id=CAMERA_FRAME)
+        header = Header(frame_id=OPTICAL_FRAME)
         header.stamp.sec, header.stamp.nanosec = divmod(nanoseconds, 10**9)
         self._clock_out.publish(Clock(clock=header.stamp))
         self._facts_out.publish(
@@ -321,7 +336,10 @@ class CarlaBridge(ManagedNode):
         self._sent_at = time.monotonic()
         self._images_out.publish(image)
         self._infos_out.publish(camera_info(header, Scenario.fov, image.width, image.height))
-        self._odometry_out.publish(odometry(header, frame))
+        motion = odometry(header, frame)
+        self._odometry_out.publish(motion)
+        self._transforms_out.publish(ego_transform(motion))
+        self._publish_events(frame)
         self._segmented = not (self._objects and self._drive is not None and self._drive.segments)
         self._frames.add()
 
@@ -332,11 +350,45 @@ class CarlaBridge(ManagedNode):
         assert self._frame is not None
         self._segmented = True
         vehicles = [
-            Vehicle(id=actor, ahead=there.ahead, right=there.right, lane=min(max(there.lane, -126), UNKNOWN_LANE))
+            Vehicle(
+                id=actor,
+                ahead=there.ahead,
+                right=there.right,
+                lane=min(max(there.lane, -126), UNKNOWN_LANE),
+                type=there.type,
+                heading=-there.turned,
+                speed=there.speed,
+                **dict(zip(("length", "width", "height"), there.size, strict=True)),
+            )
             for actor, there in found.vehicles.items()
         ]
-        self._vehicles_out.publish(Vehicles(header=self._header, frame=self._frame.frame, vehicles=vehicles))
+        self._to_draw = Vehicles(header=self._header, frame=self._frame.frame, vehicles=vehicles)
+        self._vehicles_out.publish(self._to_draw)
         self._instances_out.publish(to_message(found.labels, "rgb8", self._header))
+
+    def _draw(self) -> None:
+        """The markers, which nothing waits for."""
+        if self._to_draw is not None:
+            self._markers_out.publish(markers(self._to_draw.header, self._to_draw.vehicles))
+            self._to_draw = None
+
+    def _publish_events(self, frame: DriveFrame) -> None:
+        """What happens on this frame, each once."""
+        left, ended = frame.off_road, frame.road_ends
+        kinds = {
+            DriveEvent.COLLISION: bool(frame.collision) and not self._known[0],
+            DriveEvent.OFF_ROAD: left and not self._known[1],
+            DriveEvent.LANE_CHANGE: bool(frame.lane_change),
+            DriveEvent.ROAD_END: ended and not self._known[2],
+        }
+        self._known = bool(frame.collision), left, ended
+        for kind in (kind for kind, happens in kinds.items() if happens):
+            event = DriveEvent(header=self._header, frame=frame.frame, kind=kind)
+            if kind == DriveEvent.COLLISION:
+                event.other = frame.collision or ""
+            elif kind == DriveEvent.LANE_CHANGE:
+                event.lanes = min(max(frame.lane_change, -127), 127)
+            self._events_out.publish(event)
 
     def _command(self) -> VehicleCommand:
         """What a human wants, else what this frame's decision asks for, or the brake."""
@@ -461,6 +513,8 @@ class CarlaBridge(ManagedNode):
             self._spin(executor, min(remaining, SPIN_SECONDS))
         while self._lockstep and not self._segmented and going() and time.monotonic() - start < PERIOD:
             self._spin(executor, PERIOD)
+        if self._lockstep:
+            self._draw()
         if time.monotonic() - start > PERIOD:  # the first decision, or one in lockstep
             self._pacer.restart()
 
@@ -473,6 +527,8 @@ class CarlaBridge(ManagedNode):
     def _spin(self, executor: SingleThreadedExecutor, seconds: float) -> None:
         """Answer, for so long at most; and see whether the segmentation has come."""
         self._publish_surroundings()
+        if self._answered:
+            self._draw()
         executor.spin_once(timeout_sec=seconds if self._segmented else min(seconds, LOOK_SECONDS))
 
     def _wait_while_paused(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:

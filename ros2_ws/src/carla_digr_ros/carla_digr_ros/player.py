@@ -121,6 +121,10 @@ class Player(ManagedNode):
         end = start + round(self._duration * 1e9) if self._duration else None
         wanted = self._channels.keys()
         pictures = {c for c in wanted if c.topic == topics.IMAGE.name} or set(wanted)
+        for channel in wanted if self._start else ():
+            if _qos(channel).durability is DurabilityPolicy.TRANSIENT_LOCAL:  # what a late listener would have got
+                for _, _, data in self._bag.read(None, start, lambda other, latched=channel: other == latched):  # type: ignore[misc]
+                    self._channels[channel](data)
         self._playback.begin(start)
         for channel, moment, data in self._bag.read(start, end, lambda channel: channel in wanted):
             self._wait_until_due(executor, going, moment, channel in pictures)

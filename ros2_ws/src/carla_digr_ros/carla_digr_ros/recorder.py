@@ -19,7 +19,7 @@ from carla_digr.errors import UserError
 from carla_digr.files import sha256_of
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.recordings.bag import Channel, definition, offered_qos, typestore
-from carla_digr.recordings.drive import stamp_of
+from carla_digr.recordings.drive import FIRST, LISTED, stamp_of
 from carla_digr.recordings.recorder import Recorder
 from carla_digr_ros import topics
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
@@ -45,7 +45,7 @@ class RecorderNode(ManagedNode):
             self, "directory", "recordings", "where the drive's bag is made, with its start as its name"
         )
         self._weights = declare(self, "weights", str(WEIGHTS), "the policy that drives; its hash is recorded")
-        self._queue: queue.Queue[tuple[Channel, bytes, bool] | None] = queue.Queue(QUEUED)
+        self._queue: queue.Queue[tuple[Channel, bytes, int | None] | None] = queue.Queue(QUEUED)
         self._recorder: Recorder | None = None
         self._writer: threading.Thread | None = None
         self._failure = ""
@@ -114,12 +114,14 @@ class RecorderNode(ManagedNode):
     def _record(self, topic: topics.Topic, channel: Channel) -> None:
         fields = list(topic.type.get_fields_and_field_types())
         wall = topic in (topics.DIAGNOSTICS, topics.MANUAL)
-        stamped = topic.type is Clock or (fields[0] == "header" and not wall)
+        listed = topic in (topics.TF, topics.MARKERS)  # the stamp is that of the first in a list
+        stamped = topic.type is Clock or listed or (fields[0] == "header" and not wall)
+        place = (LISTED if listed else FIRST) if stamped else None
 
         def keep(data: bytes) -> None:
             self._rate.add()
             try:
-                self._queue.put_nowait((channel, data, stamped))
+                self._queue.put_nowait((channel, data, place))
             except queue.Full:
                 self._lost += 1
 
@@ -134,8 +136,8 @@ class RecorderNode(ManagedNode):
                 entry = self._queue.get(timeout=max(0.0, due - time.monotonic()))
                 if entry is None:
                     return
-                channel, data, stamped = entry
-                recorder.add(channel, data, stamp_of(data) if stamped else None)
+                channel, data, place = entry
+                recorder.add(channel, data, None if place is None else stamp_of(data, place))
             except queue.Empty:
                 pass
             except Exception as error:  # one message is lost, not the recording

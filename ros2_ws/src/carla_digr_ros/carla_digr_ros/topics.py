@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects, MapTrust, VehicleControl, Vehicles
+from carla_digr_msgs.msg import (
+    DriveEvent,
+    DriveFrame,
+    DrivingDecision,
+    ExplainedObjects,
+    MapTrust,
+    VehicleControl,
+    Vehicles,
+)
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
@@ -18,6 +26,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
+from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import MarkerArray
 
 from carla_digr.driving.control import TICK
 from carla_digr.recordings import topics as names
@@ -29,6 +39,12 @@ QOS = QoSProfile(
     depth=10,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.VOLATILE,
+)
+LATCHED = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 
 
@@ -59,10 +75,14 @@ class Topic:
 CLOCK = Topic(names.CLOCK, Clock, ("carla_bridge",))
 FRAME = Topic(names.FRAME, DriveFrame, ("carla_bridge",))
 ODOMETRY = Topic(names.ODOMETRY, Odometry, ("carla_bridge",))
+TF = Topic(names.TF, TFMessage, ("carla_bridge",))  # map -> ego_vehicle
+TF_STATIC = Topic(names.TF_STATIC, TFMessage, ("carla_bridge",), rate=0.0, qos=LATCHED)  # the camera on the ego
 CAMERA_INFO = Topic(names.CAMERA_INFO, CameraInfo, ("carla_bridge",))
 IMAGE = Topic(names.IMAGE, Image, ("carla_bridge",))  # rgb8
 INSTANCES = Topic(names.INSTANCES, Image, ("carla_bridge",))  # rgb8; where the server has such a camera
 VEHICLES = Topic(names.VEHICLES, Vehicles, ("carla_bridge",))
+MARKERS = Topic(names.MARKERS, MarkerArray, ("carla_bridge",))  # the ego, and what VEHICLES has
+EVENTS = Topic(names.EVENTS, DriveEvent, ("carla_bridge",), rate=0.0)  # when something happens
 # The explainer decides; where the bridge had to brake instead, it says so with `fallback`.
 DECISION = Topic(names.DECISION, DrivingDecision, ("explainer", "carla_bridge"))
 SALIENCY = Topic(names.SALIENCY, Image, ("explainer",))  # 32FC1 in [0, 1]
@@ -71,11 +91,12 @@ OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",))  # rgb8: what the 
 OBJECTS = Topic(names.OBJECTS, ExplainedObjects, ("explainer",))  # those that come late are left out
 TRUST = Topic(names.TRUST, MapTrust, ("explainer",), rate=0.2)  # at most, where a core is free for it
 MANUAL = Topic(names.MANUAL, VehicleControl, ())  # from a human
+# Stamped by the wall clock: who watches it wants to know whether a node still speaks, whatever the drive's time does.
 DIAGNOSTICS = Topic(
     names.DIAGNOSTICS, DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder", "player"), rate=1.0
 )
 
 TOPICS = (
-    *(CLOCK, FRAME, ODOMETRY, CAMERA_INFO, IMAGE, INSTANCES, VEHICLES),
+    *(CLOCK, FRAME, ODOMETRY, TF, TF_STATIC, CAMERA_INFO, IMAGE, INSTANCES, VEHICLES, MARKERS, EVENTS),
     *(DECISION, SALIENCY, OVERLAY, OBSERVATION, OBJECTS, TRUST, MANUAL, DIAGNOSTICS),
 )
