@@ -515,7 +515,8 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
         "input",
         metavar="INPUT",
         type=Path,
-        help="a bag's directory, or its .mcap or .db3 file; a folder of pictures, an .npz file or a video",
+        help="a bag's directory, or its .mcap or .db3 file, or a ROS 1 .bag file; a folder of pictures, an .npz file "
+        "or a video",
     )
     parser.add_argument("--out", metavar="OUT", type=Path, required=True, help="the new recording, or directory")
     methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.loadable().items())
@@ -534,6 +535,9 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
     _add_module(parser)
     _add_camera(parser)
     parser.add_argument(
+        "--crop", default="", metavar="X,Y,W,H", help="explain this part of each picture, pixels (default: all of it)"
+    )
+    parser.add_argument(
         "--wrong-size",
         default="refuse",
         choices=("refuse", "resize"),
@@ -546,10 +550,20 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
 
 
 def _explain_bag(args: argparse.Namespace) -> None:
+    from carla_digr.images import Crop
     from carla_digr.recordings.explain import explain_bag
 
     done = explain_bag(
-        args.input, args.out, args.method, args.weights, args.camera, args.wrong_size, args.target, args.module
+        args.input,
+        args.out,
+        args.method,
+        args.weights,
+        args.camera,
+        args.wrong_size,
+        args.target,
+        args.module,
+        args.odometry,
+        Crop.parse(args.crop),
     )
     for sentence in done.left_out:
         print(f"Left out: {sentence}")
@@ -558,19 +572,24 @@ def _explain_bag(args: argparse.Namespace) -> None:
 
 def _explain_frames(args: argparse.Namespace) -> None:
     from carla_digr.explainer import Explainer
+    from carla_digr.images import Crop
     from carla_digr.recordings.frames import explain_frames
 
     if args.weights is None:
         raise UserError(f"Name the policy that is to explain {args.input} with --weights FILE.")
     resize = args.wrong_size == "resize"
     explainer = Explainer.from_checkpoint(args.weights, None, args.method, args.target, resize, args.module)
-    done = explain_frames(args.input, args.out, explainer)
+    done = explain_frames(args.input, args.out, explainer, Crop.parse(args.crop))
     _say_explained(args, done, "frames", explainer.policy_hash)
 
 
 def _say_explained(args: argparse.Namespace, done: Any, unit: str, policy: str) -> None:
     notes = f", {done.resumed} of them before it was interrupted" if done.resumed else ""
-    notes += f", {done.refused} {unit} were refused" if done.refused else ""
+    if done.refused:
+        count = done.refused.total()
+        why = "; ".join(f"{number} times: {reason}" for reason, number in done.refused.most_common(3))
+        share = 100.0 * done.frames / (done.frames + count)
+        notes += f", {count} {unit} were refused, so {share:.3g} % are explained ({why})"
     print(f"{args.out}: {done.frames} frames explained by {args.method} of the policy {policy}{notes}")
 
 
@@ -588,7 +607,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         bags = [args.bag, *([args.other] if args.other else [])]
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
         with (
-            closing(Recorded(bags, args.camera)) as recorded,
+            closing(Recorded(bags, args.camera, args.odometry)) as recorded,
             ViewerServer(args.viewer_host, args.viewer_port, colormap=args.colormap, recorded=recorded) as page,
             suppress(KeyboardInterrupt),
         ):
@@ -623,9 +642,12 @@ def add_view(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_camera(parser: argparse.ArgumentParser) -> None:
-    from carla_digr.recordings.topics import IMAGE
+    from carla_digr.recordings.topics import IMAGE, ODOMETRY
 
-    parser.add_argument("--camera", default=IMAGE, metavar="TOPIC", help="the pictures (default: %(default)s)")
+    parser.add_argument(
+        "--camera", default=IMAGE, metavar="TOPIC", help="the pictures, raw or compressed (default: %(default)s)"
+    )
+    parser.add_argument("--odometry", default=ODOMETRY, metavar="TOPIC", help="the car's motion (default: %(default)s)")
 
 
 def add_repair(commands: argparse._SubParsersAction) -> None:

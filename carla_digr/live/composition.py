@@ -11,6 +11,7 @@ from pathlib import Path
 
 from carla_digr.errors import UserError, ending
 from carla_digr.files import shipped
+from carla_digr.recordings.topics import IMAGE, ODOMETRY
 from carla_digr.saliency import DEFAULT, METHODS
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "driving_student.safetensors"
@@ -67,6 +68,9 @@ REPLAY_ARGUMENTS = (
     Argument("duration", "0.0", "seconds of the recording to replay; 0: to its end"),
     Argument("loop", "false", "begin again at the end", ("true", "false")),
     Argument("paused", "false", "begin with a pause; /player/pause and /player/step go on", ("true", "false")),
+    Argument("camera", IMAGE, "the topic with the pictures, raw or compressed"),
+    Argument("odometry", ODOMETRY, "the topic with the car's motion"),
+    Argument("crop", "", "show and explain this part of each picture: x,y,w,h in pixels (default: all of it)"),
     Argument("remap", "", "topics to publish under other names: /old:=/new, several separated by commas"),
     Argument(
         "method",
@@ -195,6 +199,9 @@ def replay(values: Mapping[str, str]) -> list[Process]:
             "loop": values["loop"] == "true",
             "paused": values["paused"] == "true",
             "explanations": not anew,
+            "camera": values["camera"],
+            "odometry": values["odometry"],
+            "crop": values["crop"],
             "listeners": [process.name for process in processes] or [""],
         },
         remappings=remappings(values["remap"]),

@@ -1,4 +1,4 @@
-"""Recordings: rosbag2 bags, written as MCAP with zstd chunks, read whatever their storage.
+"""Recordings: rosbag2 bags, written as MCAP with zstd chunks, read whatever their storage; ROS 1 bags are read too.
 
 No ROS in here: messages are the bytes that a subscription gives raw. The format: https://mcap.dev/spec and rosbag2's
 metadata.yaml, both by rosbags.
@@ -6,10 +6,12 @@ metadata.yaml, both by rosbags.
 
 from __future__ import annotations
 
+import heapq
+import re
 import shutil
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from io import BytesIO, FileIO
@@ -19,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from backports import zstd
 from mcap.reader import make_reader
-from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags import rosbag1
+from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, ReaderError, StoragePlugin, Writer
 from rosbags.rosbag2.storage_mcap import PendingChunk
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
@@ -27,10 +30,11 @@ from rosbags.typesys.store import Typestore
 
 from carla_digr.errors import UserError
 from carla_digr.files import exclusive
-from carla_digr.recordings.topics import PICTURE_TYPE
+from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE
 
 MESSAGES = Path(__file__).parent / "msg"  # a link to those of carla_digr_msgs
 CHUNK_BYTES = (1 << 20) - 64  # of messages in a chunk; less than at what rosbags ends one
+SUFFIXES = (".mcap", ".db3", ".bag")
 NAME = "recording"  # of the file in bags made from other bags: equal content, equal bytes
 
 
@@ -65,8 +69,8 @@ def definition(store: Typestore, message_type: str) -> str:
 
 
 def is_idl(text: str) -> bool:
-    """Whether a definition is IDL, not msg; both are joined as rosbag2 does it."""
-    return text.startswith("=" * 80 + "\nIDL: ")
+    """Whether a definition is IDL, not msg: joined as rosbag2 does it, or plain."""
+    return text.startswith("=" * 80 + "\nIDL: ") or re.search(r"^\s*module\s+\w+\s*\{", text, re.MULTILINE) is not None
 
 
 def channel_types(channel: Channel) -> Typestore:
@@ -89,7 +93,10 @@ def _types(message_type: str, text: str) -> Typestore:
     if not text:
         return typestore()
     store = get_typestore(Stores.EMPTY)
-    store.register(get_types_from_idl(text) if is_idl(text) else get_types_from_msg(text, message_type))
+    if is_idl(text):
+        store.register(get_types_from_idl(re.sub(r"^=+\nIDL: .*$", "", text, flags=re.MULTILINE)))
+    else:
+        store.register(get_types_from_msg(text, message_type))
     return store
 
 
@@ -175,7 +182,7 @@ class BagWriter:
     def write(self, topic: str, message_type: str, time: int, data: bytes) -> None:
         """Add a message (CDR) at ``time`` in ns; it waits in memory."""
         connection = self._connections[topic, message_type]
-        if message_type == PICTURE_TYPE:
+        if message_type in (PICTURE_TYPE, COMPRESSED_TYPE):
             if self._pictures.bio.tell() + len(data) > CHUNK_BYTES:
                 self._end_chunks()
             self._swap()
@@ -234,8 +241,41 @@ def reason(error: BaseException) -> str:
 # --- reading ---
 
 
+class _Part(NamedTuple):
+    """A topic of one of a bag's files; ``convert`` makes CDR of its messages' bytes, None: they are."""
+
+    channel: Channel
+    reader: Reader | rosbag1.Reader
+    connection: Connection
+    convert: Callable[[bytes], bytes] | None = None
+
+
+def _part(reader: Reader | rosbag1.Reader, connection: Connection) -> _Part:
+    topic, kind, text = connection.topic, connection.msgtype, connection.msgdef.data
+    if isinstance(reader, Reader):
+        qos: Any = connection.ext
+        return _Part(Channel(topic, kind, text, tuple(qos.offered_qos_profiles)), reader, connection)
+    try:
+        store = _ros1_types(kind, text)
+    except Exception as error:  # rosbags documents none of what a broken definition raises
+        raise UserError(f"The type {kind} of the topic {topic} has no readable definition.") from error
+    channel = Channel(topic, kind, definition(store, kind), offered_qos())
+    return _Part(channel, reader, connection, lambda data: bytes(store.ros1_to_cdr(data, kind)))
+
+
+@lru_cache(maxsize=64)
+def _ros1_types(message_type: str, text: str) -> Typestore:
+    """The types of a ROS 1 definition, with ROS 2's header, in which there is no sequence number."""
+    known = get_typestore(Stores.ROS2_KILTED)
+    types = get_types_from_msg(text, message_type)
+    names = ("std_msgs/msg/Header", "builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration")
+    store = get_typestore(Stores.EMPTY)
+    store.register(types | {name: known.fielddefs[name] for name in names})
+    return store
+
+
 class Bag:
-    """An open bag: MCAP or sqlite3, a directory or the file in it.
+    """An open bag: MCAP or sqlite3, a directory or the file in it, or several files as one; or a ROS 1 bag.
 
     Attributes:
         channels: its topics.
@@ -244,15 +284,17 @@ class Bag:
         counts: how many each channel has.
     """
 
-    def __init__(self, path: Path, reader: Reader):
+    def __init__(self, path: Path, readers: Sequence[Reader | rosbag1.Reader]):
         self.path = path
-        self._reader = reader
-        self.channels = [
-            Channel(c.topic, c.msgtype, c.msgdef.data, tuple(c.ext.offered_qos_profiles))  # type: ignore[union-attr]
-            for c in reader.connections
-        ]
-        self.start, self.end, self.messages = reader.start_time, reader.end_time, reader.message_count
-        self.counts = {channel: c.msgcount for channel, c in zip(self.channels, reader.connections, strict=True)}
+        filled = [reader for reader in readers if reader.message_count]
+        self._parts = [_part(reader, connection) for reader in filled for connection in reader.connections]
+        self.channels = list(dict.fromkeys(part.channel for part in self._parts))
+        self.start = min(reader.start_time for reader in filled)
+        self.end = max(reader.end_time for reader in filled)
+        self.messages = sum(reader.message_count for reader in filled)
+        self.counts = dict.fromkeys(self.channels, 0)
+        for part in self._parts:
+            self.counts[part.channel] += part.connection.msgcount
 
     def times(self, channels: Iterable[Channel]) -> dict[Channel, list[int]] | None:
         """The times in ns of the messages of some channels, from an MCAP file's index, with nothing unpacked.
@@ -287,11 +329,17 @@ class Bag:
         Raises:
             UserError: the bag is damaged at some place.
         """
-        by_id = {c.id: channel for c, channel in zip(self._reader.connections, self.channels, strict=True)}
-        connections = [c for c in self._reader.connections if wanted(by_id[c.id])]
-        if not connections:
-            return
-        messages = self._reader.messages(connections, start, end)
+        parts = [part for part in self._parts if wanted(part.channel)]
+        readers = list(dict.fromkeys(part.reader for part in parts))
+        streams = [self._read(reader, [p for p in parts if p.reader is reader], start, end) for reader in readers]
+        yield from streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda message: message[1])
+
+    def _read(
+        self, reader: Reader | rosbag1.Reader, parts: list[_Part], start: int | None, end: int | None
+    ) -> Iterator[tuple[Channel, int, bytes]]:
+        """The messages of one file."""
+        by_id = {part.connection.id: part for part in parts}
+        messages = reader.messages([part.connection for part in parts], start, end)
         while True:
             try:
                 connection, time, data = next(messages)
@@ -299,7 +347,12 @@ class Bag:
                 return
             except Exception as error:  # decompressors and unpackers each have their own
                 raise UserError(_damaged(self.path, error)) from error
-            yield by_id[connection.id], time, bytes(data)
+            part = by_id[connection.id]
+            try:
+                content = bytes(data) if part.convert is None else part.convert(data)
+            except Exception:  # of a damaged message; as empty ones are told from whole ones
+                content = b""
+            yield part.channel, time, content
 
 
 @contextmanager
@@ -311,44 +364,57 @@ def open_bag(path: Path) -> Iterator[Bag]:
     """
     if not path.exists():
         raise UserError(f"There is no recording {path}.")
-    target = path
+    targets = [path]
     if path.is_dir() and not (path / "metadata.yaml").exists():
-        target = storage_file(path)
-    elif path.is_file() and path.suffix not in (".mcap", ".db3"):
-        raise UserError(f"{path} is no recording: name a bag's directory or its .mcap or .db3 file.")
-    reader = Reader(target)
-    try:
-        reader.open()
-    except PermissionError as error:
-        raise UserError(f"Cannot read the recording {path}: {reason(error)}.") from error
-    except Exception as error:
-        raise UserError(_damaged(path, error)) from error
-    try:
-        if not reader.message_count:
+        targets = storage_files(path)
+    elif path.is_file() and path.suffix not in SUFFIXES:
+        raise UserError(f"{path} is no recording: name a bag's directory or its {' or '.join(SUFFIXES)} file.")
+    with ExitStack() as opened:
+        readers: list[Reader | rosbag1.Reader] = []
+        for target in targets:
+            try:
+                reader = rosbag1.Reader(target) if target.suffix == ".bag" and target.is_file() else Reader(target)
+                reader.open()
+            except PermissionError as error:
+                raise UserError(f"Cannot read the recording {path}: {reason(error)}.") from error
+            except Exception as error:
+                raise UserError(_damaged(path if len(targets) == 1 else target, error)) from error
+            opened.callback(reader.close)
+            readers.append(reader)
+        if not any(reader.message_count for reader in readers):
             raise UserError(f"The recording {path} is empty: there are no messages in it.")
-        yield Bag(path, reader)
-    finally:
-        reader.close()
+        yield Bag(path, readers)
+
+
+def storage_files(path: Path) -> list[Path]:
+    """The .mcap, .db3 and .bag files of a bag's directory, in the order of their names.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
+    if not files:
+        raise UserError(f"{path} is no recording: it has neither metadata.yaml nor a {' or '.join(SUFFIXES)} file.")
+    return files
 
 
 def storage_file(path: Path) -> Path:
-    """The one .mcap or .db3 file of a bag's directory.
+    """The one file of a bag's directory.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    files = [file for file in sorted(path.iterdir()) if file.suffix in (".mcap", ".db3")]
-    if not files:
-        raise UserError(f"{path} is no recording: it has neither metadata.yaml nor an .mcap or .db3 file.")
+    files = storage_files(path)
     if len(files) > 1:
         raise UserError(f"{path} has several files but no metadata.yaml: name one of them.")
     return files[0]
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    known = isinstance(error, (ReaderError, sqlite3.Error, OSError))
+    known = isinstance(error, (ReaderError, rosbag1.ReaderError, sqlite3.Error, OSError))
     why = reason(error) if known else f"its content is not readable ({type(error).__name__})"
-    return f"The recording {path} is unfinished or damaged: {why}; `carla-digr repair {path}` saves what is whole."
+    remedy = "`rosbag reindex`" if path.suffix == ".bag" else f"`carla-digr repair {path}`"
+    return f"The recording {path} is unfinished or damaged: {why}; {remedy} saves what is whole."
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from carla_digr.recordings import topics
 from carla_digr.recordings.bag import Bag, Channel, channel_types
 from carla_digr.recordings.recorder import Timeline
 from carla_digr.recordings.topics import (
+    COMPRESSED_TYPE,
     DECISION,
     FACTS_TOPIC,
     FRAME,
@@ -35,6 +37,10 @@ TYPES = {
     topic: topics.TYPES[topic]
     for topic in (IMAGE, OBSERVATION, SALIENCY, DECISION, FRAME, ODOMETRY, OBJECTS, TRUST, FACTS_TOPIC)
 }
+
+
+COMPRESSED_IMAGE = f"{IMAGE}/compressed"  # the pictures, where a recording was explained that has compressed ones
+MOTION_AGE = 500_000_000  # ns that another recorder's odometry may be older than the picture it is shown with
 
 
 class Decoder:
@@ -73,6 +79,12 @@ def stamp_of(data: bytes, place: int = FIRST) -> int:
         raise UserError("A message of the recording is damaged: it is too short for its header.")
     seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, place)
     return seconds * 10**9 + nanoseconds
+
+
+def restamped(data: bytes, stamp: int) -> bytes:
+    """A CDR message that begins with a header, with another stamp (ns)."""
+    time = struct.pack("<iI" if data[1] & 1 else ">iI", *divmod(stamp, 10**9))
+    return data[:FIRST] + time + data[FIRST + 8 :]
 
 
 def blank(store: Typestore, message_type: str, **fields: Any) -> Any:
@@ -134,50 +146,81 @@ class Frame:
 
 @dataclass
 class Drive:
-    """What a bag has of a drive: ``frames`` in order of time, the recording's ``facts``, and ``ignored``, sentences."""
+    """What a bag has of a drive: ``frames`` in order of time, the recording's ``facts``, and ``ignored``, sentences.
+
+    ``camera`` is the topic with the ``pictures``, how many they are in all. ``timed``: their stamps were no use, so the
+    recording's times are theirs.
+    """
 
     frames: list[Frame]
     facts: dict[str, str]
     ignored: list[str]
+    camera: str = IMAGE
+    pictures: int = 0
+    timed: bool = False
 
 
-def read_drive(bag: Bag, camera: str = IMAGE, seen: Callable[[Channel, int, bytes], None] | None = None) -> Drive:
+def read_drive(
+    bag: Bag,
+    camera: str = IMAGE,
+    seen: Callable[[Channel, int, bytes], None] | None = None,
+    odometry: str = ODOMETRY,
+) -> Drive:
     """Find the frames of a bag: every picture with what has its stamp.
+
+    Where most pictures' stamps are zero or repeat, they have the bag's own times instead. Odometry of another topic
+    than the drive's belongs to the next pictures.
 
     Args:
         bag: the open bag.
-        camera: the topic with the pictures.
+        camera: the topic with the pictures, raw or compressed.
+        odometry: the topic with the ego's motion.
         seen: called for every message of the drive's topics, in order of time. Without it the pictures stay packed
             where the bag's index is enough.
 
     Raises:
         UserError: there are no pictures, or the bag is damaged.
     """
-    types = TYPES | {camera: PICTURE_TYPE}
+    filled = {(channel.topic, channel.type) for channel in bag.channels if bag.counts[channel]}
+    if camera == IMAGE and (IMAGE, PICTURE_TYPE) not in filled and (COMPRESSED_IMAGE, COMPRESSED_TYPE) in filled:
+        camera = COMPRESSED_IMAGE
+    types = {topic: kind for topic, kind in TYPES.items() if topic not in (IMAGE, ODOMETRY)}
+    types |= {odometry: TYPES[ODOMETRY]}
+    types |= {camera: COMPRESSED_TYPE if (camera, COMPRESSED_TYPE) in filled else PICTURE_TYPE}
     ignored = [
         f"{channel.topic} is {channel.type}, not {types[channel.topic]}"
         for channel in bag.channels
         if channel.topic in types and channel.type != types[channel.topic]
     ]
-    wanted = {c for c in bag.channels if c.type == types.get(c.topic) and (c.topic != IMAGE or camera == IMAGE)}
+    wanted = {c for c in bag.channels if c.type == types.get(c.topic)}
     names = {OBSERVATION: "observation", SALIENCY: "saliency", camera: "camera"}
-    found = None if seen else _read_by_index(bag, wanted, names)
-    parts, facts, _ = found or _read_all(bag, wanted, names, seen)
-    frames = [Frame(time=time, **frame) for time, frame in sorted(parts.items()) if "camera" in frame]
+    found = None if seen or odometry != ODOMETRY else _read_by_index(bag, wanted, names)
+    read = found or _read_all(bag, wanted, names, seen, odometry)
+    if read.damaged:
+        ignored.append(f"{read.damaged} messages are damaged")
+    if read.timed:
+        ignored.append(f"the stamps on {camera} are zero or repeat: the recording's own times are taken")
+    frames = [Frame(time=time, **frame) for time, frame in sorted(read.parts.items()) if "camera" in frame]
+    pictures = sum(bag.counts[channel] for channel in wanted if channel.topic == camera)
+    if 0 < len(frames) < pictures:
+        ignored.append(f"{pictures - len(frames)} pictures on {camera} are damaged or repeat a stamp")
     if not frames:
-        pictures = sorted({c.topic for c in bag.channels if c.type == PICTURE_TYPE})
-        others = f"name one of its picture topics: {', '.join(pictures)}" if pictures else "it has no pictures at all"
-        raise UserError(f"The recording {bag.path} has no pictures on {camera}; {others}.")
-    return Drive(frames, facts, ignored)
+        others = sorted({topic for topic, kind in filled if kind in (PICTURE_TYPE, COMPRESSED_TYPE)})
+        remedy = f"name one of its picture topics: {', '.join(others)}" if others else "it has no pictures at all"
+        raise UserError(f"The recording {bag.path} has no pictures on {camera}; {remedy}.")
+    return Drive(frames, read.facts, ignored, camera, pictures, read.timed)
 
 
 class _Read(NamedTuple):
     """``parts``: time of a frame on the drive's `Timeline` -> fields of its `Frame`; the recording's ``facts``;
-    ``placed``: every message has its time on the timeline as its time in the bag too."""
+    ``placed``: every message has its time on the timeline as its time in the bag too; ``damaged`` messages; ``timed``:
+    the bag's times stand for the pictures' stamps, most of which are zero or repeat."""
 
     parts: dict[int, dict[str, Any]]
     facts: dict[str, str]
     placed: bool
+    damaged: int = 0
+    timed: bool = False
 
 
 def _read_by_index(bag: Bag, wanted: set[Channel], names: Mapping[str, str]) -> _Read | None:
@@ -206,11 +249,14 @@ def _read_all(
     wanted: set[Channel],
     names: Mapping[str, str],
     seen: Callable[[Channel, int, bytes], None] | None = None,
+    odometry: str = ODOMETRY,
 ) -> _Read:
     """What the messages of some channels say about the frames."""
     parts: dict[int, dict[str, Any]] = {}
     facts: dict[str, str] = {}
-    placed = True
+    pictures: list[tuple[int, int, int]] = []  # stamp, place and time of each
+    motions: list[tuple[int, int, Any]] = []  # place, time and message of another recorder's odometry
+    placed, damaged = True, 0
     decode, timeline = Decoder(), Timeline()
     total = sum(bag.counts[channel] for channel in wanted)
     with tqdm(total=total, unit="message", unit_scale=True, desc="reading", mininterval=1, delay=1) as progress:
@@ -218,25 +264,51 @@ def _read_all(
             progress.update()
             if seen is not None:
                 seen(channel, time, data)
-            if channel.topic == FACTS_TOPIC:
-                facts = _facts(decode(channel, data).data)
+            try:
+                message: Any = None if channel.topic in names else decode(channel, data)
+                if channel.topic == FACTS_TOPIC:
+                    facts = _facts(message.data)
+                    continue
+                stamp = stamp_of(data)
+            except UserError:
+                damaged += 1
                 continue
-            stamp = stamp_of(data)
             place = timeline.place(channel.topic, stamp)
             placed = placed and place == time
+            if names.get(channel.topic) == "camera":
+                pictures.append((stamp, place, time))
+                continue
+            if channel.topic == odometry != ODOMETRY:
+                motions.append((place, time, message))
+                continue
             frame = parts.setdefault(place, {"stamp": stamp})
             if channel.topic in names:
                 frame[names[channel.topic]] = time
             elif channel.topic == DECISION:
-                message = decode(channel, data)
                 frame["fallback" if message.fallback else "policy"] = message
             elif channel.topic == OBJECTS:
-                frame["sentence"] = decode(channel, data).sentence
+                frame["sentence"] = message.sentence
             elif channel.topic == TRUST:
-                frame["trust"] = decode(channel, data)
+                frame["trust"] = message
             else:
-                frame["facts" if channel.topic == FRAME else "odometry"] = decode(channel, data)
-    return _Read(parts, facts, placed)
+                frame["facts" if channel.topic == FRAME else "odometry"] = message
+    distinct = {place for stamp, place, _ in pictures if stamp}
+    timed = len(pictures) > 1 and 2 * len(distinct) < len(pictures)
+    for stamp, place, time in pictures:
+        parts.setdefault(time if timed else place, {"stamp": time if timed else stamp})["camera"] = time
+    _add_motions(parts, motions, timed)
+    return _Read(parts, facts, placed, damaged, timed)
+
+
+def _add_motions(parts: dict[int, dict[str, Any]], motions: list[tuple[int, int, Any]], timed: bool) -> None:
+    """Give every frame the last odometry before it, if that is not too old; by the bag's times if the frames are."""
+    there = sorted(((time if timed else place, message) for place, time, message in motions), key=itemgetter(0))
+    index = -1
+    for place in sorted(parts):
+        while index + 1 < len(there) and there[index + 1][0] <= place:
+            index += 1
+        if index >= 0 and place - there[index][0] <= MOTION_AGE:
+            parts[place].setdefault("odometry", there[index][1])
 
 
 def _facts(text: str) -> dict[str, str]:

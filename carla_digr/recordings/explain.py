@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from carla_digr.driving.control import UNKNOWN, Neighbour, commands_of
 from carla_digr.errors import UserError
 from carla_digr.explainer import Decision, Explainer
 from carla_digr.files import sha256_of
-from carla_digr.images import to_array, to_rgb
+from carla_digr.images import Crop, to_array, to_rgb
 from carla_digr.objects import Narrator, explain_objects, fields_of, viewed_objects
 from carla_digr.recordings import drive as drive_bag
 from carla_digr.recordings.bag import (
@@ -35,9 +36,10 @@ from carla_digr.recordings.bag import (
     open_bag,
     typestore,
 )
-from carla_digr.recordings.drive import Decoder, Drive, Frame, blank, converted, stamp_of
+from carla_digr.recordings.drive import COMPRESSED_IMAGE, Decoder, Drive, Frame, blank, converted, restamped, stamp_of
 from carla_digr.recordings.repair import Salvage
 from carla_digr.recordings.topics import (
+    COMPRESSED_TYPE,
     DECISION,
     FACTS_TOPIC,
     IMAGE,
@@ -45,6 +47,7 @@ from carla_digr.recordings.topics import (
     OBJECT_TYPE,
     OBJECTS,
     OBSERVATION,
+    ODOMETRY,
     OVERLAY,
     PICTURE_TYPE,
     SALIENCY,
@@ -63,13 +66,13 @@ OURS = {topic: TYPES[topic] for topic in (FACTS_TOPIC, DECISION, SALIENCY, OVERL
 class Explained(NamedTuple):
     """What `explain_bag` has done.
 
-    ``frames`` with a map, ``resumed`` of them from an interrupted command; pictures that were ``refused``;
-    ``left_out``: a sentence for each topic that could not be copied.
+    ``frames`` with a map, ``resumed`` of them from an interrupted command; pictures that were ``refused``, by reason;
+    ``left_out``: a sentence for each topic that could not be copied, and for what else is amiss.
     """
 
     frames: int
     resumed: int
-    refused: int
+    refused: Counter[str]
     left_out: list[str]
     policy_hash: str
 
@@ -83,6 +86,8 @@ def explain_bag(
     wrong_size: str = "refuse",
     target: str | None = None,
     module: str | None = None,
+    odometry: str = ODOMETRY,
+    crop: Crop | None = None,
 ) -> Explained:
     """Copy a recording with new decisions, maps and overlays in place of those in it, and where it has a segmentation
     of its pictures with new objects.
@@ -95,10 +100,12 @@ def explain_bag(
         out: the new one, which appears once it is complete.
         method: a key of `carla_digr.saliency.METHODS`.
         weights: the policy; None: the one that drove, if it ships with the package.
-        camera: the topic with the pictures.
+        camera: the topic with the pictures, raw or compressed.
         wrong_size: "refuse" or "resize" a picture of another size than the policy's.
         target: the action that is explained, by name or index; None: what was decided.
         module: the policy's own code, see `carla_digr.checkpoint.load`.
+        odometry: the topic with the ego's motion.
+        crop: the part of each picture that is explained, of which no objects are told; None: all of it.
 
     Raises:
         UserError: a recording, weights, a method or a name that does not do.
@@ -106,11 +113,11 @@ def explain_bag(
     if out.exists():  # said before the long reading, not after it
         raise UserError(f"{out} exists already: choose another name for the new recording.")
     with open_bag(path) as bag:
-        drive = drive_bag.read_drive(bag, camera)
+        drive = drive_bag.read_drive(bag, camera, odometry=odometry)
         policy = weights or policy_that_drove(path, drive)
         resize = wrong_size == "resize"
         explainer = Explainer.from_checkpoint(policy, None, method, target, resize, module)
-        return _Copy(bag, drive, explainer, camera).write(out)
+        return _Copy(bag, drive, explainer, odometry, crop).write(out)
 
 
 def policy_that_drove(path: Path, drive: Drive) -> Path:
@@ -166,6 +173,7 @@ class Earlier:
             topic = salvage.channels[number].topic if number in salvage.channels else ""
             if topic == FACTS_TOPIC and data != facts:
                 return
+            topic = IMAGE if topic == COMPRESSED_IMAGE else topic
             if topic not in (FACTS_TOPIC, IMAGE, OBSERVATION, SALIENCY, OVERLAY):
                 continue
             parts[topic] = time, data
@@ -187,8 +195,9 @@ class _Segmented:
 class _Copy:
     """Writes the new recording."""
 
-    def __init__(self, bag: Bag, drive: Drive, explainer: Explainer, camera: str):
-        self._bag, self._explainer, self._camera = bag, explainer, camera
+    def __init__(self, bag: Bag, drive: Drive, explainer: Explainer, odometry: str, crop: Crop | None):
+        self._bag, self._drive, self._explainer = bag, drive, explainer
+        self._odometry, self._crop = odometry, crop
         self._commands = commands_of(explainer.card)
         self._facts = {
             **drive.facts,
@@ -198,9 +207,11 @@ class _Copy:
         }
         if explainer.target is not None:
             self._facts["target"] = explainer.target_name
-        self._frames = {frame.picture(camera): frame for frame in drive.frames}
+        if crop is not None:
+            self._facts["crop"] = str(crop)
+        self._frames = {frame.picture(drive.camera): frame for frame in drive.frames}
         segmented = {(channel.topic, channel.type) for channel in bag.channels if bag.counts[channel]}
-        self._has_objects = {(topic, TYPES[topic]) for topic in (INSTANCES, VEHICLES)} <= segmented
+        self._has_objects = {(topic, TYPES[topic]) for topic in (INSTANCES, VEHICLES)} <= segmented and crop is None
         self._segmented: dict[int, _Segmented] = {}  # by stamp, ns
         self._narrator = Narrator(explainer.action_names)
         self._decode, self._store = Decoder(), typestore()
@@ -209,9 +220,9 @@ class _Copy:
             for topic, kind in OURS.items()
             if topic != OBJECTS or self._has_objects
         }
-        self._left_out: list[str] = []
+        self._left_out = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in drive.ignored]
         self._copied = {channel: self._copy_of(channel) for channel in bag.channels}
-        self._resumed, self._refused, self._reason = 0, 0, ""
+        self._resumed, self._refused = 0, Counter[str]()
         self._last: tuple[int, int] | None = None  # time and episode of the frame before
 
     def write(self, out: Path) -> Explained:
@@ -232,6 +243,8 @@ class _Copy:
                 if not number:
                     new.write(FACTS_TOPIC, OURS[FACTS_TOPIC], time, facts)
                 copied = self._copied[channel]
+                if channel.topic == self._drive.camera and self._drive.timed and (channel.topic, time) in self._frames:
+                    data = restamped(data, time)
                 if copied is not None:
                     new.write(copied.topic, copied.type, time, data)
                 elif channel.topic == DECISION and channel.type == OURS[DECISION]:
@@ -239,25 +252,28 @@ class _Copy:
                 if self._has_objects and channel.type == TYPES.get(channel.topic):
                     self._segment(new, channel, data)
                 frame = self._frames.get((channel.topic, time))
-                if frame is not None and channel.type == PICTURE_TYPE:
+                if frame is not None and channel.type in (PICTURE_TYPE, COMPRESSED_TYPE):
                     maps = earlier.maps(time, data) if earlier else None
-                    done += self._explain(new, time, self._decode(channel, data), frame, maps)
+                    done += self._explain(new, channel, time, data, frame, maps)
                     progress.update()
                 new.flush()
             if not done:
-                raise UserError(f"No picture of {self._bag.path} could be explained: {self._reason}")
+                raise UserError(f"No picture of {self._bag.path} could be explained: {next(iter(self._refused))}")
         return Explained(done, self._resumed, self._refused, self._left_out, self._explainer.policy_hash)
 
     def _copy_of(self, channel: Channel) -> Channel | None:
         """What a channel is in the new recording; None: it is left out."""
-        if channel.topic in (*OURS, TRUST) or (channel.topic == IMAGE != self._camera):
+        camera, odometry = self._drive.camera, self._odometry
+        instead = {IMAGE: camera, COMPRESSED_IMAGE: camera, ODOMETRY: odometry}.get(channel.topic, channel.topic)
+        if channel.topic in (*OURS, TRUST) or instead != channel.topic:
             return None
         try:
             types = channel_types(channel)
         except UserError as error:
             self._left_out.append(str(error))
             return None
-        topic = IMAGE if channel.topic == self._camera else channel.topic
+        picture = COMPRESSED_IMAGE if channel.type == COMPRESSED_TYPE else IMAGE
+        topic = {camera: picture, odometry: ODOMETRY}.get(channel.topic, channel.topic)
         return Channel(topic, channel.type, channel.definition or definition(types, channel.type), channel.qos)
 
     def _keep_fallback(self, new: BagWriter, time: int, message: Any) -> None:
@@ -265,17 +281,21 @@ class _Copy:
         if message.fallback:
             self._write(new, DECISION, time, converted(self._store, OURS[DECISION], message))
 
-    def _explain(self, new: BagWriter, time: int, message: Any, frame: Frame, maps: Maps | None) -> bool:
+    def _explain(
+        self, new: BagWriter, channel: Channel, time: int, data: bytes, frame: Frame, maps: Maps | None
+    ) -> bool:
         episode = frame.facts.episode if frame.facts is not None else 0
         if self._last is None or episode != self._last[1] or not 0 < frame.time - self._last[0] <= GAP:
             self._explainer.restart()
             self._narrator.restart()
         self._last = frame.time, episode
         try:
+            message = self._decode(channel, data)
             rgb = to_rgb(message)
+            rgb = self._crop.of(rgb) if self._crop else rgb
             decision = self._explainer.decide(rgb)
         except (ValueError, UserError) as error:
-            self._refused, self._reason = self._refused + 1, str(error)
+            self._refused[str(error)] += 1
             return False
         if maps is None:
             saliency, picture = self._explainer.explain(decision).map, self._explainer.fitted(rgb)

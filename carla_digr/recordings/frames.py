@@ -10,7 +10,6 @@ import json
 import math
 import re
 import shutil
-import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -21,7 +20,6 @@ from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -29,12 +27,12 @@ from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
 from carla_digr.files import atomic_write, exclusive
+from carla_digr.images import MAX_PIXELS, Crop, decompressed
 from carla_digr.saliency.overlay import overlay
 
 PICTURES = (".png", ".jpg", ".jpeg")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ogv", ".mpg", ".mpeg", ".wmv", ".gif")
 MAX_FRAMES = 100_000
-MAX_PIXELS = 1 << 26  # of one frame
 MAX_FILE_BYTES = 1 << 28  # of one picture's file
 MAPS, LINES = "maps.raw", "frames.jsonl"  # while they are being made
 
@@ -55,12 +53,12 @@ class Source(NamedTuple):
 class Explained(NamedTuple):
     """What `explain_frames` has done.
 
-    ``frames`` with a map, ``resumed`` of them from an interrupted command; frames that were ``refused``.
+    ``frames`` with a map, ``resumed`` of them from an interrupted command; frames that were ``refused``, by reason.
     """
 
     frames: int
     resumed: int
-    refused: int
+    refused: Counter[str]
 
 
 def is_frames(path: Path) -> bool:
@@ -71,7 +69,7 @@ def is_frames(path: Path) -> bool:
     return path.suffix.lower() in (".npz", *VIDEOS)
 
 
-def explain_frames(path: Path, out: Path, explainer: Explainer) -> Explained:
+def explain_frames(path: Path, out: Path, explainer: Explainer, crop: Crop | None = None) -> Explained:
     """Explain consecutive frames: one overlay a frame, all maps in one file, and what was decided.
 
     ``out`` gets for each frame ``NAME.png``; ``maps.npz`` with ``maps`` float16 (N, H, W) in [0, 1] and ``names`` (N,);
@@ -83,6 +81,7 @@ def explain_frames(path: Path, out: Path, explainer: Explainer) -> Explained:
             (N, H, W, C); or a video.
         out: a directory, which appears once it is complete.
         explainer: the policy and the method.
+        crop: the part of each frame that is explained; None: all of it.
 
     Raises:
         UserError: there is nothing to explain, or ``out`` exists or cannot be written.
@@ -98,7 +97,7 @@ def explain_frames(path: Path, out: Path, explainer: Explainer) -> Explained:
         except OSError as error:
             raise UserError(f"Cannot make {out}: {error.strerror or error}.") from error
         try:
-            done = _Work(path, frames, hidden / "maps", explainer).run()
+            done = _Work(path, frames, hidden / "maps", explainer, crop).run()
             (hidden / "maps").rename(out)
             keep = False
         except OSError as error:
@@ -115,7 +114,8 @@ def explain_frames(path: Path, out: Path, explainer: Explainer) -> Explained:
 class _Work:
     """Writes the new directory."""
 
-    def __init__(self, path: Path, frames: Source, directory: Path, explainer: Explainer):
+    def __init__(self, path: Path, frames: Source, directory: Path, explainer: Explainer, crop: Crop | None):
+        self._crop = crop
         self._path, self._source, self._directory, self._explainer = path, frames, directory, explainer
         self._header = {
             "input": path.name,
@@ -124,6 +124,7 @@ class _Work:
             "target": explainer.target_name or None,
             "action_names": list(explainer.action_names),
             "resized": explainer.resize,
+            **({"crop": str(crop)} if crop else {}),
             "version": __version__,
         }
         self._bytes = 2 * math.prod(explainer.image_shape[:2])  # of one map, float16
@@ -160,7 +161,7 @@ class _Work:
         if not explained:
             raise UserError(f"No frame of {self._path} could be explained: {reason.rstrip('.')}.")
         self._finish(lines, [line["name"] for line in explained])
-        return Explained(len(explained), resumed, len(lines) - len(explained))
+        return Explained(len(explained), resumed, Counter(line["refused"] for line in lines if "refused" in line))
 
     def _earlier(self, first: str) -> list[dict[str, Any]]:
         """The lines of an interrupted command for the same frames, policy and method; else none, and no old files."""
@@ -184,12 +185,15 @@ class _Work:
     def _pass_by(self, line: dict[str, Any], load: Callable[[], NDArray[np.uint8]]) -> None:
         """A frame that is done already; a policy that decides on several frames sees it all the same."""
         if "refused" not in line and not self._explainer.single:
-            self._explainer.decide(load())
+            self._explainer.decide(self._cropped(load()))
+
+    def _cropped(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self._crop.of(frame) if self._crop else frame
 
     def _explain(self, name: str, load: Callable[[], NDArray[np.uint8]], maps: IO[bytes]) -> dict[str, Any]:
         """One frame's line; its overlay and its map are written."""
         try:
-            frame = load()
+            frame = self._cropped(load())
             decision = self._explainer.decide(frame)
         except (ValueError, UserError) as error:
             return {"name": name, "refused": str(error)}
@@ -251,28 +255,6 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def decoded(data: bytes, suffix: str) -> NDArray[np.uint8]:
-    """A PNG or JPEG file's picture, uint8 (H, W, 3) RGB.
-
-    Raises:
-        ValueError: it is damaged, or too large.
-    """
-    if suffix == ".png":
-        if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
-            raise ValueError("the file is no PNG picture")
-        width, height = struct.unpack(">II", data[16:24])
-    else:
-        height, width = simplejpeg.decode_jpeg_header(data)[:2]
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"a picture of {width} x {height} is too large")
-    if suffix != ".png":
-        return simplejpeg.decode_jpeg(data, "RGB")
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError("the file is damaged")
-    return np.ascontiguousarray(picture[..., ::-1], np.uint8)
-
-
 def _folder(path: Path) -> Source:
     pictures = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file()]
     files = sorted(pictures, key=lambda file: natural(file.name))
@@ -289,7 +271,7 @@ def _folder(path: Path) -> Source:
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"{file.name} is larger than {MAX_FILE_BYTES >> 20} MiB.")
         try:
-            return decoded(data, file.suffix.lower())
+            return decompressed(data)
         except (ValueError, cv2.error) as error:
             raise ValueError(f"{file.name} is no picture that can be read ({error}).") from error
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+LONGEST_GAP = 60.0  # s between two messages that is still kept to
+GAP_SECONDS = 1.0  # that a longer one lasts
+
 
 class Playback:
     """Maps a recording's time to the wall clock.

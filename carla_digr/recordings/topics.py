@@ -27,6 +27,7 @@ DIAGNOSTICS = "/diagnostics"
 FACTS_TOPIC = "/carla_digr/recording"  # the recording's first message, std_msgs/String: JSON, who drove
 
 PICTURE_TYPE = "sensor_msgs/msg/Image"
+COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 DECISION_TYPE = "carla_digr_msgs/msg/DrivingDecision"
 OBJECT_TYPE = "carla_digr_msgs/msg/ExplainedObject"
 TYPES = {

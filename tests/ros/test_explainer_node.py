@@ -42,7 +42,7 @@ class Camera:
     def send(self, number: int, encoding: str = "rgb8", size: int = 128) -> np.ndarray:
         header = self.number(number)
         channels = conversion.ENCODINGS[encoding].channels
-        picture = self.random.integers(0, 256, (size, size, channels), np.uint8)
+        picture = self.random.integers(0, 256, (size, size, channels)).astype(conversion.ENCODINGS[encoding].dtype)
         self.images.publish(conversion.to_message(picture if channels > 1 else picture[..., 0], encoding, header))
         return picture
 
@@ -156,7 +156,7 @@ def test_a_repeated_or_late_picture_is_left_out_and_a_jump_of_the_clock_goes_on(
 
 @pytest.mark.parametrize(
     ("encoding", "size", "sentence"),
-    [("mono8", 128, "image encoding 'mono8'"), ("rgb8", 64, "128 x 128 x 3 (height x width x channels) but got")],
+    [("32FC1", 128, "image encoding '32FC1'"), ("rgb8", 64, "128 x 128 x 3 (height x width x channels) but got")],
 )
 def test_a_wrong_picture_is_refused_and_reported_and_the_next_good_one_answered(
     explainer, observe, encoding, size, sentence

@@ -124,6 +124,60 @@ def test_remapped_topics_and_pictures_of_another_camera(play, observe, tmp_path)
     assert len(ticks) > 20  # between the pictures too
 
 
+def test_compressed_pictures_are_the_drives_after_crop_and_gap_and_static_frames_come_with_any_start(
+    play, observe, tmp_path
+):
+    """Another recorder's: JPEG or PNG without stamps, one damaged, decades between two of them, a latched transform."""
+    import cv2
+    from carla_digr_ros.conversion import camera_transforms
+    from mcap_ros2.writer import Writer
+    from rclpy.serialization import serialize_message
+    from rosbags.rosbag2 import StoragePlugin
+    from rosbags.rosbag2 import Writer as BagWriter
+
+    from carla_digr.recordings.bag import offered_qos
+
+    kind = "sensor_msgs/msg/CompressedImage"
+    times = [1, 2, 3, 1_700_000_000, 1_700_000_001]
+    with (tmp_path / "foreign.mcap").open("wb") as file:
+        writer = Writer(file)
+        schema = writer.register_msgdef(kind, drive_bags.definition(drive_bags.STORE, kind))
+        for number, time in enumerate(times):
+            data = cv2.imencode(".png", drive_bags.picture(number, 32)[..., ::-1])[1].tobytes()
+            message = {"format": "png", "data": data if number != 1 else data[:60]}
+            writer.write_message("/cam/compressed", schema, message, time * 10**9, time * 10**9)
+        writer.finish()
+    observer = observe(topics.IMAGE.name, qos=QoSProfile(depth=100))
+    player, _ = play(observer, tmp_path / "foreign.mcap", camera="/cam/compressed", crop="4,8,16,20", rate="10.0")
+    observer.until(lambda: player.popen.poll() is not None)
+    assert player.wait() == 0, player.output
+    pictures = observer.received[topics.IMAGE.name]
+    assert [picture.header.stamp.sec for picture in pictures] == [1, 3, *times[3:]]
+    for picture, number in zip(pictures, (0, 2, 3, 4), strict=True):
+        assert (conversion.to_rgb(picture) == drive_bags.picture(number, 32)[8:28, 4:20]).all()
+    assert "Left out a picture on /cam/compressed" in player.output and "going on after the gap" in player.output
+
+    static = topics.TF_STATIC
+    with BagWriter(tmp_path / "framed", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        latched = writer.add_connection(
+            static.name, static.type_name, typestore=drive_bags.STORE, offered_qos_profiles=offered_qos(latched=True)
+        )
+        camera = writer.add_connection(topics.IMAGE.name, PICTURE_TYPE, typestore=drive_bags.STORE)
+        writer.write(latched, 10**9, serialize_message(camera_transforms()))
+        for number in range(1, 6):
+            message = drive_bags.image(number * 10**9, drive_bags.picture(number, 16), "rgb8")
+            writer.write(camera, number * 10**9, drive_bags.serialized(PICTURE_TYPE, message))
+    observer = observe(topics.IMAGE.name)
+    framed = observe()
+    late = []
+    framed.node.create_subscription(static.type, static.name, late.append, static.qos)
+    player, _ = play(observer, tmp_path / "framed", start="2.5", rate="10.0")
+    framed.until(lambda: player.popen.poll() is not None)
+    assert player.wait() == 0, player.output
+    framed.until(lambda: bool(late))
+    assert late == [camera_transforms()]
+
+
 def test_pictures_are_explained_anew(play, weights):
     player, observer = play(method="gradcam", weights=str(weights))
     observer.until(lambda: player.popen.poll() is not None)

@@ -233,7 +233,7 @@ def spoil(path, how):
         return path / "a.db3", "is unfinished or damaged: "
     if how == "two files":
         (path / "a.mcap").touch(), (path / "b.mcap").touch()
-        return path, "has several files"
+        return path, "a.mcap is unfinished or damaged"
     bag = make_foreign(path / "bag", StoragePlugin.MCAP)
     metadata = bag / "metadata.yaml"
     text = metadata.read_text()

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
-from carla_digr.images import to_array, to_rgb
+from carla_digr.images import Crop, to_array, to_rgb
 from carla_digr.live.viewer.message import encode, plain
 from carla_digr.live.viewer.page_decision import map_title, page_decision
 from carla_digr.recordings.bag import Bag, Channel, open_bag
 from carla_digr.recordings.drive import Decoder, Drive, read_drive
-from carla_digr.recordings.topics import IMAGE, SALIENCY
+from carla_digr.recordings.playback import GAP_SECONDS, LONGEST_GAP
+from carla_digr.recordings.topics import IMAGE, ODOMETRY, SALIENCY
 from carla_digr.saliency.metrics import rank_correlation
 
 AT_ONCE = 8  # frames that are read together, for a chunk holds several
@@ -32,12 +34,15 @@ EQUAL = 0.99  # of maps that agree like this none counts: they are the same but 
 class Side:
     """One recording: its frames, and their pictures on request, from any thread."""
 
-    def __init__(self, bag: Bag, path: Path, camera: str, compared: bool):
+    def __init__(self, bag: Bag, path: Path, camera: str, compared: bool, odometry: str):
         self.name = path.name
-        self._bag, self._camera, self._decode = bag, camera, Decoder()
+        self._bag, self._decode = bag, Decoder()
         self.coarse: dict[int, NDArray[np.float32]] = {}  # time of a map -> (COARSE, COARSE)
         self._damaged = 0
-        self.drive: Drive = read_drive(bag, camera, self._survey if compared else None)
+        self.drive: Drive = read_drive(bag, camera, self._survey if compared else None, odometry)
+        self._camera = self.drive.camera
+        crop = Crop.parse(self.drive.facts.get("crop", ""))
+        self._shown = (lambda message: crop.of(to_rgb(message))) if crop else to_rgb  # what the map is of
         self._trust = _last_known(self.drive)
         self._kept: OrderedDict[int, tuple[NDArray | None, NDArray | None]] = OrderedDict()
         self._lock = threading.Lock()  # the reader has one place in its file
@@ -95,7 +100,7 @@ class Side:
         frames = self.drive.frames[first : first + AT_ONCE]
         parts: dict[tuple[str, int], tuple[int, Callable[[Any], NDArray]]] = {}
         for index, frame in enumerate(frames, first):
-            parts[frame.picture(self._camera)] = index, to_rgb
+            parts[frame.picture(self._camera)] = index, self._shown
             if frame.saliency is not None:
                 parts[SALIENCY, frame.saliency] = index, to_array
         found: dict[int, dict[bool, NDArray]] = {index: {} for index, _ in parts.values()}
@@ -130,16 +135,19 @@ class Recorded:
     Args:
         paths: one or two bags.
         camera: the topic with the pictures.
+        odometry: the topic with the car's motion.
 
     Raises:
         UserError: a bag cannot be opened, has no pictures, or the two have no frame in common.
     """
 
-    def __init__(self, paths: Sequence[Path], camera: str = IMAGE):
+    def __init__(self, paths: Sequence[Path], camera: str = IMAGE, odometry: str = ODOMETRY):
         self._open = ExitStack()
         with ExitStack() as opening:
             compared = len(paths) > 1
-            self.sides = [Side(opening.enter_context(open_bag(path)), path, camera, compared) for path in paths]
+            self.sides = [
+                Side(opening.enter_context(open_bag(path)), path, camera, compared, odometry) for path in paths
+            ]
             first, *others = (side.drive.frames for side in self.sides)
             places = [{frame.time: index for index, frame in enumerate(frames)} for frames in others]
             # For each frame of the first recording: its place in every recording, None where it is missing.
@@ -172,15 +180,16 @@ class Recorded:
         (whether there is a map); ``events``: kind and index of the first frame of each; ``ignored``: sentences.
         """
         frames = self.sides[0].drive.frames
+        times = _times([frame.time for frame in frames])
         agreement = self._agreement()
         rows: list[dict[str, Any]] = []
-        for frame, places, value in zip(frames, self._places, agreement, strict=True):
+        for frame, time, places, value in zip(frames, times, self._places, agreement, strict=True):
             pairs = list(zip(self.sides, places, strict=True))
             rows.append(
                 {
                     "frame": frame.number,
                     "stamp": frame.stamp * 1e-9,
-                    "time": (frame.time - frames[0].time) * 1e-9,
+                    "time": time,
                     "agreement": value,
                     "decisions": [None if place is None else side.decision(place) for side, place in pairs],
                     "explained": [
@@ -210,6 +219,16 @@ class Recorded:
             pair = (both[0][None], both[1][None]) if len(both) == 2 else None
             result.append(float(rank_correlation(*pair)[0]) if pair else float("nan"))
         return result
+
+
+def _times(places: list[int]) -> list[float]:
+    """Seconds since the first of these times in ns; a gap that nobody wants to wait for counts as GAP_SECONDS."""
+    cut, times = 0, [0.0]
+    for before, now in pairwise(places):
+        if now - before > LONGEST_GAP * 1e9:
+            cut += now - before - round(GAP_SECONDS * 1e9)
+        times.append((now - places[0] - cut) * 1e-9)
+    return times
 
 
 def _events(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

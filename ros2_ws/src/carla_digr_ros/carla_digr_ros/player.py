@@ -17,13 +17,17 @@ from rclpy.serialization import deserialize_message
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.typesys.store import Typestore
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from carla_digr.errors import UserError
+from carla_digr.images import Crop, to_rgb
 from carla_digr.recordings.bag import Bag, Channel, channel_types, open_bag, typestore
-from carla_digr.recordings.drive import Decoder, converted
-from carla_digr.recordings.playback import Playback
+from carla_digr.recordings.drive import COMPRESSED_IMAGE, Decoder, converted, stamp_of
+from carla_digr.recordings.playback import LONGEST_GAP, Playback
+from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE
 from carla_digr_ros import topics
+from carla_digr_ros.conversion import to_message
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import ManagedNode, Stop, run
@@ -37,7 +41,7 @@ CLOCK_SECONDS = 0.02  # between two messages on /clock where the recording has n
 LISTENERS_SECONDS = 60.0  # longest wait for the listeners
 LAST_SECONDS = 2.0  # longest wait until the last messages have arrived
 
-Send = Callable[[bytes], None]
+Send = Callable[[bytes, int], None]  # of a message's bytes and its time in the recording, ns
 
 
 class Player(ManagedNode):
@@ -53,6 +57,10 @@ class Player(ManagedNode):
             self, "explanations", True, "false: leave the policy's decisions, maps and overlays to an explainer"
         )
         self._listeners = declare(self, "listeners", [""], "nodes that must listen before the first message goes out")
+        self._camera = declare(self, "camera", topics.IMAGE.name, "the recording's pictures, raw or compressed")
+        self._odometry = declare(self, "odometry", topics.ODOMETRY.name, "the recording's topic with the car's motion")
+        self._crop = Crop.parse(declare(self, "crop", "", "the part of each picture to show, x,y,w,h; empty: all"))
+        self._damaged = 0
         rate = declare(self, "rate", 1.0, "speed of the replay", (0.01, 100.0), changed=self._change_rate)
         paused = declare(self, "paused", False, "begin with a pause")
         self._playback = Playback(time.monotonic, rate, paused)
@@ -76,6 +84,9 @@ class Player(ManagedNode):
         length = (self._bag.end - self._bag.start) * 1e-9
         if self._start >= length:
             raise UserError(f"{self._path} is {length:.1f} s long and cannot start at {self._start:g} s.")
+        filled = {channel.topic for channel in self._bag.channels if self._bag.counts[channel]}
+        if self._camera == topics.IMAGE.name and self._camera not in filled and COMPRESSED_IMAGE in filled:
+            self._camera = COMPRESSED_IMAGE
         known = typestore(Path(get_package_share_directory("carla_digr_msgs")) / "msg")
         for channel in self._bag.channels:
             if channel.topic in ANEW and not self._explanations:
@@ -120,17 +131,22 @@ class Player(ManagedNode):
         start = self._bag.start + round(self._start * 1e9)
         end = start + round(self._duration * 1e9) if self._duration else None
         wanted = self._channels.keys()
-        pictures = {c for c in wanted if c.topic == topics.IMAGE.name} or set(wanted)
+        pictures = {c for c in wanted if c.topic == self._camera} or set(wanted)
         for channel in wanted if self._start else ():
             if _qos(channel).durability is DurabilityPolicy.TRANSIENT_LOCAL:  # what a late listener would have got
                 for _, _, data in self._bag.read(None, start, lambda other, latched=channel: other == latched):  # type: ignore[misc]
-                    self._channels[channel](data)
+                    self._channels[channel](data, start)
         self._playback.begin(start)
+        before = start
         for channel, moment, data in self._bag.read(start, end, lambda channel: channel in wanted):
+            if moment - before > LONGEST_GAP * 1e9:
+                self.get_logger().warning(f"Nothing for {(moment - before) * 1e-9:.0f} s: going on after the gap")
+                self._playback.begin(moment)
+            before = moment
             self._wait_until_due(executor, going, moment, channel in pictures)
             if not going():
                 return
-            self._channels[channel](data)
+            self._channels[channel](data, moment)
 
     def _wait_until_due(
         self, executor: SingleThreadedExecutor, going: Callable[[], bool], moment: int, frame: bool
@@ -181,7 +197,14 @@ class Player(ManagedNode):
         Raises:
             UserError: its type is not known here.
         """
-        topic = TABLE.get(channel.topic)
+        places = {self._camera: topics.IMAGE.name, self._odometry: topics.ODOMETRY.name}
+        name = places.get(channel.topic, channel.topic)
+        if name in places.values() and channel.topic not in places:
+            raise UserError(f"{channel.topic}: another topic takes its place.")
+        drives = channel.topic == topics.IMAGE.name and self._crop is None  # as the drive published it
+        if name == topics.IMAGE.name and not drives and channel.type in (PICTURE_TYPE, COMPRESSED_TYPE):
+            return self._picture_sender(channel)
+        topic = TABLE.get(name)
         publisher: Publisher
         if topic is None:
             publisher = self.create_publisher(_message_class(channel), channel.topic, _qos(channel))
@@ -197,7 +220,7 @@ class Player(ManagedNode):
             self.get_logger().info(f"{channel.topic} has an older {channel.type}: what it lacks is zero or empty")
         decode = Decoder()
 
-        def send(data: bytes) -> None:
+        def send(data: bytes, moment: int) -> None:
             if not current:
                 message = converted(known, channel.type, decode(channel, data))
                 data = bytes(known.serialize_cdr(message, channel.type))
@@ -205,6 +228,26 @@ class Player(ManagedNode):
             ours = topic is topics.DECISION and not self._explanations
             if not ours or deserialize_message(data, topics.DECISION.type).fallback:
                 publisher.publish(data)
+
+        return send
+
+    def _picture_sender(self, channel: Channel) -> Send:
+        """What publishes the pictures of any camera as the drive's: rgb8, cropped, and with a stamp."""
+        publisher, decode = topics.IMAGE.publisher(self), Decoder()
+        self._outs.append(publisher)
+
+        def send(data: bytes, moment: int) -> None:
+            try:
+                message = decode(channel, data)
+                rgb = to_rgb(message)
+                rgb = self._crop.of(rgb) if self._crop else rgb
+            except (UserError, ValueError) as error:
+                self._damaged += 1
+                self.get_logger().warning(f"Left out a picture on {channel.topic}: {error}", throttle_duration_sec=5.0)
+                return
+            header = Header(frame_id=message.header.frame_id)
+            header.stamp.sec, header.stamp.nanosec = divmod(stamp_of(data) or moment, 10**9)
+            publisher.publish(to_message(rgb, "rgb8", header))
 
         return send
 
@@ -233,6 +276,7 @@ class Player(ManagedNode):
             "length (s)": (self._bag.end - self._bag.start) * 1e-9,
             "rate": self._playback.rate,
             "passes": self._passes,
+            "pictures left out": self._damaged,
             "messages (Hz)": self._sent.rate(),
             "lateness p99 (ms)": self._sent.latency(99),
         }
