@@ -2,6 +2,7 @@
 # make test   set everything up, then run every check and test
 # make quick  the checks and the fast tests, in two minutes
 # make setup  the shared first half of all; a second run takes seconds
+# make licences   list the licence of every package that is installed
 
 SHELL := /bin/bash
 VENV := .venv
@@ -13,7 +14,7 @@ LIVE_ARGS ?=
 
 setup: $(VENV)/.installed ros2_ws/install/.built
 
-$(VENV)/.installed: requirements/base.txt requirements/ros.txt requirements/test.txt setup.py
+$(VENV)/.installed: requirements/base.txt requirements/ros.txt setup.py
 	@test -n "$(PYTHON)" || { echo "No Python found; install Python 3.10, 3.11 or 3.12 (Debian, Ubuntu: apt install python3 python3-venv python3-dev)." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "$(PYTHON) is $$($(PYTHON) -V); carla_digr needs Python 3.10 to 3.12: install one and run make PYTHON=python3.11." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments; install the package python3-venv." >&2; exit 1; }
@@ -21,8 +22,13 @@ $(VENV)/.installed: requirements/base.txt requirements/ros.txt requirements/test
 	@command -v g++ >/dev/null || { echo "No C++ compiler found; install the package g++." >&2; exit 1; }
 	@test -d $(VENV) || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned dependencies (a few minutes the first time)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt -r requirements/ros.txt -r requirements/test.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt -r requirements/ros.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed requirements/test.txt requirements/atari.txt
+	@echo "Installing what tests and checks need"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	@touch $@
 
 # Launch files and configs are installed with the package, so a new one asks for a new build too.
@@ -41,10 +47,15 @@ ros2_ws/install/.built: $(VENV)/.installed $(ROS_SOURCES)
 live: setup
 	@$(BIN)/carla-digr live $(LIVE_ARGS)
 
-check: setup
+check: setup $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Of all that is installed; tests/package/test_licences.py holds those of what a drive needs.
+.PHONY: licences
+licences: setup $(VENV)/.tools
+	$(BIN)/pip-licenses --from=mixed --order=license
 
 # The page is tested in a real browser. As root (a container, a CI machine) it is installed where it is missing.
 .PHONY: browser
@@ -57,14 +68,14 @@ browser:
 
 # What does not share the clock runs side by side, a file at a time and one thread a process; three, as those over the
 # wire wait much. Live drives run alone.
-test: setup browser check
+test: setup browser check licences
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/package tests/wire -n 3 --dist loadfile
 	$(BIN)/python -m pytest tests/browser tests/faults tests/ros
 
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile
 
-bench: setup
+bench: setup $(VENV)/.tools
 	$(BIN)/python -m pytest tests/bench -s
 
 clean:
