@@ -11,9 +11,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 BINDING = re.compile(r"(?<!L)(?<!Lesser )(GPL|General Public License)")
-EITHER = {
-    "docutils"
-}  # "BSD License; GNU General Public License (GPL); Public Domain", by file: the GPL's is an editor mode
+EITHER = {"docutils"}  # the GPL's part of it is an editor's mode
 
 
 def pinned(name: str) -> list[Requirement]:
