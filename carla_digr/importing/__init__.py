@@ -109,11 +109,8 @@ def _recipe(found: Found, options: InputOptions, shape: tuple[int, int, int]) ->
     """The input recipe by options, else by the file, else assumed, which is noted."""
     channels = shape[0]
     colour, stack = options.colour, options.stack
-    if colour is None and stack is None and found.stack is None:
-        colour = "rgb" if channels == 3 else "grey"
-        found.assume(f"{'RGB' if colour == 'rgb' else 'grey'} pictures", "--colour")
-    elif colour is None:
-        colour = "grey" if channels == (stack or found.stack) else "rgb"
+    if colour is None:
+        colour = "rgb" if (channels == 3 if stack is None else channels != stack) else "grey"
         found.assume(f"{'RGB' if colour == 'rgb' else 'grey'} pictures", "--colour")
     if stack is None:
         stack = max(channels // (1 if colour == "grey" else 3), 1)

@@ -9,7 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from carla_digr.errors import UserError
-from carla_digr.importing import programs, stable_baselines, state_dicts
+from carla_digr.importing import exported, onnx_graph, stable_baselines, state_dicts, torchscript
 from carla_digr.importing.found import Found
 from carla_digr.importing.options import ImportOptions
 from carla_digr.importing.reading import Archive, load, tensors_of
@@ -29,9 +29,9 @@ def find(file: Path, data: bytes, options: ImportOptions) -> Found:
         if {"data", "policy.pth"} <= set(archive.names):
             return stable_baselines.find(file, archive, options)
         if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-            return programs.find_torchscript(file, data, options)
+            return torchscript.find(file, data, options)
         if "archive_format" in names or any(name.startswith("models/") for name in names):
-            return programs.find_exported(file, archive, options)
+            return exported.find(file, archive, options)
         if "serialized_exported_program.json" in archive.names:
             raise UserError(f"{file} is a torch.export of an old format; export it again with torch 2.8 or newer.")
         if "data.pkl" not in names:
@@ -47,7 +47,7 @@ def find(file: Path, data: bytes, options: ImportOptions) -> Found:
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is a damaged safetensors file; copy or save it again.") from error
     if data[:1] == b"\x08" and (file.suffix == ".onnx" or b"onnx" in data or b"pytorch" in data[:64]):
-        return programs.find_onnx(file, data, options)
+        return onnx_graph.find(file, data, options)
     if not data:
         raise UserError(f"{file} is empty; copy or save it again.")
     raise UserError(f"{file} is of no known format; known are {FORMATS}.")

@@ -32,7 +32,6 @@ class Found:
         outputs: K, how many outputs the network gives.
         output: what they mean, as the file says or as is assumed.
         layout: order of the axes of the network's input.
-        stack: pictures in a state, None where the file does not say it.
         scale: what pixels are multiplied with, and how that was assumed, "" where the file says it.
         structure: the layers in words.
         archive: what goes beside the card.
@@ -47,7 +46,6 @@ class Found:
     outputs: int
     output: str
     layout: Any = "chw"
-    stack: int | None = None
     scale: tuple[float, str] = (1 / 255, "pixels divided by 255")
     structure: str = ""
     archive: bytes | None = None
@@ -139,7 +137,7 @@ def tried(network: nn.Module, shape: tuple[int, int, int], layout: str, states: 
     return results if results and all(isinstance(item, Tensor) for item in results) else None
 
 
-def input_size(network: nn.Module, channels: int, layout: str, say: str) -> tuple[int, int]:
+def input_size(file: Path, network: nn.Module, channels: int, layout: str) -> tuple[int, int]:
     """H and W of the states a network takes, by trying the common ones.
 
     Raises:
@@ -149,4 +147,4 @@ def input_size(network: nn.Module, channels: int, layout: str, say: str) -> tupl
     if len(fits) == 1:
         return fits[0], fits[0]
     problem = "takes pictures of several sizes" if fits else "takes pictures of none of the common sizes"
-    raise UserError(f"{say} does not say the size of its input, and {problem}; give --input HxW.")
+    raise UserError(f"{file} does not say the size of its input, and {problem}; give --input HxW.")

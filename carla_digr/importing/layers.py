@@ -257,13 +257,12 @@ def square_input(positions: float, after: Any, file: Path) -> int:
     raise UserError(f"No square picture fits the network of {file}; give --input HxW (or --strides and --paddings).")
 
 
-def chain(items: Sequence[Weighted], geometry: Geometry, first: int, spatial: bool, head: bool) -> list[Layer]:
+def chain(items: Sequence[Weighted], geometry: Geometry, spatial: bool, head: bool) -> list[Layer]:
     """Modules that follow each other, as layers with their activations.
 
     Args:
         items: in the order of the file.
-        geometry: of all convolutions of the network.
-        first: index of the first convolution here among them.
+        geometry: of their convolutions.
         spatial: whether the input has rows and columns.
         head: whether the last layer is left as it is.
 
@@ -271,6 +270,7 @@ def chain(items: Sequence[Weighted], geometry: Geometry, first: int, spatial: bo
         UserError: what stands between two modules is not known.
     """
     result: list[Layer] = []
+    strides_and_paddings = iter(zip(geometry.strides, geometry.paddings, strict=True))
     pending = False  # an activation is due before the next layer
     for position, item in enumerate(items):
         before = items[position - 1] if position else None
@@ -294,8 +294,7 @@ def chain(items: Sequence[Weighted], geometry: Geometry, first: int, spatial: bo
         if item.kind == "conv":
             if not spatial:
                 raise UserError(f"{geometry.file} has the convolution {item.name} after a linear layer; {OTHERWISE}.")
-            result.append(conv(item.tensors, geometry.strides[first], geometry.paddings[first]))
-            first += 1
+            result.append(conv(item.tensors, *next(strides_and_paddings)))
         elif item.kind == "linear":
             if spatial:
                 result.append(plain("flatten"))

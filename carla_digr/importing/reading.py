@@ -21,6 +21,7 @@ FILE_BYTES = 2 << 30  # of the largest file, and of what the entries of an archi
 JSON_BYTES = 256 << 20  # of stable-baselines3's "data" and of an exported program
 ARCHIVE_ENTRIES = 100_000
 TENSORS = 10_000
+MODEL_NAMES = ("state_dict", "model_state_dict", "model", "policy", "agent", "network", "actor_critic", "q_network")
 SAFE = "save model.state_dict() with torch.save, or export the network with torch.export.save or torch.onnx.export"
 
 
@@ -83,7 +84,7 @@ def tensors_of(value: Any, file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} holds no state dict of tensors; {SAFE}.")
     chosen = found.get("")
     if chosen is None:
-        # Of several, one whose name says that it is the model's
+        # Of several, one whose name says that it is the model's.
         models = [name for name in found if name.split(".")[-1] in MODEL_NAMES] or list(found)
         if len(models) > 1:
             raise UserError(f"{file} holds several state dicts ({', '.join(models)}); save the policy's alone.")
@@ -93,9 +94,6 @@ def tensors_of(value: Any, file: Path) -> dict[str, Tensor]:
     if sum(tensor.numel() * tensor.element_size() for tensor in chosen.values()) > FILE_BYTES:  # as by strides of 0
         raise UserError(f"{file} unpacks to more than {FILE_BYTES >> 30} GiB; it is not read.")
     return {name: tensor.detach().float() if tensor.is_floating_point() else tensor for name, tensor in chosen.items()}
-
-
-MODEL_NAMES = ("state_dict", "model_state_dict", "model", "policy", "agent", "network", "actor_critic", "q_network")
 
 
 def _state_dicts(value: Any, name: str, depth: int) -> list[tuple[str, dict[str, Tensor]]]:
@@ -152,16 +150,14 @@ class Archive:
             UserError: there is none, or it is damaged or larger than ``limit`` bytes.
         """
         try:
-            if self._zip.getinfo(name).file_size > limit:
-                raise UserError(f"{self.file}: its entry {name} is larger than {limit} bytes; it is not read.")
-            return self._zip.read(name)
+            entry = self._zip.getinfo(name)
         except KeyError as error:
             raise UserError(f"{self.file} lacks the entry {name}; copy or save it again.") from error
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, OSError) as error:
-            raise UserError(f"{self.file}: its entry {name} is damaged; copy or save it again.") from error
-        except Exception as error:  # zlib.error and its like
-            if isinstance(error, UserError):
-                raise
+        if entry.file_size > limit:
+            raise UserError(f"{self.file}: its entry {name} is larger than {limit} bytes; it is not read.")
+        try:
+            return self._zip.read(entry)
+        except Exception as error:  # zipfile and what unpacks for it raise many kinds
             raise UserError(f"{self.file}: its entry {name} is damaged; copy or save it again.") from error
 
     def json(self, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ level. The pickles are never loaded; the text is enough for the policies of the 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,8 @@ class _Reader:
                 f"{self.file} has an extractor {kind} with {prefix}.{name}, which is not known; {ELSEWHERE}."
             )
         kernels = [tuple(module.tensors["weight"].shape[2:]) for module in modules if module.kind == "conv"]
-        options = self.options if not own else self._without_activation()
+        # What the options say of activation and convolutions is of the MLP and of a user's own extractor
+        options = replace(self.options, activation=None, strides=None, paddings=None) if own else self.options
         geometry = Geometry.of(self.file, [kernel[0] for kernel in kernels], "relu", options)
         if not own:
             self._assume(f"{kind.split('.')[-1]}'s layers follow each other with ReLU between them", "--activation")
@@ -172,13 +174,8 @@ class _Reader:
                 f"{self.file}: the strides {', '.join(map(str, geometry.strides))} do not fit the sizes of its "
                 f"extractor {kind}; give --strides and --paddings, or {ELSEWHERE}."
             )
-        items = layers.chain(modules, geometry, 0, spatial=True, head=False)
+        items = layers.chain(modules, geometry, spatial=True, head=False)
         return items if first is not None else [*items, layers.plain("flatten")]
-
-    def _without_activation(self) -> ImportOptions:
-        from dataclasses import replace
-
-        return replace(self.options, activation=None, strides=None, paddings=None)
 
     def _assume(self, what: str, option: str) -> None:
         if (what, option) not in self.assumed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from carla_digr import networks
@@ -111,9 +110,9 @@ def _followed(
     channels, size, assumed = _state(file, trunk, geometry, kernels[:count], options)
 
     def head(name: str) -> list[Layer]:
-        return layers.chain(sides[name], geometry, 0, spatial=not sides["shared"], head=True)
+        return layers.chain(sides[name], geometry, spatial=not sides["shared"], head=True)
 
-    shared = layers.chain(sides["shared"], geometry, 0, spatial=True, head=False)
+    shared = layers.chain(sides["shared"], geometry, spatial=True, head=False)
     outputs = head("outputs")
     if log_std is not None:
         outputs.append(({"layer": "log_deviation", "size": log_std.numel()}, {"log_std": log_std.flatten()}))
@@ -197,11 +196,11 @@ def _impala(file: Path, modules: list[Weighted], sequences: list[Weighted], opti
         raise UserError(f"{file} does not say what stands behind its residual blocks; {OTHERWISE}.")
     geometry = Geometry(file, relu, (), ())
     shared += [layers.plain("flatten")] + ([relu] if between != 1 else [])
-    shared += layers.chain(tail, geometry, 0, spatial=False, head=False)
+    shared += layers.chain(tail, geometry, spatial=False, head=False)
     network, description = layers.network(
         shared,
-        layers.chain(sides["outputs"], geometry, 0, spatial=False, head=True),
-        layers.chain(sides["value"], geometry, 0, spatial=False, head=True) if sides["value"] else None,
+        layers.chain(sides["outputs"], geometry, spatial=False, head=True),
+        layers.chain(sides["value"], geometry, spatial=False, head=True) if sides["value"] else None,
     )
 
     def after(size: int) -> tuple[int, int]:
@@ -245,7 +244,7 @@ def _of_module(file: Path, tensors: dict[str, Tensor], options: ImportOptions) -
         channels = next((t.shape[1] for t in tensors.values() if t.dim() == 4), None)
         if channels is None:
             raise UserError(f"{file} does not say the shape of a state; give --input-shape C,H,W.")
-        size = options.input.size or input_size(network, channels, layout, str(file))
+        size = options.input.size or input_size(file, network, channels, layout)
         assumed = options.input.size is None
         shape = (channels, *size)
     result = tried(network, sized(file, shape), layout)
@@ -254,16 +253,9 @@ def _of_module(file: Path, tensors: dict[str, Tensor], options: ImportOptions) -
             f"The network of {options.module} does not turn states of {' x '.join(map(str, shape))} into outputs "
             f"(B, K), or a tuple of outputs and values; give another --input-shape, or wrap it so that it does."
         )
-    with torch.no_grad():
-        found = Found(
-            "state dict with its own code",
-            network,
-            {"kind": "module", "factory": options.module},
-            shape,
-            result[0].shape[1],
-            "logits",
-            layout=layout,
-        )
+    description = {"kind": "module", "factory": options.module}
+    outputs = result[0].shape[1]
+    found = Found("state dict with its own code", network, description, shape, outputs, "logits", layout)
     if assumed:
         found.assume(f"pictures of {shape[1]}x{shape[2]}", "--input")
     if options.output is None:
