@@ -105,7 +105,7 @@ def _followed(
     if each[0] and (each[1] or each[2]):
         raise UserError(f"{file} has convolutions in its heads and before them; {OTHERWISE}.")
     geometry = Geometry.of(file, [kernel[0] for kernel in kernels[:count]], "relu", options)
-    if each[1] and each[2] and kernels[: each[1]] != kernels[each[1] :]:
+    if each[2] and kernels[: each[1]] != kernels[each[1] :]:
         raise UserError(f"{file} has an actor and a critic of different convolutions; {OTHERWISE}.")
     channels, size, assumed = _state(file, trunk, geometry, kernels[:count], options)
 
