@@ -26,6 +26,10 @@ BRIDGE_RESPAWNS = 3
 RESPAWN_SECONDS = 60.0  # that the server has then to be back
 
 
+YES_NO = ("true", "false", "True", "False")
+LOG_LEVELS = ("", "debug", "info", "warn", "error", "fatal")
+
+
 @dataclass(frozen=True)
 class Argument:
     """One setting of a drive or a replay, as text; ``choices`` empty: anything."""
@@ -37,6 +41,12 @@ class Argument:
 
 
 FAST_METHODS = tuple(name for name, method in METHODS.loadable().items() if method.speed == "frame")
+# What all nodes take.
+NODES = (
+    Argument("namespace", "", "where the drive's nodes and topics are, such as car2: for several drives in one domain"),
+    Argument("params_file", "", "a YAML file with parameters of the nodes, on top of those that ship"),
+    Argument("log_level", "", "what the nodes log: debug, info, warn, error or fatal", LOG_LEVELS),
+)
 # How a policy is explained, in a drive as in a replay.
 EXPLANATION = (
     Argument("target", "", "explain this action, by name or number, instead of the one that was decided on"),
@@ -56,18 +66,19 @@ ARGUMENTS = (
     Argument("weights", str(WEIGHTS), "policy that drives and is explained: a file, or the name of one that ships"),
     Argument("method", DEFAULT, "how the maps are computed: a method that fits into a frame", FAST_METHODS),
     *EXPLANATION,
-    Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", ("true", "false")),
-    Argument("viewer", "true", "serve the web page", ("true", "false")),
+    Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", YES_NO),
+    Argument("viewer", "true", "serve the web page", YES_NO),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
     Argument("record", "false", "record the drive as a new bag in this directory (true: in recordings)"),
+    *NODES,
 )
 REPLAY_ARGUMENTS = (
     Argument("bag", "", "the recording: a bag's directory, or its .mcap or .db3 file"),
     Argument("rate", "1.0", "speed of the replay; 2.0 is twice as fast as the drive was"),
     Argument("start", "0.0", "seconds of the recording that are left out at its beginning"),
     Argument("duration", "0.0", "seconds of the recording to replay; 0: to its end"),
-    Argument("loop", "false", "begin again at the end", ("true", "false")),
-    Argument("paused", "false", "begin with a pause; /player/pause and /player/step go on", ("true", "false")),
+    Argument("loop", "false", "begin again at the end", YES_NO),
+    Argument("paused", "false", "begin with a pause; /player/pause and /player/step go on", YES_NO),
     Argument("camera", IMAGE, "the topic with the pictures, raw or compressed"),
     Argument("odometry", ODOMETRY, "the topic with the car's motion"),
     Argument("crop", "", "show and explain this part of each picture: x,y,w,h in pixels (default: all of it)"),
@@ -80,8 +91,9 @@ REPLAY_ARGUMENTS = (
     ),
     Argument("weights", str(WEIGHTS), "policy that explains anew: a file, or the name of one that ships"),
     *EXPLANATION,
-    Argument("viewer", "true", "serve the web page", ("true", "false")),
+    Argument("viewer", "true", "serve the web page", YES_NO),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
+    *NODES,
 )
 
 
@@ -89,11 +101,11 @@ REPLAY_ARGUMENTS = (
 class Process:
     """One process of a drive: an executable of PACKAGE, which is a ROS node, or a Python module.
 
-    ``parameters`` are the node's, on top of those in PARAMETERS_FILE; ``remappings`` give its topics other names.
-    ``tidies_up``: it has something to leave in order (a CARLA server, a recording), so it is asked to end, not killed,
-    when its supervisor dies. ``respawns``: how often it is started again after a signal has killed it (a status it ends
-    with itself always ends the drive), then with ``respawn_parameters`` too. ``finite``: when it ends with status 0 its
-    work is done, and all others end too.
+    ``parameters`` are the node's, on top of those in PARAMETERS_FILE and ``params_file``; ``remappings`` give topics
+    of its ``namespace`` other names. ``tidies_up``: it has something to leave in order (a CARLA server, a recording),
+    so it is asked to end, not killed, when its supervisor dies. ``respawns``: how often it is started again after a
+    signal has killed it (a status it ends with itself always ends the drive), then with ``respawn_parameters`` too.
+    ``finite``: when it ends with status 0 its work is done, and all others end too.
     """
 
     name: str
@@ -101,6 +113,9 @@ class Process:
     arguments: tuple[str, ...] = ()
     parameters: Mapping[str, bool | int | float | str | list[str]] = field(default_factory=dict)
     remappings: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = ""
+    params_file: str = ""
+    log_level: str = ""
     tidies_up: bool = False
     respawns: int = 0
     respawn_parameters: Mapping[str, float] = field(default_factory=dict)
@@ -109,10 +124,16 @@ class Process:
     def ros_arguments(self, share: Path) -> list[str]:
         """What follows `--ros-args` on the node's command line; ``share`` is PACKAGE's share directory."""
         arguments = ["--params-file", str(share / PARAMETERS_FILE)]
+        if self.params_file:
+            arguments += ["--params-file", self.params_file]
         for name, value in self.parameters.items():
             arguments += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML, and quotes what looks like a number
         for old, new in self.remappings.items():
-            arguments += ["-r", f"{old}:={new}"]
+            arguments += ["-r", f"{old.lstrip('/')}:={new}"]  # a relative name is that of the node's namespace
+        if self.namespace:
+            arguments += ["-r", f"__ns:={self.namespace}"]
+        if self.log_level:
+            arguments += ["--log-level", self.log_level]
         return arguments
 
     def again(self) -> Process:
@@ -130,6 +151,29 @@ def shutdown_notice(process: Process) -> str:
     return f"{process.name} has been shut down, so everything ends"
 
 
+def plain(values: Mapping[str, str]) -> dict[str, str]:
+    """The values of arguments with true and false as they are compared here; Python's True and False mean the same."""
+    return {name: text.lower() if text in YES_NO else text for name, text in values.items()}
+
+
+def in_place(processes: list[Process], values: Mapping[str, str]) -> list[Process]:
+    """The processes with what the values of NODES say of all nodes.
+
+    Raises:
+        UserError: there is no such parameter file, or no such namespace can be.
+    """
+    name, file = values["namespace"].strip("/"), values["params_file"]
+    if name and not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name):
+        raise UserError(f"The argument namespace must be a name such as car2, not {values['namespace']!r}.")
+    if file and not Path(file).is_file():
+        raise UserError(f"There is no parameter file {file}.")
+    space, path, level = f"/{name}" if name else "", str(Path(file).absolute()) if file else "", values["log_level"]
+    return [
+        process if process.module else replace(process, namespace=space, params_file=path, log_level=level)
+        for process in processes
+    ]
+
+
 def live(values: Mapping[str, str]) -> list[Process]:
     """The processes of a drive, in the order in which they are started.
 
@@ -141,6 +185,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
     """
     from carla_digr.driving.control import IMAGE_SIZE  # numpy, which help does without
 
+    values = plain(values)
     simulator, lockstep = values["simulator"], values["lockstep"] == "true"
     host = "127.0.0.1" if simulator == "embedded" else values["host"]
     port = whole_number("port", values["port"], 1, 65534)
@@ -171,7 +216,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
         ),
         Process("explainer", parameters=_explainer(values, camera=IMAGE_SIZE)),
     ]
-    return [*processes, *_viewer(values)]
+    return in_place([*processes, *_viewer(values)], values)
 
 
 def replay(values: Mapping[str, str]) -> list[Process]:
@@ -183,6 +228,7 @@ def replay(values: Mapping[str, str]) -> list[Process]:
     Raises:
         UserError: a value is not of its argument's kind, or no bag is named.
     """
+    values = plain(values)
     if not values["bag"]:
         raise UserError("Name the recording to replay: bag:=DIRECTORY.")
     processes = _viewer(values)
@@ -207,7 +253,7 @@ def replay(values: Mapping[str, str]) -> list[Process]:
         remappings=remappings(values["remap"]),
         finite=True,
     )
-    return [*processes, player]
+    return in_place([*processes, player], values)
 
 
 def _explainer(values: Mapping[str, str], camera: int) -> dict[str, bool | int | float | str | list[str]]:

@@ -23,7 +23,17 @@ from pathlib import Path
 from carla_digr.errors import UserError, ending
 from carla_digr.files import atomic_write
 from carla_digr.live.child import Child
-from carla_digr.live.composition import PACKAGE, PAGE_IS_AT, Process, live, replay, restart_notice, shutdown_notice
+from carla_digr.live.composition import (
+    PACKAGE,
+    PAGE_IS_AT,
+    Process,
+    in_place,
+    live,
+    plain,
+    replay,
+    restart_notice,
+    shutdown_notice,
+)
 
 WORKSPACE = Path(__file__).parents[2] / "ros2_ws"
 SETUP = WORKSPACE / "install" / "setup.bash"
@@ -59,13 +69,14 @@ def run_live(
         raise UserError(f"--duration must lie between 1 and 86400 seconds, not {duration:g}.")
     if duration is None and (report is not None or headless):
         raise UserError("--out and --headless need --duration: how long to measure, in seconds.")
+    values = plain(values)
     processes = live(values)
     with started(processes, verbose) as supervisor:
         if values["simulator"] == "embedded":
             print("Starting the drive; the very first start compiles the simulator, which takes a minute.", flush=True)
         if duration is not None:
             page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
-            supervisor.start(measurement(duration, supervisor.pids(), page))
+            supervisor.start(*in_place([measurement(duration, supervisor.pids(), page)], values))
         measured = supervisor.watch()
     if measured is not None:
         return conclude(measured.data, report)

@@ -109,7 +109,7 @@ class Launched:
             kind = type(entity).__name__
             if kind == "DeclareLaunchArgument":
                 (name,) = entity.args
-                assert name not in self.arguments, f"{name} is declared twice"
+                assert self.arguments.get(name, entity.kwargs) == entity.kwargs, f"{name} is declared as two things"
                 self.arguments[name] = entity.kwargs
                 self.values.setdefault(name, entity.kwargs["default_value"])
                 assert entity.kwargs["choices"] is None or self.values[name] in entity.kwargs["choices"]
@@ -175,13 +175,19 @@ def test_every_argument_has_description_and_default_and_the_default_is_a_choice(
             "replay",
             composition.REPLAY_ARGUMENTS,
             composition.replay,
-            {"bag": "there", "method": "gb", "rate": "0.5", "loop": "true", "remap": "/a:=/b", "viewer": "false"},
+            {"bag": "there", "method": "gb", "rate": "0.5", "loop": "True", "remap": "/a:=/b", "viewer": "False"},
+        ),
+        (
+            "live",
+            composition.ARGUMENTS,
+            composition.live,
+            {"namespace": "car2", "params_file": __file__, "log_level": "debug", "lockstep": "True"},
         ),
     ],
 )
 def test_a_launch_starts_what_the_command_line_starts(launched, name, arguments, processes, values):
     launch = launched(name, rviz="false", **values)
-    assert set(launch.arguments) == {argument.name for argument in arguments} | {"rviz"}
+    assert set(launch.arguments) == {argument.name for argument in arguments} | {"rviz"}  # its namespace is the drive's
     expected = processes({a.name: a.default for a in arguments} | values)
     assert [action.kwargs["name"] for action in launch.actions] == [process.name for process in expected]
     for started, process in zip(launch.actions, expected, strict=True):
@@ -202,7 +208,7 @@ def test_every_executable_exists_and_declares_the_parameters_it_is_given(launche
         flag, file, *_ = node["ros_arguments"]
         assert flag == "--params-file"
         given = set(parameters(node))
-        given |= set(yaml.safe_load(Path(file).read_text()).get(executable, {}).get("ros__parameters", {}))
+        given |= set(yaml.safe_load(Path(file).read_text()).get(f"/**/{executable}", {}).get("ros__parameters", {}))
         code = Path(importlib.util.find_spec(f"carla_digr_ros.{executable}").origin).read_text()
         for parameter in given:
             assert f'"{parameter}"' in code, f"{executable} does not declare {parameter}"
@@ -362,6 +368,8 @@ def test_every_task_has_an_installed_configuration_of_its_name(launched):
         ("pipeline", {"seed": "-1"}, "seed must be a whole number"),
         ("live", {"port": "x"}, "port must be a whole number"),
         ("replay", {}, "Name the recording to replay"),
+        ("live", {"namespace": "2 cars"}, "namespace must be a name such as car2"),
+        ("live", {"params_file": "/none.yaml"}, "There is no parameter file /none.yaml."),
     ],
 )
 def test_a_wrong_value_is_one_sentence(launched, name, values, sentence):
@@ -396,6 +404,23 @@ def test_rviz_is_started_only_where_it_is_installed(launched, monkeypatch, tmp_p
     for topic in shown:  # as in the table, else RViz shows nothing
         assert (topic["Reliability Policy"], topic["Durability Policy"]) == ("Reliable", "Volatile")
         assert (topic["History Policy"], topic["Depth"]) == ("Keep Last", topics.QOS.depth)
+
+
+def test_rviz_looks_into_the_namespace_of_its_drive(launched, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "rviz2").touch(mode=0o755)
+    (node,) = (node for node in launched("live", namespace="/a/car2").of("Node") if node["package"] == "rviz2")
+    assert node["parameters"] == [{"use_sim_time": True}]
+    assert dict(node["remappings"]) == {name: f"/a/car2{name}" for name in ("/clock", "/tf", "/tf_static")}
+    here, there = (
+        yaml.safe_load(Path(path).read_text())["Visualization Manager"]["Displays"]
+        for path in (live_support.installed("rviz/live.rviz"), node["arguments"][1])
+    )
+    for display, moved in zip(here, there, strict=True):
+        if "Topic" in display:
+            display["Topic"]["Value"] = f"/a/car2{display['Topic']['Value']}"
+        assert moved == display
 
 
 def test_what_the_package_imports_of_ros_it_depends_on():

@@ -484,7 +484,7 @@ class CarlaBridge(ManagedNode):
         Raises:
             UserError: another node is the drive's clock.
         """
-        image, decision = (self.resolve_topic_name(topic.name) for topic in (topics.IMAGE, topics.DECISION))
+        image, decision = topics.IMAGE.of(self), topics.DECISION.of(self)
         while going():
             self._refuse_a_second_clock()
             deciders = {info.node_name for info in self.get_publishers_info_by_topic(decision)}
@@ -503,9 +503,9 @@ class CarlaBridge(ManagedNode):
         Raises:
             UserError: there is one.
         """
-        clock = self.resolve_topic_name(topics.CLOCK.name)
+        clock = topics.CLOCK.of(self)
         if self.count_publishers(clock) > 1:
-            raise UserError(f"Another node publishes {clock} too: end it, or give each drive its own ROS_DOMAIN_ID.")
+            raise UserError(f"Another node publishes {clock} too: end it, or give each drive its own namespace.")
 
     def _wait_for_the_decision(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         start = time.monotonic()

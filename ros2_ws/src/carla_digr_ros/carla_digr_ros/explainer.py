@@ -318,7 +318,7 @@ class ExplainerNode(ManagedNode):
             self._objects.add(message)
 
     def _topic(self) -> str:
-        return self.resolve_topic_name(topics.IMAGE.name)
+        return topics.IMAGE.of(self)
 
     def _decision_message(self, header: Header, decision: Decision) -> DrivingDecision:
         wanted = UNKNOWN if self._commands is None else self._commands[decision.action]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.action import Action
@@ -29,7 +31,18 @@ from launch_ros.actions import Node
 
 from carla_digr.config import shipped_configs
 from carla_digr.errors import UserError, ending
-from carla_digr.live.composition import PACKAGE, Argument, Process, restart_notice, shutdown_notice, whole_number
+from carla_digr.live.composition import (
+    NODES,
+    PACKAGE,
+    YES_NO,
+    Argument,
+    Process,
+    in_place,
+    restart_notice,
+    shutdown_notice,
+    whole_number,
+)
+from carla_digr.recordings import topics as names
 from carla_digr.training import STAGES
 
 SHARE = Path(get_package_share_directory(PACKAGE))
@@ -42,7 +55,9 @@ STAGE_ARGUMENTS = (
     Argument("config", "", "a YAML file to use instead of one that ships"),
     Argument("out", "", "directory of results and saved states (empty: runs/<task>)"),
     Argument("seed", "", "replaces the configuration's seed (empty: does not)"),
+    *NODES,
 )
+RVIZ_ARGUMENTS = (Argument("rviz", "true", "open RViz, if it is installed", YES_NO), NODES[0])
 
 
 def composed(
@@ -104,7 +119,42 @@ def run_stages(names: Sequence[str], values: Mapping[str, str]) -> list[Process]
     if values["seed"]:
         parameters["seed"] = whole_number("seed", values["seed"], 0, 2**31 - 1)
     asking = [Process("run_stage", parameters={**parameters, "stage": name}, finite=True) for name in names]
-    return [Process("stages"), *asking]
+    return in_place([Process("stages"), *asking], values)
+
+
+def rviz(context: LaunchContext) -> list[Action]:
+    """RViz with the drive's displays, where it is installed and wanted."""
+    wanted, namespace = (LaunchConfiguration(argument.name).perform(context) for argument in RVIZ_ARGUMENTS)
+    if wanted.lower() == "false":
+        return []
+    if shutil.which("rviz2") is None:
+        return [LogInfo(msg="RViz is not installed (package ros-$ROS_DISTRO-rviz2): going on without it.")]
+    (process,) = in_place([Process("rviz2")], {"namespace": namespace, "params_file": "", "log_level": ""})
+    moved = [(name, f"{process.namespace}{name}") for name in (names.CLOCK, names.TF, names.TF_STATIC)]
+    return [
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            arguments=["-d", str(rviz_file(process.namespace))],
+            parameters=[{"use_sim_time": True}],
+            remappings=moved if process.namespace else [],
+            prefix=PREFIX,
+        )
+    ]
+
+
+def rviz_file(namespace: str) -> Path:
+    """live.rviz, or a temporary copy of it with the topics in a namespace."""
+    shipped = SHARE / "rviz/live.rviz"
+    if not namespace:
+        return shipped
+    config = yaml.safe_load(shipped.read_text())
+    for display in config["Visualization Manager"]["Displays"]:
+        if "Topic" in display:
+            display["Topic"]["Value"] = f"{namespace}{display['Topic']['Value']}"
+    with tempfile.NamedTemporaryFile("w", prefix="live-", suffix=".rviz", delete=False) as file:
+        yaml.safe_dump(config, file, sort_keys=False)
+    return Path(file.name)
 
 
 def start(process: Process, then: Sequence[Process] = (), endless: bool = False) -> Action:

@@ -207,7 +207,7 @@ class Player(ManagedNode):
         topic = TABLE.get(name)
         publisher: Publisher
         if topic is None:
-            publisher = self.create_publisher(_message_class(channel), channel.topic, _qos(channel))
+            publisher = self.create_publisher(_message_class(channel), channel.topic.lstrip("/"), _qos(channel))
         elif topic.type_name == channel.type:
             publisher = topic.publisher(self)
         else:

@@ -36,7 +36,8 @@ class RecorderNode(ManagedNode):
     """Subscribes to all of `topics.TOPICS` raw; callbacks only queue, one thread writes. A bag for each configuration.
 
     A message's time in the bag is the stamp of its header (or the clock's), which is simulation time; what is stamped
-    by the wall clock, diagnostics and a human's control, gets the latest time.
+    by the wall clock, diagnostics and a human's control, gets the latest time. Topics have their names of the root
+    namespace in the bag, wherever the drive was.
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,9 @@ class RecorderNode(ManagedNode):
         self.destroy_timer(self._completion)
 
     def _complete(self) -> None:
-        heard = all(self.count_publishers(topic.name) for topic in (topics.DECISION, topics.SALIENCY, topics.OVERLAY))
+        heard = all(
+            self.count_publishers(topic.of(self)) for topic in (topics.DECISION, topics.SALIENCY, topics.OVERLAY)
+        )
         if heard or time.monotonic() - self._begun > EXPLAINER_SECONDS:
             self._completion.cancel()
             self._record(topics.IMAGE, self._channels[topics.TOPICS.index(topics.IMAGE)])
@@ -126,7 +129,7 @@ class RecorderNode(ManagedNode):
                 self._lost += 1
 
         qos = QoSProfile(depth=DEPTH, durability=topic.qos.durability)
-        self.heard.append(self.create_subscription(topic.type, topic.name, keep, qos, raw=True))
+        self.heard.append(self.create_subscription(topic.type, topic.relative, keep, qos, raw=True))
 
     def _write(self, recorder: Recorder) -> None:
         """The writer thread, until None comes."""

@@ -100,7 +100,7 @@ class ManagedNode(LifecycleNode):
             self._mismatch(publisher.topic_name, event, "a subscriber gets nothing from it")
 
         events = PublisherEventCallbacks(incompatible_qos=mismatch)
-        publisher = self.create_lifecycle_publisher(topic.type, topic.name, topic.qos, event_callbacks=events)
+        publisher = self.create_lifecycle_publisher(topic.type, topic.relative, topic.qos, event_callbacks=events)
         return publisher
 
     def listen(self, topic: Topic, callback: Callable[..., None]) -> None:
@@ -116,10 +116,12 @@ class ManagedNode(LifecycleNode):
                 self.get_logger().info(f"Taking {reliable.topic_name} with best effort from now on")
                 self.heard.remove(reliable)
                 self.destroy_subscription(reliable)
-                self.heard.append(self.create_subscription(topic.type, topic.name, callback, qos_profile_sensor_data))
+                self.heard.append(
+                    self.create_subscription(topic.type, topic.relative, callback, qos_profile_sensor_data)
+                )
 
         events = SubscriptionEventCallbacks(incompatible_qos=mismatch)
-        reliable = self.create_subscription(topic.type, topic.name, callback, topic.qos, event_callbacks=events)
+        reliable = self.create_subscription(topic.type, topic.relative, callback, topic.qos, event_callbacks=events)
         self.heard.append(reliable)
 
     def _mismatch(self, topic: str, event, consequence: str) -> str:

@@ -1,7 +1,8 @@
 """The one table of the drive's topics: name, which is the library's, type, rate, quality of service, publisher.
 
 Every message about a frame carries that frame's stamp (simulation time). All publishers are reliable, so reliable and
-best-effort subscribers both match. Names are remapped like any ROS name's.
+best-effort subscribers both match. Names are relative to a node's namespace and remapped like any ROS name's; ``name``
+is that in the root namespace, and in recordings.
 """
 
 from __future__ import annotations
@@ -63,13 +64,22 @@ class Topic:
         """The type as recordings name it."""
         return names.TYPES[self.name]
 
+    @property
+    def relative(self) -> str:
+        """The name in the namespace of a node."""
+        return self.name[1:]
+
+    def of(self, node: Node) -> str:
+        """The whole name that a node has for it."""
+        return node.resolve_topic_name(self.relative)
+
     def publisher(self, node: Node) -> Publisher:
         """A publisher of this topic."""
-        return node.create_publisher(self.type, self.name, self.qos)
+        return node.create_publisher(self.type, self.relative, self.qos)
 
     def subscribe(self, node: Node, callback: Any) -> Subscription:
         """A subscription with the table's quality of service."""
-        return node.create_subscription(self.type, self.name, callback, self.qos)
+        return node.create_subscription(self.type, self.relative, callback, self.qos)
 
 
 CLOCK = Topic(names.CLOCK, Clock, ("carla_bridge",))
