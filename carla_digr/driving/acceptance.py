@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -52,8 +53,9 @@ PEDALS = {
     "brake_1": -8.3,
 }
 """m/s2 that the driving task's numbers mean."""
-STALL = 90.0, 1500.0  # s that one line may take besides a call's limit, quick and in full
+STALL = 90.0, 900.0  # s that one line may take besides a call's limit, quick and in full
 LOST = "a call of the client library never returned"
+MOST_GROWTH = 100.0  # MiB of this client over the resets
 LAST_ID = 2**16  # from which on ids do not fit an instance picture
 
 
@@ -84,29 +86,38 @@ def check_simulator(
             if broke_off:
                 print(f"  --  {check.what}: not tried")
                 continue
-            watchdog = threading.Timer(STALL[full] + timeout, _give_up, (check.what,))
+            watchdog = threading.Timer(STALL[full] + timeout, _give_up, (check, lines, visit, report))
             watchdog.daemon = True
             watchdog.start()
             good, seen, broke_off = _attempt(check, visit)
             watchdog.cancel()
             line = f"{'pass' if good else 'FAIL'}  {check.what}: expected {check.expected}; saw {seen}"
             print(line if good else f"{line}; what to do: {check.remedy}", flush=True)
-            lines.append({"check": check.what, "passed": good, "expected": check.expected, "saw": seen})
+            lines.append(_line(check, good, seen))
     finally:
         visit.leave()
     passed = not broke_off and all(line["passed"] for line in lines)
-    if report is not None:
-        system = {"python": platform.python_version(), "system": platform.platform(), "full": full}
-        with atomic_write(report) as file:
-            file.write(json.dumps({**system, "checks": lines, "figures": visit.figures}, indent=1).encode())
-        print(f"All figures are in {report}.")
+    _write(report, lines, visit)
     return passed
 
 
-def _give_up(what: str) -> None:
-    """End the process: the client's Traffic Manager can lose a wake-up, and then its tick never returns."""
-    print(f"FAIL  {what}: {LOST}; what to do: run the check again, the server is not to blame", flush=True)
+def _write(report: Path | None, lines: list[dict[str, Any]], visit: _Visit) -> None:
+    if report is not None:
+        system = {"python": platform.python_version(), "system": platform.platform(), "full": visit.full}
+        with atomic_write(report) as file:
+            file.write(json.dumps({**system, "checks": lines, "figures": visit.figures}, indent=1).encode())
+        print(f"All figures are in {report}.", flush=True)
+
+
+def _give_up(check: Check, lines: list[dict[str, Any]], visit: _Visit, report: Path | None) -> None:
+    """End the process: a call of the client library never returned, and no time limit of its own holds."""
+    print(f"FAIL  {check.what}: {LOST}; what to do: run the check again, the server is not to blame", flush=True)
+    _write(report, [*lines, _line(check, False, LOST)], visit)
     os._exit(1)
+
+
+def _line(check: Check, good: bool, seen: str) -> dict[str, Any]:
+    return {"check": check.what, "passed": good, "expected": check.expected, "saw": seen}
 
 
 def _attempt(check: Check, visit: _Visit) -> tuple[bool, str, bool]:
@@ -312,10 +323,14 @@ def _drive(visit: _Visit) -> tuple[bool, str]:
     visit.own().close()
     visit.drive = drive = Scenario.connect(visit.simulator, visit.host, visit.port, visit.timeout, vehicles=TRAFFIC)
     drive.reset(1)
-    start = time.perf_counter()
-    distance = sum(TICK * _steer_on(drive) for _ in range(DRIVE_TICKS))
-    rate = DRIVE_TICKS / (time.perf_counter() - start)
-    visit.note("drive", {"distance": distance, "rate": rate})
+    distance, wall = 0.0, []
+    for _ in range(DRIVE_TICKS):
+        start = time.perf_counter()
+        distance += TICK * _steer_on(drive)
+        wall.append(1000.0 * (time.perf_counter() - start))
+    rate = 1000.0 / float(np.mean(wall))
+    slowest = {"p50_ms": float(np.median(wall)), "p99_ms": float(np.quantile(wall, 0.99))}
+    visit.note("drive", {"distance": distance, "rate": rate, **slowest})
     return distance > 40.0, f"{distance:.0f} m, {rate:.0f} frames a second with pictures"
 
 
@@ -361,13 +376,16 @@ def _resets(visit: _Visit) -> tuple[bool, str]:
     assert drive is not None
     drive.reset(0)
     actors, start = len(drive.session.world.get_actors()), time.perf_counter()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     count = 50 if visit.full else 3
     for seed in range(count):
         drive.reset(seed)
     more = len(drive.session.world.get_actors()) - actors
     seconds = (time.perf_counter() - start) / count
-    visit.note("resets", {"count": count, "more_actors": more, "seconds": seconds})
-    return more <= TRAFFIC // 10, f"{more:+d} actors after {count} resets of {seconds:.1f} s each"
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - memory
+    visit.note("resets", {"count": count, "more_actors": more, "seconds": seconds, "more_mib": memory})
+    seen = f"{more:+d} actors and {memory:+.0f} MiB in this client after {count} resets of {seconds:.1f} s each"
+    return more <= TRAFFIC // 10 and memory < MOST_GROWTH, seen
 
 
 def _left_behind(visit: _Visit) -> tuple[bool, str]:
@@ -524,7 +542,7 @@ CHECKS = (
     Check("repetition", "the same start again from the same seed", "stop other clients that move actors", _repeats),
     Check(
         "resets",
-        "as many actors after several resets as after the first, but for a tenth of the traffic",
+        "as many actors after several resets as after the first, but for a tenth of the traffic, and as much memory",
         "stop other clients that make actors; without any, report this as a defect",
         _resets,
     ),

@@ -25,6 +25,7 @@ LOOK_TIME, LEAST_LOOK = 0.7, 6.0  # s and m of the point it steers for
 STEEPEST = 0.12  # rad, wheel angle
 BRAKING = 2.5  # m/s2 that it counts on
 STANDING_GAP, HEADWAY = 7.0, 0.9  # m and s to the vehicle it follows
+STILL_INSIDE = 1.2  # m from the middle of the lane it changes to; farther off it also follows who is in its old one
 SLOWER = 1.0  # m/s below the cruise speed that make a vehicle worth passing
 WORTH = 15.0  # m more room ahead that a lane must offer
 REST = 40  # ticks from one lane change to the next
@@ -75,8 +76,10 @@ class ScriptedDriver:
                 found = self._better(lane, place, others, room, speed)
                 if found is not None:
                     self._lane, self._rest = found, REST
-                    room = Room(min(room.ahead, _room(found, place, others).ahead), *room[1:])
-        self._speed = _following_speed(room)
+        ways = [self._lane]
+        if abs(_across(self._lane, place.location)) > STILL_INSIDE:
+            ways.append(drive.session.map.get_waypoint(place.location))
+        self._speed = min(_following_speed(_room(way, place, others)) for way in ways)
 
     def _better(
         self, lane: carla.Waypoint, place: carla.Transform, others: NDArray[np.float64], now: Room, speed: float

@@ -169,7 +169,7 @@ def test_each_line_that_no_trait_breaks_fails_for_its_own_reason(capsys):
         "drive": r"saw \d\d m, \d+ frames a second with pictures; what to do: choose other spawn points",
         "traffic": r"saw \d+ vehicles, .*what to do: where only the limits are low",
         "repetition": r"saw 1\.00 m between the two; what to do: stop other clients that move actors",
-        "resets": r"saw \+3 actors after 3 resets .*what to do: stop other clients that make",
+        "resets": r"saw \+3 actors and \+\d+ MiB in this client after 3 resets .*what to do: stop other",
         "leaving": r"saw .*vehicle\.audi\.a2 \d+, .*settings as before; what to do: stop other clients that make",
     }
     assert list(failed) == list(expected)
@@ -279,6 +279,25 @@ def test_a_server_that_hangs_half_way_is_reported(simulator):
     failed = [i for i, line in enumerate(lines) if line.startswith("FAIL")]
     assert len(failed) == 1 and "no answer in 3 s" in lines[failed[0]], lines
     assert all("not tried" in line for line in lines[failed[0] + 1 :])
+
+
+def test_a_check_that_never_returns_is_given_up_with_its_line_in_the_report(tmp_path):
+    report = tmp_path / "report.json"
+    program = f"""
+import pathlib, time
+from carla_digr.driving import acceptance
+acceptance.STALL = 0.5, 0.5
+acceptance.CHECKS = (
+    acceptance.Check("good", "", "", lambda visit: (True, "it")),
+    acceptance.Check("stuck", "", "", lambda visit: time.sleep(100)),
+)
+acceptance.check_simulator("127.0.0.1", 1, 0.1, report=pathlib.Path({str(report)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"FAIL  stuck: {acceptance.LOST}; what to do" in done.stdout
+    lines = json.loads(report.read_text())["checks"]
+    assert [(line["check"], line["passed"]) for line in lines] == [("good", True), ("stuck", False)]
 
 
 @pytest.mark.parametrize("extra", [["--port", "0"], ["--port", "99999"]])
