@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
 from carla_digr.policy import Policy
-from carla_digr.saliency.gradient import weighted_gradient
+from carla_digr.saliency.gradient import balanced, weighted_gradient
 
 Attack = Callable[[Policy, Tensor, float | Tensor, torch.Generator], Tensor]
 STEPS = 10  # of the iterated attacks
@@ -72,7 +72,7 @@ def mad(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torc
         clean = policy(states)[0].softmax(dim=1)
         attacked = noise(policy, states, epsilon, generator)
     for _ in range(STEPS):
-        gradient = weighted_gradient(policy, attacked, lambda logits: _balanced(logits.softmax(dim=1) - clean, action))
+        gradient = weighted_gradient(policy, attacked, lambda logits: balanced(logits.softmax(dim=1) - clean, action))
         attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
     return attacked
 
@@ -97,16 +97,7 @@ def _preferred(policy: Policy, states: Tensor) -> Tensor:
 
 def _loss_gradient(policy: Policy, states: Tensor, action: Tensor) -> Tensor:
     """d(-log pi(action)) / d s, float (B, C, H, W)."""
-    return weighted_gradient(policy, states, lambda logits: _balanced(logits.softmax(dim=1), action))
-
-
-def _balanced(weights: Tensor, action: Tensor) -> Tensor:
-    """Weights of the logits (B, A) that sum to 0: the action's is the negative sum of the others'.
-
-    Computed by itself it would be a difference of numbers near 1, without digits where the policy is confident.
-    """
-    others = weights * (1 - action)
-    return others - action * others.sum(dim=1, keepdim=True)
+    return weighted_gradient(policy, states, lambda logits: balanced(logits.softmax(dim=1), action))
 
 
 def _project(attacked: Tensor, states: Tensor, epsilon: float | Tensor) -> Tensor:

@@ -91,14 +91,21 @@ def normalise(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_probability_weights(logits: Tensor) -> Tensor:
-    """The weights of the logits' gradients in d(-log pi(a*)) / d s, a* the most probable action: pi - onehot(a*).
+    """The weights of the logits' gradients in d(-log pi(a*)) / d s, a* the most probable action: pi - onehot(a*)."""
+    return balanced(logits.softmax(dim=1), F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype))
 
-    The entry of a* is the negative sum of the others, which keeps its digits when pi(a*) is nearly 1.
+
+def balanced(weights: Tensor, action: Tensor) -> Tensor:
+    """Weights of the logits (B, A) that sum to 0: the action's is the negative sum of the others'.
+
+    Computed by itself it would be a difference of numbers near 1, without digits where the policy is confident.
+
+    Args:
+        weights: float (B, A); the action's own is not used.
+        action: float (B, A), one-hot rows.
     """
-    pi = logits.softmax(dim=1)
-    best = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
-    others = pi * (1 - best)
-    return others - best * others.sum(dim=1, keepdim=True)
+    others = weights * (1 - action)
+    return others - action * others.sum(dim=1, keepdim=True)
 
 
 def input_gradient(policy: ActorCritic, hidden: list[Tensor], weights: Tensor) -> Tensor:
