@@ -113,32 +113,6 @@ class InputRecipe:
             return luma.astype(np.uint8, copy=False)[None]
         return frame.transpose(2, 0, 1)[:: 1 if self.colour == "rgb" else -1]
 
-    def states(
-        self, frames: NDArray[np.uint8], input_shape: tuple[int, int, int], resize: bool = False
-    ) -> NDArray[np.uint8]:
-        """The states of consecutive pictures; before the first one, it is repeated.
-
-        Args:
-            frames: uint8 (N, H, W, channels); or states already, (N, H, W, C) with the C of ``input_shape``, if that is
-                neither 1 nor 3.
-            input_shape: C, H, W of a state.
-            resize: scale frames of another size.
-
-        Returns:
-            uint8 (N, C, H, W).
-
-        Raises:
-            UserError: the frames have another type or size.
-        """
-        size = input_shape[1:]
-        if frames.ndim == 4 and frames.shape[3] not in (1, 3) and frames.shape[1:] == (*size, self.channels):
-            return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-        if frames.ndim not in (3, 4) or not len(frames):
-            raise UserError(f"Frames must be uint8 (N, H, W, C), not {frames.dtype} {frames.shape}.")
-        pictures = np.stack([self.picture(frame, size, resize) for frame in frames])
-        rows = np.arange(len(frames))[:, None] - np.arange(self.stack - 1, -1, -1)[None, :]
-        return pictures[rows.clip(min=0)].reshape(len(frames), *input_shape)
-
     def _refusal(self, frame: NDArray, size: tuple[int, int]) -> str:
         expected = " x ".join(map(str, (*size, 1 if self.colour == "grey" else 3)))
         got = " x ".join(map(str, frame.shape))

@@ -123,13 +123,20 @@ def test_the_rest_of_the_drive_is_kept(bag, tmp_path, weights):
         assert [f.number for f in read_drive(opened).frames] == [1, 2, 3, 4, 5]
 
 
+def states_of(policy, frames):
+    """The states of consecutive frames in one batch; before the first one, it is repeated."""
+    pictures = np.stack([policy.recipe.picture(frame, policy.input_shape[1:], resize=True) for frame in frames])
+    rows = np.arange(len(frames))[:, None] + np.arange(1 - policy.recipe.stack, 1)
+    return to_input(torch.from_numpy(pictures[rows.clip(min=0)].reshape(len(frames), *policy.input_shape)))
+
+
 @pytest.mark.parametrize("target", [None, "stop"])
 def test_a_foreign_policy_explains_what_it_would_have_done(bag, tmp_path, target):
     foreign = live_support.make_foreign_weights(tmp_path)
     explain_bag(bag, tmp_path / "out", "vg", foreign, wrong_size="resize", target=target)
     policy, _ = checkpoint.load(foreign)
     frames = np.stack([drive_bags.picture(number) for number in range(1, 6)])
-    states = to_input(torch.from_numpy(policy.recipe.states(frames, policy.input_shape, resize=True)))
+    states = states_of(policy, frames)
     raw = METHODS["vg"](policy, states, None if target is None else 1)
     probabilities = policy(states)[0].softmax(dim=1).detach().numpy()
     decisions = [m for m in decoded(tmp_path / "out", topics.DECISION) if not m.fallback]
@@ -154,7 +161,7 @@ def test_frames_of_another_episode_are_not_stacked(tmp_path):
     explain_bag(drive.recorder.path, tmp_path / "out", "vg", foreign, wrong_size="resize")
     policy, _ = checkpoint.load(foreign)
     frames = np.stack([drive_bags.picture(number) for number in (60, 61)])
-    states = to_input(torch.from_numpy(policy.recipe.states(frames, policy.input_shape, resize=True)))
+    states = states_of(policy, frames)
     expected = policy(states)[0].softmax(dim=1).detach().numpy()
     found = [m.probabilities for m in decoded(tmp_path / "out", topics.DECISION)]
     np.testing.assert_allclose(found[3:], expected, atol=1e-6)

@@ -304,19 +304,18 @@ def test_a_network_that_does_not_do_what_is_said_is_refused(network, reason):
         TorchPolicy(network, (3, 8, 8), 3)
 
 
-def test_a_recipe_makes_states_of_frames():
+def test_a_recipe_makes_pictures_of_frames():
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (5, 6, 4, 3), np.uint8)
+    frame = rng.integers(0, 256, (6, 4, 3), np.uint8)
     grey = InputRecipe("grey", stack=3)
-    states = grey.states(frames, (3, 6, 4))
-    luma = (frames @ np.array([0.299, 0.587, 0.114])).round()
-    assert states.shape == (5, 3, 6, 4) and states.dtype == np.uint8
-    np.testing.assert_allclose(states[4], luma[2:5], atol=1)
-    np.testing.assert_allclose(states[1], luma[[0, 0, 1]], atol=1)
-    np.testing.assert_array_equal(InputRecipe("bgr").states(frames, (3, 6, 4)), frames[..., ::-1].transpose(0, 3, 1, 2))
-    already = rng.integers(0, 256, (2, 6, 4, 4), np.uint8)
-    stacked = InputRecipe("grey", stack=4).states(already, (4, 6, 4))
-    np.testing.assert_array_equal(stacked, already.transpose(0, 3, 1, 2))
+    luma = grey.picture(frame, (6, 4))
+    assert luma.shape == (1, 6, 4) and luma.dtype == np.uint8
+    np.testing.assert_allclose(luma[0], frame @ np.array([0.299, 0.587, 0.114]), atol=1)
+    for already in (luma[0], luma[0, ..., None]):
+        np.testing.assert_array_equal(grey.picture(already, (6, 4)), luma)
+    np.testing.assert_array_equal(InputRecipe("bgr").picture(frame, (6, 4)), frame[..., ::-1].transpose(2, 0, 1))
     with pytest.raises(UserError, match="or ask for resizing"):
-        grey.states(frames, (3, 12, 8))
-    assert grey.states(frames, (3, 12, 8), resize=True).shape == (5, 3, 12, 8)
+        grey.picture(frame, (12, 8))
+    assert grey.picture(frame, (12, 8), resize=True).shape == (1, 12, 8)
+    with pytest.raises(UserError, match="but got uint8 6 x 4"):
+        InputRecipe("rgb").picture(luma[0], (6, 4))
