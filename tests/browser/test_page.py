@@ -19,7 +19,8 @@ from chromium import find_chromium
 from playwright.sync_api import BrowserContext, Page, expect
 
 from carla_digr.errors import UserError
-from carla_digr.live.viewer.server import STATIC, WINDOW, ViewerServer
+from carla_digr.live.viewer.client import WINDOW
+from carla_digr.live.viewer.server import STATIC, ViewerServer
 from carla_digr.saliency.overlay import colours, overlay
 
 # Resolves once the page shows the frame. Runs over the debugging protocol: the page's own policy forbids eval.

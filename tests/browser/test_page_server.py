@@ -20,7 +20,8 @@ import simplejpeg
 
 from carla_digr.errors import UserError
 from carla_digr.live.viewer import server as server_module
-from carla_digr.live.viewer.server import ASSETS, WINDOW, ViewerServer
+from carla_digr.live.viewer.client import WINDOW
+from carla_digr.live.viewer.server import ASSETS, ViewerServer
 
 
 class Client:

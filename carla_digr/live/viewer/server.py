@@ -45,9 +45,9 @@ map's 256 levels, one after another), ``{"type": "colours", "colormap": ...}`` w
 "beat"}`` about once a second while there is no new frame. A binary message is one frame: uint32 n, then n bytes of JSON
 header (``sequence``, ``published`` (s, server's monotonic clock), ``frame``, ``stamp`` (s), ``width``, ``height``,
 ``jpeg_bytes``, ``saliency``: [height, width] or null, ``decision``), then the JPEG picture, then the saliency map as
-height x width bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most ``WINDOW``
-frames unanswered and then keeps only the newest frame for that client. That bounds the memory and the age of the
-picture for a client that is slow, frozen or gone.
+height x width bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most
+``client.WINDOW`` frames unanswered and then keeps only the newest frame for that client. That bounds the memory and the
+age of the picture for a client that is slow, frozen or gone.
 
 With recordings instead of a drive, ``GET /api/recording`` is `recorded.Recorded.description` and
 ``GET /api/recording/SIDE/INDEX`` a binary message of one frame, its header without what the description has already.
@@ -78,7 +78,8 @@ from aiohttp import WSMsgType, web
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
-from carla_digr.live.viewer.message import encode, plain
+from carla_digr.live.viewer.client import Client, Frame
+from carla_digr.live.viewer.message import plain
 from carla_digr.saliency.overlay import COLORMAP, colours
 
 if TYPE_CHECKING:
@@ -86,8 +87,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WINDOW = 8  # frames sent but not yet answered by a client; covers a stutter of 0.4 s at 20 Hz
-BEAT_SECONDS = 1.0  # silence after which a client is told that the connection still stands
 PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
 
 STATIC = Path(__file__).parent / "static"
@@ -113,75 +112,6 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class _Frame:
-    """One published frame; its message is encoded at most once, and only if a client wants it."""
-
-    def __init__(self, header: dict[str, Any], rgb: np.ndarray, saliency: np.ndarray | None):
-        self.header = header
-        self.sequence: int = header["sequence"]
-        self.rgb = rgb
-        self.saliency = saliency
-        self._message: bytes | None = None
-
-    def message(self) -> bytes:
-        if self._message is None:
-            self._message = encode(self.header, self.rgb, self.saliency)
-        return self._message
-
-
-class _Client:
-    """One WebSocket: a mailbox that holds the newest frame only, and the frames it has not answered yet."""
-
-    def __init__(self, number: int, websocket: web.WebSocketResponse, offered: int):
-        self.number = number
-        self.websocket = websocket
-        self.connected = time.monotonic()
-        self.ready = asyncio.Event()
-        self.waiting: _Frame | None = None
-        self.colours: list[int] | None = None  # that it has not been told of
-        self.unanswered: deque[int] = deque()
-        self.offered = offered  # sequence of the last frame this client was offered
-        self.sent = 0
-        self.dropped = 0
-
-    def offer(self, frame: _Frame) -> None:
-        if frame.sequence <= self.offered:
-            return
-        self.dropped += frame.sequence - self.offered - 1 + (self.waiting is not None)
-        self.offered = frame.sequence
-        self.waiting = frame
-        self.ready.set()
-
-    def recolour(self, colours: list[int]) -> None:
-        self.colours = colours
-        self.ready.set()
-
-    def answered(self, sequence: int) -> None:
-        while self.unanswered and self.unanswered[0] <= sequence:
-            self.unanswered.popleft()
-        self.ready.set()
-
-    async def send(self) -> None:
-        """Send the newest frame whenever the client keeps up, and a sign of life whenever there is none."""
-        while True:
-            try:
-                await asyncio.wait_for(self.ready.wait(), BEAT_SECONDS)
-            except asyncio.TimeoutError:  # not the builtin one before Python 3.11
-                if not self.unanswered:
-                    await self.websocket.send_str('{"type":"beat"}')
-                continue
-            self.ready.clear()
-            if self.colours is not None:
-                colours, self.colours = self.colours, None
-                await self.websocket.send_json({"type": "colours", "colormap": colours})
-            if self.waiting is None or len(self.unanswered) >= WINDOW:
-                continue
-            frame, self.waiting = self.waiting, None
-            self.unanswered.append(frame.sequence)
-            self.sent += 1
-            await self.websocket.send_bytes(frame.message())
 
 
 class ViewerServer:
@@ -218,12 +148,12 @@ class ViewerServer:
         machine = socket.gethostname().lower()
         self._names = {"localhost", host.lower(), machine, f"{machine}.local"}
         self._names.update(name.lower() for name in allowed_hosts)
-        self._clients: dict[int, _Client] = {}
+        self._clients: dict[int, Client] = {}
         self._connections = 0
         self._started = time.monotonic()
 
         self._lock = threading.Lock()  # guards what follows; held for a few assignments only
-        self._newest: _Frame | None = None
+        self._newest: Frame | None = None
         self._sequence = 0
         self._publish_times: deque[float] = deque(maxlen=64)
         self._distribution_due = False
@@ -289,7 +219,7 @@ class ViewerServer:
             if self._closed:
                 return
             self._sequence += 1
-            self._newest = _Frame({"sequence": self._sequence, **header}, picture, saliency)
+            self._newest = Frame({"sequence": self._sequence, **header}, picture, saliency)
             self._publish_times.append(now)
             if not self._distribution_due:
                 self._distribution_due = True
@@ -447,7 +377,7 @@ class ViewerServer:
         with self._lock:
             newest, published = self._newest, self._sequence
         self._connections += 1
-        client = _Client(self._connections, websocket, offered=max(0, published - 1))
+        client = Client(self._connections, websocket, offered=max(0, published - 1))
         if newest is not None:
             client.offer(newest)
         if self._colours is not greeted:  # changed meanwhile
