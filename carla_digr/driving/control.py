@@ -194,6 +194,15 @@ def _command_of(action: str, values: Any) -> VehicleCommand:
     return VehicleCommand(**{"steer": 0.0, **{k: float(v) for k, v in values.items()}}, along_lane=along_lane)
 
 
+def turning(speed: float, yaw_rate: float) -> VehicleCommand:
+    """The command that drives at a speed (m/s) and turns (rad/s, positive to the left, as ROS has it): the wheel angle
+    of a bicycle, as far as the wheels turn. Of numbers that are none it is one that is none."""
+    if not (math.isfinite(speed) and math.isfinite(yaw_rate)):
+        return UNKNOWN
+    angle = math.atan(EGO_WHEELBASE * yaw_rate / speed) if speed else 0.0
+    return VehicleCommand(max(-1.0, min(-angle / MAX_WHEEL_ANGLE, 1.0)), target_speed=speed)
+
+
 def signed_speed(vx: float, vy: float, yaw: float) -> float:
     """Speed in m/s, negative backwards, of a car with this velocity (m/s) and yaw (rad).
 

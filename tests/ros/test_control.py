@@ -8,9 +8,11 @@ import pytest
 
 live_support.workspace()
 
+from ackermann_msgs.msg import AckermannDrive, AckermannDriveStamped  # noqa: E402
 from carla_digr_msgs.msg import VehicleControl  # noqa: E402
 from carla_digr_msgs.srv import SetPolicy  # noqa: E402
 from carla_digr_ros import conversion, topics  # noqa: E402
+from geometry_msgs.msg import Twist, Vector3  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters, SetParameters  # noqa: E402
@@ -175,6 +177,56 @@ def test_manual_control_wins_while_it_is_fresh_and_a_wrong_command_brakes(drive)
         assert (stopped.throttle, stopped.steer, stopped.brake) == (0.0, 0.0, 1.0)
     drive.policy_drives()
     assert "Full brake: in the manual command" in drive.bridge.output
+
+
+def test_a_users_teleop_drives_with_the_same_precedence(drive):
+    twist = topics.CMD_VEL.publisher(drive.observer.node)
+    ackermann = topics.ACKERMANN.publisher(drive.observer.node)
+    drive.observer.until(lambda: twist.get_subscription_count() == ackermann.get_subscription_count() == 1)
+
+    def command(publisher, message):
+        """Publish until it is applied; the decision that says so."""
+        drive.policy_drives()
+        seen = len(drive.observer.received[topics.DECISION.name])
+
+        def applied():
+            return [m for m in drive.observer.received[topics.DECISION.name][seen:] if m.manual]
+
+        live_support.until(lambda: len(applied()) >= 2, lambda: (publisher.publish(message), drive.observer.spin()))
+        return applied()[-1]
+
+    def twisted(speed, turn):
+        return Twist(linear=Vector3(x=speed), angular=Vector3(z=turn))
+
+    driven = command(twist, twisted(12.0, 0.1))  # to the left, on a circle of 120 m
+    assert driven.target_speed == 12.0
+    assert driven.steer == pytest.approx(-np.arctan(2.88 / 120.0) / np.radians(70.0), abs=1e-6)
+    driven = command(ackermann, AckermannDriveStamped(drive=AckermannDrive(speed=9.0, steering_angle=-0.35)))
+    assert (driven.target_speed, driven.steer) == (9.0, pytest.approx(0.35 / np.radians(70.0), abs=1e-6))
+    for publisher, wrong in (
+        (twist, twisted(-1.0, 0.0)),
+        (twist, twisted(float("nan"), 0.0)),
+        (ackermann, AckermannDriveStamped(drive=AckermannDrive(speed=5.0, steering_angle=2.0))),
+    ):
+        stopped = command(publisher, wrong)
+        assert (stopped.throttle, stopped.steer, stopped.brake) == (0.0, 0.0, 1.0)
+    for publisher in (twist, ackermann):
+        drive.observer.node.destroy_publisher(publisher)
+    drive.policy_drives()
+
+
+def test_the_overlay_is_compressed_while_somebody_listens(drive):
+    jpegs = []
+    heard = drive.observer.node.create_subscription(
+        topics.OVERLAY_JPEG.type, topics.OVERLAY_JPEG.name, jpegs.append, topics.QOS
+    )
+    drive.observer.until(lambda: len(jpegs) >= 3)
+    drive.observer.node.destroy_subscription(heard)
+    assert jpegs[-1].format == "rgb8; jpeg compressed bgr8"
+    raw = {(m.header.stamp.sec, m.header.stamp.nanosec): m for m in drive.observer.received[topics.OVERLAY.name]}
+    for message in jpegs[:-1]:
+        picture = conversion.to_rgb(raw[message.header.stamp.sec, message.header.stamp.nanosec]).astype(int)
+        assert np.abs(conversion.to_rgb(message) - picture).mean() < 8
 
 
 def test_an_attack_changes_what_the_policy_sees_and_is_told(drive):

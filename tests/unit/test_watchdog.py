@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carla_digr.driving.control import VehicleCommand
+from carla_digr.driving.control import VehicleCommand, turning
 from carla_digr.live.watchdog import (
     BRAKE_PERIODS,
     FIRST_DECISION,
@@ -208,6 +208,15 @@ def test_a_frame_with_a_wrong_stamp_is_named_and_time_goes_on_after_a_jump():
 
 
 # --- manual control ---
+
+
+@given(st.floats(), st.floats())
+def test_a_turn_is_a_wheel_angle_or_no_number(speed, yaw_rate):
+    command = turning(speed, yaw_rate)
+    if math.isfinite(speed) and math.isfinite(yaw_rate):
+        assert -1.0 <= command.steer <= 1.0 and command.steer * yaw_rate * speed <= 0.0
+    else:
+        assert ManualControl(Clock()).receive(command)
 
 
 @given(commands)

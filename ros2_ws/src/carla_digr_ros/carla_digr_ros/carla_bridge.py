@@ -14,14 +14,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from ackermann_msgs.msg import AckermannDriveStamped
 from carla_digr_msgs.msg import DriveEvent, DrivingDecision, Vehicle, VehicleControl, Vehicles
 from carla_digr_msgs.msg import DriveFrame as DriveFrameMessage
+from geometry_msgs.msg import Twist
 from rclpy.executors import SingleThreadedExecutor
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from carla_digr.driving.control import UNKNOWN_LANE, DriveFrame, VehicleCommand
+from carla_digr.driving.control import MAX_WHEEL_ANGLE, UNKNOWN_LANE, DriveFrame, VehicleCommand, turning
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
@@ -63,7 +65,8 @@ class CarlaBridge(ManagedNode):
     """The simulator's driver: the only node that talks to CARLA, and the only one that ticks it.
 
     Services: ``~/pause`` (std_srvs/SetBool), ``~/step`` (Trigger, one frame while paused), ``~/reset`` (Trigger, a new
-    episode with the parameter ``seed``). While commands come on topics.MANUAL they are applied, whatever else happens.
+    episode with the parameter ``seed``). While commands come on topics.MANUAL, CMD_VEL or ACKERMANN the last one is
+    applied, whatever else happens.
     All calls to the simulator are made in one thread, so that this node answers while one of them hangs.
     """
 
@@ -138,6 +141,8 @@ class CarlaBridge(ManagedNode):
         """Take decisions and manual commands; `run` drives."""
         self.listen(topics.DECISION, self._on_decision)
         self.listen(topics.MANUAL, self._on_manual)
+        self.listen(topics.CMD_VEL, self._on_twist)
+        self.listen(topics.ACKERMANN, self._on_ackermann)
         self._static_transforms_out.publish(camera_transforms())
 
     def close(self) -> None:
@@ -426,7 +431,17 @@ class CarlaBridge(ManagedNode):
             self._answers.add((time.monotonic() - self._sent_at) * 1000.0)
 
     def _on_manual(self, message: VehicleControl) -> None:
-        if fault := self._manual.receive(VehicleCommand(message.steer, message.throttle, message.brake)):
+        self._drive_by_hand(VehicleCommand(message.steer, message.throttle, message.brake))
+
+    def _on_twist(self, message: Twist) -> None:
+        self._drive_by_hand(turning(message.linear.x, message.angular.z))
+
+    def _on_ackermann(self, message: AckermannDriveStamped) -> None:
+        wanted = message.drive
+        self._drive_by_hand(VehicleCommand(-wanted.steering_angle / MAX_WHEEL_ANGLE, target_speed=wanted.speed))
+
+    def _drive_by_hand(self, command: VehicleCommand) -> None:
+        if fault := self._manual.receive(command):
             self.get_logger().error(f"Full brake: in the manual command {fault}", throttle_duration_sec=5.0)
 
     def _own_decision(self, command: VehicleCommand, manual: bool) -> DrivingDecision:

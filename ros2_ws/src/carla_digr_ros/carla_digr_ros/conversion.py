@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+import simplejpeg
 from carla_digr_msgs.msg import Vehicle
 from geometry_msgs.msg import Point, Pose, Quaternion, Transform, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import ColorRGBA, Header
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
@@ -34,6 +35,7 @@ except ImportError:
 # REP 103 and 105: x forward, y left, z up; in the optical frame z forward, x right, y down.
 MAP_FRAME, EGO_FRAME = "map", "ego_vehicle"
 CAMERA_FRAME, OPTICAL_FRAME = "ego_vehicle/camera", "ego_vehicle/camera_optical"
+JPEG_QUALITY = 90
 EGO_SIZE = (4.79, 2.16, 1.49)  # m, the box of EGO_BLUEPRINT in CARLA 0.9.16
 EGO_COLOUR, OTHERS_COLOUR = ColorRGBA(r=0.1, g=0.5, b=1.0, a=0.9), ColorRGBA(r=0.9, g=0.6, b=0.2, a=0.9)
 # The simulator says exactly where the ego is, in float32: variances of (1 mm)2, (1 mrad)2 and those a second.
@@ -66,6 +68,12 @@ def to_message(image: NDArray, encoding: str, header: Header) -> Image:
         # array.array is the one type that rclpy takes without a copy element by element.
         data=array.array("B", image.tobytes()),
     )
+
+
+def to_jpeg(rgb: NDArray[np.uint8], header: Header) -> CompressedImage:
+    """A picture (H, W, 3) as image_transport compresses it."""
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), JPEG_QUALITY)
+    return CompressedImage(header=header, format="rgb8; jpeg compressed bgr8", data=array.array("B", data))
 
 
 def to_array(message: Image) -> NDArray:

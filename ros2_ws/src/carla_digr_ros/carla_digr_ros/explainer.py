@@ -31,7 +31,7 @@ from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, overlay
 from carla_digr_ros import topics
-from carla_digr_ros.conversion import to_message, to_rgb
+from carla_digr_ros.conversion import to_jpeg, to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
 from carla_digr_ros.objects import Explained, ObjectsStage
 from carla_digr_ros.parameters import check, declare
@@ -77,6 +77,7 @@ class ExplainerNode(ManagedNode):
         self._decisions = self.advertise(topics.DECISION)
         self._saliencies = self.advertise(topics.SALIENCY)
         self._overlays = self.advertise(topics.OVERLAY)
+        self._overlay_jpegs = self.advertise(topics.OVERLAY_JPEG)
         self._observations = self.advertise(topics.OBSERVATION)
         self._objects_out = self.advertise(topics.OBJECTS)
         self._objects: ObjectsStage | None = None
@@ -346,6 +347,8 @@ class ExplainerNode(ManagedNode):
         self._saliencies.publish(to_message(saliency.map, "32FC1", header))
         picture = overlay(rgb, saliency.map, self._settings["opacity"], self._settings["colormap"])
         self._overlays.publish(to_message(picture, "rgb8", header))
+        if self._overlay_jpegs.get_subscription_count():
+            self._overlay_jpegs.publish(to_jpeg(picture, header))
 
     # --- diagnostics ---
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ackermann_msgs.msg import AckermannDriveStamped
 from carla_digr_msgs.msg import (
     DriveEvent,
     DriveFrame,
@@ -20,13 +21,14 @@ from carla_digr_msgs.msg import (
     Vehicles,
 )
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Twist
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
@@ -101,6 +103,11 @@ OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",))  # rgb8: what the 
 OBJECTS = Topic(names.OBJECTS, ExplainedObjects, ("explainer",))  # those that come late are left out
 TRUST = Topic(names.TRUST, MapTrust, ("explainer",), rate=0.2)  # at most, where a core is free for it
 MANUAL = Topic(names.MANUAL, VehicleControl, ())  # from a human
+# Beside the drive's own topics, neither recorded nor replayed: what a user's teleop sends, and pictures for a slow
+# network, made while somebody listens.
+CMD_VEL = Topic("/cmd_vel", Twist, ())
+ACKERMANN = Topic("/ackermann_cmd", AckermannDriveStamped, ())
+OVERLAY_JPEG = Topic(f"{names.OVERLAY}/compressed", CompressedImage, ("explainer",))
 # Stamped by the wall clock: who watches it wants to know whether a node still speaks, whatever the drive's time does.
 DIAGNOSTICS = Topic(
     names.DIAGNOSTICS, DiagnosticArray, ("carla_bridge", "explainer", "viewer", "recorder", "player"), rate=1.0
