@@ -91,8 +91,15 @@ class Live:
     def leaves_nothing(self) -> bool:
         live_support.until(lambda: not self.processes())
         assert not [*Path(self.temporary.name).rglob("*")]
-        with socket.create_server(("127.0.0.1", self.port)), socket.create_server(("127.0.0.1", self.page)):
-            return True
+        # A process that is being taken apart has no environment any more, but its sockets for a moment.
+        live_support.until(lambda: free(self.port) and free(self.page))
+        return True
+
+
+def free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 @pytest.fixture
