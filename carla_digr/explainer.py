@@ -167,7 +167,8 @@ class Explainer:
         """The policy's most probable action for a frame.
 
         Args:
-            rgb: uint8 (H, W, 3) of the policy's size.
+            rgb: uint8 (H, W, 3) RGB of the policy's size, or of any with ``resize``; for grey policies also (H, W) or
+                (H, W, 1); or, of a policy that decides on several pictures, a whole state (H, W, C).
 
         Raises:
             UserError: the picture has another shape or type.

@@ -20,7 +20,7 @@ from carla_digr.evaluation.decision import (
     report_randomised,
 )
 from carla_digr.evaluation.report import Evaluation, attack_table, fresh_states
-from carla_digr.evaluation.robustness import compared_policies, robustness_curves
+from carla_digr.evaluation.robustness import measure_robustness
 
 QUICK_STEPS = 100  # longest episode, where the task has such a setting
 
@@ -39,26 +39,17 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
         "causal": ``measure_causal``, if the task knows objects; "decision": ``measure_decision``; "randomised":
-        ``measure_randomised``; "robustness": ``robustness_curves``.
+        ``measure_randomised``; "robustness": ``measure_robustness``.
     """
     settings = evaluation.config.evaluation
     states = functools.cache(lambda: fresh_states(evaluation, settings.saliency_states)[0])
     maps = functools.cache(lambda name: maps_of(name, evaluation.methods[name], states(), settings.slow_states))
-    policies = compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path)
     causal = {"causal": measure_causal(evaluation)} if asked_of(evaluation) else {}
     return {
         **causal,
         "decision": measure_decision(evaluation, states, maps),
         "randomised": measure_randomised(evaluation, states),
-        "robustness": robustness_curves(
-            evaluation.task,
-            policies,
-            settings.attack_episodes,
-            settings.attack_epsilons,
-            evaluation.seed + 1,
-            evaluation.part,
-            metric="return",
-        ),
+        "robustness": measure_robustness(evaluation, "return"),
     }
 
 

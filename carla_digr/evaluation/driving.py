@@ -31,7 +31,7 @@ from carla_digr.evaluation.decision import (
     report_randomised,
 )
 from carla_digr.evaluation.report import Evaluation, attack_table, fresh_states, known_mean, markdown_table, number
-from carla_digr.evaluation.robustness import compared_policies, robustness_curves
+from carla_digr.evaluation.robustness import measure_robustness
 from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
@@ -76,7 +76,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
         "causal": ``measure_causal``; "truth": method -> ``_truth_row``; "decision": ``measure_decision``; "randomised":
-        ``measure_randomised``; "robustness": ``robustness_curves``; "drive": ``long_drive``; "perturbation_delay":
+        ``measure_randomised``; "robustness": ``measure_robustness``; "drive": ``long_drive``; "perturbation_delay":
         seconds of one map at every pixel and at the dataset's stride.
     """
     settings, part = _settings(evaluation.config), evaluation.part
@@ -89,16 +89,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     decision = measure_decision(evaluation, lambda: frames()[0], maps)
     weights = measure_randomised(evaluation, lambda: frames()[0])
     environment = replace(evaluation.config.environment, episode_seconds=settings.attack_seconds)
-    policies = compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path)
-    robustness = robustness_curves(
-        Driving(environment),
-        policies,
-        settings.attack_episodes,
-        settings.attack_epsilons,
-        evaluation.seed + 1,
-        part,
-        metric="driven",
-    )
+    robustness = measure_robustness(evaluation, "driven", Driving(environment))
     drive = part("long drive", partial(long_drive, evaluation, settings.drive_seconds))
     delay = part("perturbation delay", partial(_perturbation_delay, evaluation, frames))
     return {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from carla_digr.evaluation import figures
 from carla_digr.evaluation.causal import draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.report import Evaluation, attack_table, markdown_table
-from carla_digr.evaluation.robustness import compared_policies, robustness_curves
+from carla_digr.evaluation.robustness import measure_robustness
 from carla_digr.evaluation.rooms import evaluation_rooms
 from carla_digr.evaluation.saliency_methods import MapOf
 from carla_digr.policy import to_input
@@ -38,7 +38,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     """What decides, Table 1 and Figure 8.
 
     Returns:
-        "causal": ``measure_causal``; "table_1": method -> ``table_row``; "robustness": ``robustness_curves``.
+        "causal": ``measure_causal``; "table_1": method -> ``table_row``; "robustness": ``measure_robustness``.
 
     Raises:
         UserError: the saliency evaluation dataset or a policy beside the student is damaged.
@@ -50,16 +50,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     for name, method in evaluation.methods.items():
         scored = cells[: settings.slow_states] if method.slow else cells
         table[name] = evaluation.part(f"Table 1, {name}", partial(table_row, name, method, scored))
-    policies = compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path)
-    robustness = robustness_curves(
-        evaluation.task,
-        policies,
-        settings.attack_episodes,
-        settings.attack_epsilons,
-        evaluation.seed + 1,
-        evaluation.part,
-    )
-    return {"causal": causal, "table_1": table, "robustness": robustness}
+    return {"causal": causal, "table_1": table, "robustness": measure_robustness(evaluation)}
 
 
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:

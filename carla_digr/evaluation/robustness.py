@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from carla_digr.attacks import ATTACKS, Attack, noise
-from carla_digr.evaluation.report import Curves, Part, spread
+from carla_digr.evaluation.report import Curves, Evaluation, Part, spread
 from carla_digr.policy import Policy, to_input
 from carla_digr.tasks import Task
 from carla_digr.training.progress import Progress
@@ -37,6 +37,28 @@ def compared_policies(task: Task, teacher: Policy, student: Policy, student_path
         if path.exists():
             policies[name] = load_policy(path, task)[0]
     return {**policies, "DIGR": student}
+
+
+def measure_robustness(evaluation: Evaluation, metric: str = "success", task: Task | None = None) -> Curves:
+    """``robustness_curves`` of Figure 8's policies by the evaluation's settings.
+
+    Args:
+        metric: see there.
+        task: whose episodes are attacked; None: the evaluation's own.
+
+    Raises:
+        UserError: a policy beside the student is damaged.
+    """
+    settings = evaluation.config.evaluation
+    return robustness_curves(
+        task or evaluation.task,
+        compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path),
+        settings.attack_episodes,
+        settings.attack_epsilons,
+        evaluation.seed + 1,
+        evaluation.part,
+        metric,
+    )
 
 
 def robustness_curves(

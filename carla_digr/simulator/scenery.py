@@ -19,7 +19,6 @@ COURSE_STEP = 4.0  # m between vertices of the barrier and the rails: at most 8 
 BLOCK = 4  # course steps a block
 CELL = 16.0  # m, side of a cell of the piece grid
 VERGE = 60.0  # m from the reference line: farther ground is countryside without road coordinates
-TREE_KINDS = 2  # round, conifer
 
 # Columns of Scenery.pieces: the middle of a piece with its frame; curvature 0 for straights.
 MID_S, MID_X, MID_Y, COS, SIN, CENTER_X, CENTER_Y, RADIUS, SIDE, HALF, COS_HALF, SIN_HALF = range(12)
