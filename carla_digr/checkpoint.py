@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import subprocess
 import time
@@ -27,13 +28,14 @@ from carla_digr import __version__
 from carla_digr.config import PolicyConfig, parse_section
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write, shipped
+from carla_digr.files import WEIGHTS_BYTES, atomic_write, read_json, read_regular, shipped
 from carla_digr.policy import ActorCritic, InputRecipe, Policy, TorchPolicy, default_recipe
 from carla_digr.registry import Registry
 
 REPLACING_SECONDS = 1.0  # longest that a training which goes on takes between replacing weights and card
 WEIGHTS_DIRECTORY = Path(__file__).parent / "weights"  # of the checkpoints that ship
 CARD_BYTES = 1 << 20  # the largest card that is read; one of the project's has 4 kB
+MOST_ACTIONS, MOST_INPUTS = 4096, 1 << 26  # of a policy, and numbers of its state
 
 # Kind of a card's network -> (description, weights by name, path of the weights) -> the module, for a TorchPolicy.
 Build = Callable[[dict[str, Any], dict[str, torch.Tensor], Path], nn.Module]
@@ -108,7 +110,7 @@ def load(
     give_up = time.monotonic() + REPLACING_SECONDS
     while True:
         try:
-            data = path.read_bytes()
+            data = read_regular(path, WEIGHTS_BYTES)
         except OSError as error:
             near = difflib.get_close_matches(
                 str(path), [file.stem for file in WEIGHTS_DIRECTORY.glob("*.safetensors")], 1
@@ -147,11 +149,13 @@ def _build(path: Path, card: dict[str, Any], weights: dict[str, torch.Tensor], m
         raise UserError(f"The card {source} has the output '{output}'; it must be one of {', '.join(DISTRIBUTIONS)}.")
     if "network" not in card:
         policy_config = parse_section(PolicyConfig, card["policy"], source, "policy")
-        model = ActorCritic(policy_config, channels, height, width, actions, output, recipe)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not hold the network that its card describes.") from error
+        sizes = policy_config, channels, height, width, actions, output, recipe
+        with torch.device("meta"):  # without memory: what a card names may fit into none
+            described = {name: tensor.shape for name, tensor in ActorCritic(*sizes).state_dict().items()}
+        if described != {name: tensor.shape for name, tensor in weights.items()}:
+            raise UserError(f"{path} does not hold the network that its card describes.")
+        model = ActorCritic(*sizes)
+        model.load_state_dict(weights)
         return model.eval()
     description = card["network"]
     kind = str(description.get("kind"))
@@ -170,14 +174,10 @@ def policy_hash(card: dict[str, Any]) -> str:
 
 def _read_card(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            data = file.read(CARD_BYTES + 1)
-        if len(data) > CARD_BYTES:
-            raise UserError(f"The card {path} is larger than {CARD_BYTES} bytes; copy or train the policy again.")
-        card = json.loads(data)
+        card = read_json(path, CARD_BYTES)
     except OSError as error:
         raise UserError(f"Cannot read the card {path} that belongs to the weights: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"The card {path} is not valid JSON; copy or train the policy again.") from error
     if not isinstance(card, dict):
         raise UserError(f"The card {path} is not a JSON object; copy or train the policy again.")
@@ -189,10 +189,16 @@ def _read_card(path: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(card.get(key), kind):
             raise UserError(f"The card {path} lacks a valid '{key}'; copy or train the policy again.")
-    if not card["action_names"] or not all(isinstance(name, str) for name in card["action_names"]):
+    names = card["action_names"]
+    if not 0 < len(names) <= MOST_ACTIONS or not all(isinstance(name, str) for name in names):
         raise UserError(f"The card {path} lacks a valid 'action_names'; copy or train the policy again.")
     shape = card.get("input_shape")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)):
+    if not (
+        isinstance(shape, list)
+        and len(shape) == 3
+        and all(isinstance(n, int) and n > 0 for n in shape)
+        and math.prod(shape) <= MOST_INPUTS
+    ):
         raise UserError(f"The card {path} lacks a valid 'input_shape'; copy or train the policy again.")
     return card
 

@@ -16,7 +16,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from carla_digr.errors import UserError
-from carla_digr.files import shipped
+from carla_digr.files import read_regular, shipped
+
+YAML_BYTES = 1 << 18  # of the largest configuration that is read
+YAML_VALUES = 100_000  # in it, those that stand in several places by an alias counted there too
+
+
+# What no machine has room for is a slip, told before anything is taken.
+MOST_ENVIRONMENTS = 4096
+MOST_STATES = 10_000_000
 
 
 def setting(
@@ -35,9 +43,9 @@ class PolicyConfig:
     """The actor-critic network: three convolutions, one shared linear layer, two linear heads."""
 
     convolutions: tuple[tuple[int, int, int], ...] = setting(
-        ((16, 8, 4), (32, 4, 2), (32, 3, 2)), minimum=1
+        ((16, 8, 4), (32, 4, 2), (32, 3, 2)), minimum=1, maximum=4096
     )  # channels, kernel, stride
-    features: int = setting(256, minimum=1)  # width of the shared linear layer
+    features: int = setting(256, minimum=1, maximum=65_536)  # width of the shared linear layer
     activation: Literal["relu", "softplus"] = "relu"  # softplus has beta 10
 
 
@@ -47,10 +55,10 @@ class TeacherConfig:
 
     start: str | None = None  # weights of a policy of the same network to begin from; none: new ones
     total_steps: int = setting(10_000_000, minimum=1)  # environment steps, all environments together
-    environments: int = setting(16, minimum=1)
-    rollout_steps: int = setting(128, minimum=2)  # per environment
+    environments: int = setting(16, minimum=1, maximum=MOST_ENVIRONMENTS)
+    rollout_steps: int = setting(128, minimum=2, maximum=100_000)  # per environment
     epochs: int = setting(4, minimum=1)
-    minibatch_size: int = setting(256, minimum=2)
+    minibatch_size: int = setting(256, minimum=2, maximum=MOST_STATES)
     learning_rate: float = setting(1e-3, minimum=0)
     learning_rate_end: float = setting(1e-3, minimum=0)  # reached linearly at total_steps
     gamma: float = setting(0.99, minimum=0, maximum=1)
@@ -68,16 +76,16 @@ class TeacherConfig:
 class SaliencyDatasetConfig:
     """Offline perturbation saliency maps (eq. 3) over states from the teacher's own episodes."""
 
-    maps: int = setting(1000, minimum=2)
+    maps: int = setting(1000, minimum=2, maximum=MOST_STATES)
     radius: float = setting(4.0, minimum=0.5)  # standard deviation of the blend mask, pixels
     blur_sigma: float = setting(3.0, minimum=0.1)  # standard deviation of the blurred copy, pixels
     stride: int = setting(2, minimum=1)  # pixels between perturbed centres; logits between are interpolated
     score: Literal["kl", "logits"] = "kl"  # eq. 3, or Greydanus' distance of logits; see saliency/perturbation.py
     threshold: float = setting(0.1, minimum=0, maximum=1)  # lambda: saliency at or below it is penalised
-    shard_size: int = setting(50, minimum=1)  # maps in one file
+    shard_size: int = setting(50, minimum=1, maximum=10_000)  # maps in one file
     state_interval: int = setting(4, minimum=1)  # environment steps between kept states of one episode
-    environments: int = setting(16, minimum=1)
-    workers: int = setting(1, minimum=1)  # processes, one torch thread each
+    environments: int = setting(16, minimum=1, maximum=MOST_ENVIRONMENTS)
+    workers: int = setting(1, minimum=1, maximum=1024)  # processes, one torch thread each
     effects: bool = False  # also what each object does to the decision, if the task can take objects out of its world
 
 
@@ -112,12 +120,12 @@ class DistillConfig:
     max_gradient_norm: float = setting(1.0, minimum=0)
     pcgrad: bool = False
     average_decay: float = setting(0.98, minimum=0, maximum=1)  # exponential moving average of the weights
-    saliency_batch: int = setting(32, minimum=1)
-    buffer_batch: int = setting(64, minimum=1)
-    buffer_states: int = setting(10_000, minimum=1)
+    saliency_batch: int = setting(32, minimum=1, maximum=10_000)
+    buffer_batch: int = setting(64, minimum=1, maximum=10_000)
+    buffer_states: int = setting(10_000, minimum=1, maximum=MOST_STATES)
     # Share of the buffer's batch drawn in proportion to the divergence from the teacher, the rest evenly
     hard_states: float = setting(0.0, minimum=0, maximum=1)
-    environments: int = setting(8, minimum=1)  # in which the student is the control policy
+    environments: int = setting(8, minimum=1, maximum=MOST_ENVIRONMENTS)  # in which the student is the control policy
     environment_steps: int = setting(4, minimum=1)  # per environment and iteration
     # Iterations between two looks at the same instants in another scenery, where it is to do the same; none: no looks
     scenery_interval: int | None = setting(None, minimum=1)
@@ -131,15 +139,15 @@ class EvaluationConfig:
     """What `evaluate` measures; a task that measures more has a class of its own, derived from this one."""
 
     episodes: int = setting(1000, minimum=1)
-    environments: int = setting(16, minimum=1)
-    saliency_states: int = setting(500, minimum=1)
-    examples: int = setting(6, minimum=1)  # rows of the picture grid
-    slow_states: int = setting(500, minimum=1)  # for the methods that take tens of milliseconds a map
-    table_states: int = setting(10_000, minimum=1)  # whose maps are held against what the task knows to matter
+    environments: int = setting(16, minimum=1, maximum=MOST_ENVIRONMENTS)
+    saliency_states: int = setting(500, minimum=1, maximum=MOST_STATES)
+    examples: int = setting(6, minimum=1, maximum=1000)  # rows of the picture grid
+    slow_states: int = setting(500, minimum=1, maximum=MOST_STATES)  # for the methods that take long
+    table_states: int = setting(10_000, minimum=1, maximum=MOST_STATES)  # whose maps the task's notes judge
     # Which object decides, where the task can take objects out of its world
-    causal_scenes: int = setting(500, minimum=1)
+    causal_scenes: int = setting(500, minimum=1, maximum=MOST_STATES)
     causal_interval: int = setting(25, minimum=1)  # decisions between two scenes of an episode
-    causal_environments: int = setting(8, minimum=1)
+    causal_environments: int = setting(8, minimum=1, maximum=MOST_ENVIRONMENTS)
     # Success under attack, where the task's report has it
     attack_episodes: int = setting(50, minimum=1)
     attack_epsilons: tuple[float, ...] = setting((0.01, 0.02, 0.04, 0.08), minimum=0, maximum=1)
@@ -184,20 +192,47 @@ def read_yaml(path: str | Path) -> Any:
     """The plain values of a YAML file, or of one that ships by its name.
 
     Raises:
-        UserError: the file is missing or not YAML.
+        UserError: the file is missing, not YAML, or larger or more deeply nested than anything that was meant. What
+            stands in it is not quoted: the path may be another user's, the file of any kind.
     """
     path = find_config(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, YAML_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         bare = not path.suffix and path.name == str(path) and not path.exists()
         hint = _nearest(path, sorted(file.stem for file in CONFIGS_DIRECTORY.glob("*.yaml"))) if bare else ""
         raise UserError(f"Cannot read the configuration {path}: {reason}{hint}.") from error
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+        _count(values, {})
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path} is not valid YAML: {_where(error)}.") from error
+    except (ValueError, OverflowError) as error:  # of a number or a date that is none
+        raise UserError(f"{path} is not valid YAML: {error}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not a configuration: it is nested too deeply.") from error
+    return values
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """What is wrong, and the place, without the text that stands there."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read")
+    return f"{error.problem}, line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """How many values a value has in it; raises ValueError where there are more than YAML_VALUES."""
+    if not isinstance(value, (dict, list, tuple, set)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = YAML_VALUES  # of one that holds itself
+        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(item, known) for item in inner)
+    if known[id(value)] > YAML_VALUES:
+        raise ValueError(f"it holds more than {YAML_VALUES} values")
+    return known[id(value)]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -227,7 +262,8 @@ def parse_section(cls: type, values: Any, source: str, prefix: str) -> Any:
         UserError: a key or value is wrong.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{source}: key '{prefix}' must be a mapping, not {shown(values)}.")
+        what = f"key '{prefix}'" if prefix else "the configuration"
+        raise UserError(f"{source}: {what} must be a mapping, not {kind_of(values)}.")
     known = {item.name: item for item in fields(cls)}
     for key in values:
         if key not in known:
@@ -258,7 +294,7 @@ def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
         return _convert(next(a for a in arguments if a is not type(None)), value, limits, source, key)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{source}: key '{key}' must be one of {listed(arguments)}, not {value!r}.")
+            raise UserError(f"{source}: key '{key}' must be one of {listed(arguments)}, not {shown(value)}.")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -285,7 +321,7 @@ def _convert(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
         low = "-inf" if minimum is None else minimum
         high = "inf" if maximum is None else maximum
         if not float(low) <= value <= float(high) or value in (float("inf"), float("-inf")):
-            raise UserError(f"{source}: key '{key}' must lie in [{low}, {high}], not {value}.")
+            raise UserError(f"{source}: key '{key}' must lie in [{low}, {high}], not {shown(value)}.")
     return kind(value)
 
 
@@ -305,9 +341,15 @@ def _nearest(name: Any, valid: Any) -> str:
     return f" (valid: {listed(valid)})" if valid else " (none is known here)"
 
 
+def kind_of(value: Any) -> str:
+    """What a wrong value is, for an error that does not quote it."""
+    kinds = {dict: "a mapping", list: "a list", tuple: "a list", str: "text", bool: "true or false"}
+    return "nothing" if value is None else kinds.get(type(value), "a number")
+
+
 def shown(value: Any) -> str:
     """A wrong value for an error."""
-    return "nothing" if value is None else f"{value!r}"
+    return kind_of(value) if value is None or isinstance(value, (dict, list, tuple)) else f"{value!r:.60}"
 
 
 def _plain(value: Any) -> Any:

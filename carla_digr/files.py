@@ -1,17 +1,53 @@
-"""Files that are whole or not there, directories for one process at a time, files that ship, and hashes."""
+"""Files from outside, files that are whole or not there, directories for one process at a time, and hashes."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from carla_digr.errors import UserError
+
+WEIGHTS_BYTES = 2 << 30  # of the largest file of weights that is read
+NOTES_BYTES = 64 << 20  # of the largest file of results or facts that stages write beside their pictures and weights
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The content of a file from outside, which may be anything: nothing here waits, or reads without end.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than ``limit`` bytes; ``strerror`` says which.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "It is not a regular file", str(path))
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"It is larger than {limit} bytes", str(path))
+        return file.read(status.st_size)
+
+
+def read_json(path: str | os.PathLike[str], limit: int = NOTES_BYTES) -> Any:
+    """The value of a JSON file from outside.
+
+    Raises:
+        OSError: see `read_regular`.
+        ValueError: it is not JSON, or is nested too deeply to be anything that was meant.
+    """
+    try:
+        return json.loads(read_regular(path, limit))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from carla_digr.errors import UserError
+from carla_digr.files import WEIGHTS_BYTES, read_regular
 
 # --- layers ---
 
@@ -335,7 +336,7 @@ def torchscript(description: dict[str, Any], weights: dict[str, Tensor], files: 
     """
     path = Path(files).with_suffix(".pt")
     try:
-        data = path.read_bytes()
+        data = read_regular(path, WEIGHTS_BYTES)
     except OSError as error:
         raise UserError(f"Cannot read the TorchScript {path} that belongs to the card: {error.strerror}.") from error
     if hashlib.sha256(data).hexdigest() != description.get("sha256"):

@@ -26,7 +26,7 @@ from carla_digr.config import Config
 from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import Evaluation, TaskReport, markdown_table, spread
 from carla_digr.evaluation.saliency_methods import MapOf, milliseconds_per_map, saliency_methods
-from carla_digr.files import atomic_write
+from carla_digr.files import atomic_write, read_json
 from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
@@ -299,7 +299,7 @@ class _Parts:
         self.key = {"weights": [card["weights_sha256"] for card in cards], **sections}
         self.finished: dict[str, Any] = {}
         try:
-            stored = json.loads(path.read_bytes())
+            stored = read_json(path)
             if stored["key"] == self.key:
                 self.finished = stored["finished"]
         except (OSError, ValueError, KeyError, TypeError):

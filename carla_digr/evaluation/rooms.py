@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write, sha256_of
+from carla_digr.files import atomic_write, read_json, sha256_of
 from carla_digr.tasks.red_fetch_green import SIZE, RedFetchGreenVecEnv
 
 GENERATOR = "first states of RedFetchGreenVecEnv(count, seed): agent, direction and balls uniform over the room"
@@ -34,7 +34,7 @@ def evaluation_rooms(directory: Path, count: int, seed: int) -> NDArray[np.uint8
     if not manifest_path.exists():
         return _make(data, manifest_path, wanted)
     try:
-        manifest = json.loads(manifest_path.read_bytes())
+        manifest = read_json(manifest_path)
         digest = manifest.pop("sha256")
         if manifest != wanted:
             return _make(data, manifest_path, wanted)

@@ -9,7 +9,7 @@ from typing import Any
 from carla_digr.errors import UserError
 from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import markdown_table, spread
-from carla_digr.files import atomic_write
+from carla_digr.files import atomic_write, read_json
 
 MEASURED = ("performance", "saliency", "table_1", "robustness")  # keys of results.json
 
@@ -71,7 +71,7 @@ def over_seeds(values: list[Any]) -> Any:
 def _read(directory: Path) -> dict[str, Any]:
     path = directory / "results.json"
     try:
-        results = json.loads(path.read_bytes())
+        results = read_json(path)
         if {"task", "seed", "config", "student", "performance", "saliency"} <= results.keys():
             return results
     except OSError as error:

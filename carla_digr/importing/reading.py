@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import pickle
-import stat
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from carla_digr.errors import UserError
+from carla_digr.files import WEIGHTS_BYTES, read_regular
 
-FILE_BYTES = 2 << 30  # of the largest file, and of what the entries of an archive come to together
+FILE_BYTES = WEIGHTS_BYTES  # of the largest file, and of what the entries of an archive come to together
 JSON_BYTES = 256 << 20  # of stable-baselines3's "data" and of an exported program
 ARCHIVE_ENTRIES = 100_000
 TENSORS = 10_000
@@ -32,14 +32,9 @@ def read(file: Path) -> bytes:
         UserError: it cannot be read, is no regular file or is too large.
     """
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{file} is not a regular file; give a policy's file.")
-        if status.st_size > FILE_BYTES:
-            raise UserError(f"{file} is larger than {FILE_BYTES >> 30} GiB; give a policy's weights alone.")
-        return file.read_bytes()
+        return read_regular(file, FILE_BYTES)
     except OSError as error:
-        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+        raise UserError(f"Cannot read {file}: {error.strerror}; give the file of a policy's weights.") from error
 
 
 def sha256(data: bytes) -> str:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from carla_digr.config import Config, EvaluationConfig, listed, parse_section, read_yaml, shown
+from carla_digr.config import Config, EvaluationConfig, kind_of, listed, parse_section, read_yaml
 from carla_digr.errors import UserError
 from carla_digr.registry import Registry
 
@@ -142,7 +142,7 @@ def parse_config(values: Any, source: str) -> Config:
         UserError: a key or value is wrong.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{source}: the configuration must be a mapping of sections, not {shown(values)}.")
+        raise UserError(f"{source}: the configuration must be a mapping of sections, not {kind_of(values)}.")
     task = values.get("task")
     if not isinstance(task, str) or task not in TASKS:
         raise UserError(f"{source}: key 'task' must be one of {listed(TASKS)}, not {task!r}.")
