@@ -149,7 +149,7 @@ def test_files_of_other_kinds(name, data, sentence, tmp_path):
 def test_what_is_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "regular file" in refused(tmp_path / "pipe", tmp_path / "out")
-    assert "regular file" in refused(tmp_path, tmp_path / "out")
+    assert "Is a directory" in refused(tmp_path, tmp_path / "out")
     assert "No such file" in refused(tmp_path / "none.zip", tmp_path / "out")
 
 
