@@ -23,6 +23,12 @@ EXTRAS = {
     "backports": "recording",  # backports.zstd, of rosbags
 }
 
+# modules of what every installation has, and what pip calls them
+BASE = {
+    **{name: name for name in ("torch", "numpy", "numba", "safetensors", "tqdm", "msgpack", "gymnasium", "defusedxml")},
+    **{"cv2": "opencv-python-headless", "yaml": "PyYAML", "aiohttp": "aiohttp", "simplejpeg": "simplejpeg"},
+}
+
 
 class UserError(Exception):
     """Bad input or a missing part, told in one sentence that names the thing and the remedy.
@@ -50,8 +56,13 @@ def ending(status: int) -> str:
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """The sentence about a package that an extra installs; None: the missing module is of no extra."""
+    """The sentence about a package that pip or ROS 2 installs; None: the missing module is of neither."""
     package = (error.name or "").partition(".")[0]
+    if package in BASE:
+        return f"This needs the package {BASE[package]}: pip install {BASE[package]}."
+    if package.endswith("_msgs"):
+        debian = package.replace("_", "-")
+        return f"This needs the ROS 2 package {package}: apt install ros-$ROS_DISTRO-{debian}, or rosdep install."
     if package not in EXTRAS:
         return None
     return f"This needs the package {error.name}: pip install 'carla_digr[{EXTRAS[package]}]'."

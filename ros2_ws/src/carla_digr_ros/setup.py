@@ -1,16 +1,19 @@
 import os
+import sys
 from pathlib import Path
 
 from setuptools import setup
 
 NAME = "carla_digr_ros"
 PACKAGE = Path(__file__).resolve().parent
-REPOSITORY = PACKAGE.parents[2]
 
 
 def files(directory: Path, pattern: str) -> list[str]:
     # colcon builds from the source directory or, with --symlink-install, from a directory of links to it.
-    return [os.path.relpath(path) for path in sorted(directory.glob(pattern))]
+    found = [os.path.relpath(path) for path in sorted(directory.glob(pattern))]
+    if not found:  # links that lead nowhere
+        sys.exit(f"{directory} is empty: copy the package with what its links lead to (cp -rL), or link to it.")
+    return found
 
 
 setup(
@@ -20,12 +23,13 @@ setup(
     license="Apache-2.0",
     packages=[NAME],
     install_requires=["setuptools", "carla_digr"],
+    extras_require={"test": ["pytest"]},  # by which colcon knows how to test
     zip_safe=True,
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        (f"share/{NAME}/launch", files(REPOSITORY / "launch", "*.launch.py")),
-        (f"share/{NAME}/configs", files(REPOSITORY / "configs", "*.yaml")),
+        (f"share/{NAME}/launch", files(PACKAGE / "launch", "*.launch.py")),
+        (f"share/{NAME}/configs", files(PACKAGE / "configs", "*.yaml")),
         (f"share/{NAME}/rviz", files(PACKAGE / "rviz", "*.rviz")),
     ],
     entry_points={

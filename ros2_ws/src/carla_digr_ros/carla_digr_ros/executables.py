@@ -6,7 +6,12 @@ from __future__ import annotations
 import importlib
 import sys
 
-from carla_digr.errors import end_on_ctrl_c, tell
+try:
+    from carla_digr.errors import end_on_ctrl_c, tell
+except ModuleNotFoundError:
+    sys.exit(
+        "carla-digr: This needs the Python package carla_digr, which pip installs: docs/ros.md of its source says how."
+    )
 
 
 def _run(node: str) -> None:
