@@ -377,7 +377,7 @@ def _resets(visit: _Visit) -> tuple[bool, str]:
     drive.reset(0)
     actors, start = len(drive.session.world.get_actors()), time.perf_counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    count = 50 if visit.full else 3
+    count = 20 if visit.full else 3
     for seed in range(count):
         drive.reset(seed)
     more = len(drive.session.world.get_actors()) - actors

@@ -22,11 +22,12 @@ log = logging.getLogger(__name__)
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
 """Blueprint of the embedded simulator: its own drivers, who overtake at highway speed."""
 FREE_DISTANCE = 40.0  # m around the ego that stay free of traffic when an episode starts
+SPREAD = 4  # nearest spawn points from which each vehicle's is drawn
 DESIRED_SPEED = 40.0, 65.0  # km/h of the Traffic Manager's vehicles
 MOST_IN_A_ROW, ROW_LENGTH, ROW_WIDTH = 2, 20.0, 30.0  # vehicles, m along and between their middles
 RENEW_EVERY = 20  # ticks between two looks at who has fallen behind
-BEHIND, AWAY = 100.0, 400.0  # m behind the ego's middle, and m in all, from which a vehicle is no traffic any more
-AHEAD = 120.0, 350.0  # m along the road before the ego where others take their place
+BEHIND, AWAY = 150.0, 700.0  # m behind the ego's middle, and m in all, from which a vehicle is no traffic any more
+AHEAD = 120.0, 650.0  # m before the ego where others take their place: 20 are as dense there as 64 on the embedded ring
 TRIES = 4  # draws of a place for each vehicle
 LIFT = 0.5  # m above the road where they are put
 WAKE_AFTER = 1.0  # s that the Traffic Manager may take for a frame that the server has sent
@@ -217,7 +218,7 @@ def traffic_places(
     near = sorted(
         (p for p in points if p.location.distance(ego) > FREE_DISTANCE), key=lambda p: p.location.distance(ego)
     )
-    near = near[: 2 * count]
+    near = near[: SPREAD * count]
     places: list[carla.Transform] = []
     for index in draw.permutation(len(near)):
         point = near[index]
