@@ -24,6 +24,9 @@ LITTLE = 0.01  # of moments of inertia and damping rates: as good as none
 INTEGRAL = 0.3  # 1/s2, of the cruise control's own error
 INTEGRAL_WITHIN = 3.0  # m/s; farther off it is not held against the pedals
 MOST_TRIM = 0.5  # throttle
+STANDING = 0.5  # m/s, below which a brake is applied as it is
+SPARE = 2.0  # times the brakes that are needed, for those that come slowly
+BRAKE_GAIN = 0.8  # of the missing deceleration a tick
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,8 @@ class Car:
     """A car whose steer means a wheel angle and whose cruise control holds its speed uphill too.
 
     Its physics are set once: one gear, hardly any damping, torques for the accelerations of control.py, wheels that
-    turn by their full angle at any speed. What the server does not take is divided out of the steer, and an integral
-    term brings the cruise control to its speed.
+    turn by their full angle at any speed. What the server does not take is divided out of the steer, an integral term
+    brings the cruise control to its speed, and brakes that come slowly are pressed harder.
 
     Args:
         vehicle: the ego; it should stand, and must not be driven for a few frames.
@@ -48,6 +51,12 @@ class Car:
         curve = [(point.x, point.y) for point in self.physics.steering_curve] or [(0.0, 1.0)]
         self._speeds, self._parts = ([point[i] for point in curve] for i in (0, 1))
         self._trim = 0.0
+        self._press: float | None = None
+        """Brake pedal of the frame before."""
+        self._asked = 0.0
+        """What it was for."""
+        self._before = 0.0
+        """m/s in the frame before."""
         log.info("the ego has %s", self)
 
     def __str__(self) -> str:
@@ -60,7 +69,7 @@ class Car:
 
     def reset(self) -> None:
         """Forget the drive before."""
-        self._trim = 0.0
+        self._trim, self._press = 0.0, None
 
     def control(self, command: VehicleCommand, steer: float, speed: float) -> carla.VehicleControl:
         """Pedals and wheels for a command and its steering (of 70 degrees) at the present speed (m/s)."""
@@ -71,9 +80,23 @@ class Car:
                 self._trim += INTEGRAL * error * TICK / (CRUISE_GAIN * FULL_THROTTLE_ACCELERATION)
                 self._trim = max(-MOST_TRIM, min(self._trim, MOST_TRIM))
             throttle = max(0.0, min(throttle + self._trim, 1.0)) if brake == 0.0 else throttle
+        brake = self._pressed(brake, speed)
         part = float(np.interp(3.6 * abs(speed), self._speeds, self._parts)) or 1.0
         steer *= MAX_WHEEL_ANGLE / (self._lock * part)
         return carla.VehicleControl(throttle=throttle, steer=max(-1.0, min(steer, 1.0)), brake=brake)
+
+    def _pressed(self, brake: float, speed: float) -> float:
+        """The pedal for a brake of the task, pressed harder while the car does not slow as it means."""
+        slowed, self._before = (self._before - speed) / TICK, speed
+        if brake == 0.0 or speed < STANDING:
+            self._press = None
+            return brake
+        press = brake
+        if self._press is not None:
+            missing = self._asked * FULL_BRAKE_ACCELERATION - slowed
+            press = self._press + brake - self._asked + BRAKE_GAIN * missing / (SPARE * FULL_BRAKE_ACCELERATION)
+        self._press, self._asked = max(0.0, min(press, 1.0)), brake
+        return self._press
 
 
 def tamed(physics: carla.VehiclePhysicsControl) -> carla.VehiclePhysicsControl:
@@ -92,7 +115,7 @@ def tamed(physics: carla.VehiclePhysicsControl) -> carla.VehiclePhysicsControl:
     physics.damping_rate_zero_throttle_clutch_disengaged = LITTLE
     physics.steering_curve = [carla.Vector2D(0.0, 1.0), carla.Vector2D(120.0, 1.0)]
     for wheel in wheels:
-        wheel.max_brake_torque = physics.mass * FULL_BRAKE_ACCELERATION * radius / len(wheels)
+        wheel.max_brake_torque = SPARE * physics.mass * FULL_BRAKE_ACCELERATION * radius / len(wheels)
         if wheel.max_steer_angle > 0.0:
             wheel.max_steer_angle = math.degrees(MAX_WHEEL_ANGLE)
     physics.wheels = wheels
