@@ -21,6 +21,8 @@ from carla_digr.errors import SENTENCE, UserError, end_on_ctrl_c, tell
 from carla_digr.training import STAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from carla_digr.driving.rollouts import Decide
 
 RESUMES = "Interrupted; run the same command again to resume."
@@ -342,9 +344,9 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
         from carla_digr.files import atomic_write
 
         config = parse_section(RolloutConfig, read_yaml(args.config), str(args.config), "")
-        who, decide = ("the scripted driver", None) if args.driver == "planner" else _policy_driver(args.weights)
+        who, driver = ("the scripted driver", None) if args.driver == "planner" else _policy_driver(args.weights)
         with tqdm(total=config.episodes, unit="episode") as progress:
-            episodes = drive_episodes(config, decide, lambda _: progress.update())
+            episodes = drive_episodes(config, driver, lambda _: progress.update())
         figures = summary(episodes)
         on = "the embedded highway" if config.kind == "embedded" else "CARLA 0.9.16"
         results = {"simulator": on, "policy": who, "mean": figures, "episodes": episodes}
@@ -376,20 +378,27 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def _policy_driver(weights: Path) -> tuple[str, Decide]:
-    """The hash of a policy, and what it makes of a picture."""
+def _policy_driver(weights: Path) -> tuple[str, Callable[[], Decide]]:
+    """The hash of a policy, and what makes its driver of an episode."""
+    from carla_digr import checkpoint
     from carla_digr.driving.control import commands_of
     from carla_digr.explainer import Explainer
     from carla_digr.training import prepare_process
 
     prepare_process()
-    explainer = Explainer.from_checkpoint(weights)
+    policy, card = checkpoint.load(weights, "driving")
+    explainer = Explainer(policy, card)
     if not explainer.discrete:
         raise UserError(f"The policy {weights} is continuous, which can be explained but does not drive.")
     commands = commands_of(explainer.card)
     if commands is None:
         raise UserError(f"The card of {weights} does not say what its actions do; add controls to it.")
-    return explainer.policy_hash, lambda rgb: commands[explainer.decide(rgb).action]
+
+    def driver() -> Decide:
+        own = Explainer(policy, card)
+        return lambda rgb: commands[own.decide(rgb).action]
+
+    return explainer.policy_hash, driver
 
 
 def add_check_simulator(commands: argparse._SubParsersAction) -> None:

@@ -21,7 +21,7 @@ from carla_digr.errors import UserError
 
 IDLE = 0.2  # s between looks for an episode
 Decide = Callable[[NDArray[np.uint8]], VehicleCommand]
-"""Picture, uint8 (H, W, 3) RGB, to command; called by one thread at a time. None in its place: the scripted driver."""
+"""Picture, uint8 (H, W, 3) RGB, to command; called by one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class RolloutConfig:
 
 
 def drive_episodes(
-    config: RolloutConfig, decide: Decide | None, finished: Callable[[dict[str, Any]], object] = lambda _: None
+    config: RolloutConfig,
+    driver: Callable[[], Decide] | None,
+    finished: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Drive all episodes; which simulator drives which one depends on who is free.
 
@@ -49,6 +51,8 @@ def drive_episodes(
     simulator is back, or by another one if it does not come back within ``patience``.
 
     Args:
+        driver: called at the start of each episode, gives who decides in it: a policy may remember pictures, and those
+            of other episodes and simulators are not its own. None: the scripted driver.
         finished: called with each episode as it ends
 
     Returns:
@@ -59,7 +63,7 @@ def drive_episodes(
     """
     addresses = [_address(text) for text in config.simulators]
     drives: list[DriveProcess] = []
-    work = _Work(config, decide, finished)
+    work = _Work(config, driver, finished)
     try:
         for host, port in addresses:
             where = {"roads": config.roads or (), "spawn_points": config.spawn_points or ()}
@@ -90,8 +94,13 @@ def summary(episodes: Sequence[dict[str, Any]]) -> dict[str, float]:
 class _Work:
     """Episodes to be driven and those that were."""
 
-    def __init__(self, config: RolloutConfig, decide: Decide | None, finished: Callable[[dict[str, Any]], object]):
-        self.config, self.decide, self.finished = config, decide, finished
+    def __init__(
+        self,
+        config: RolloutConfig,
+        driver: Callable[[], Decide] | None,
+        finished: Callable[[dict[str, Any]], object],
+    ):
+        self.config, self.driver, self.finished = config, driver, finished
         self.results: dict[int, dict[str, Any]] = {}
         self.stop = threading.Event()
         self._lock = threading.Lock()
@@ -121,14 +130,15 @@ class _Work:
 
     def _episode(self, drive: DriveProcess, number: int) -> dict[str, Any]:
         seed = self.config.seed + number
+        decide = self.driver and self.driver()
         frame = drive.reset(seed)
         episode = RunningEpisode(self.config.episode_seconds)
         while not episode.over and not self.stop.is_set():
-            if self.decide is None:
+            if decide is None:
                 frame = drive.drive_on()
             else:
                 with self._lock:
-                    command = self.decide(frame.image)
+                    command = decide(frame.image)
                 frame = drive.step(command)
             episode.count(frame.speed, frame.collision, frame.off_road, frame.road_ends, frame.struck)
         return {"seed": seed, **episode.figures()}

@@ -43,8 +43,8 @@ def test_several_simulators_drive_what_one_drives_and_what_is_driven_in_process(
     def without_place(episodes):
         return [{name: value for name, value in e.items() if name != "simulator"} for e in episodes]
 
-    one = drive_episodes(config(shared_simulator), keep)
-    both = drive_episodes(config(shared_simulator, other), keep)
+    one = drive_episodes(config(shared_simulator), lambda: keep)
+    both = drive_episodes(config(shared_simulator, other), lambda: keep)
     assert without_place(one) == without_place(both)
     assert len({episode["simulator"] for episode in both}) == 2
     assert [episode["seed"] for episode in one] == list(range(5, 11))
@@ -77,8 +77,8 @@ def test_an_episode_of_a_simulator_that_hung_is_driven_again(other):
             threading.Timer(3.0, victim.process.send_signal, [signal.SIGCONT]).start()
         return keep(_)
 
-    expected = drive_episodes(config(other), keep)
-    seen = drive_episodes(config(victim, timeout=1.0, patience=30.0), decide)
+    expected = drive_episodes(config(other), lambda: keep)
+    seen = drive_episodes(config(victim, timeout=1.0, patience=30.0), lambda: decide)
     assert stopped.is_set()
     assert [e["distance"] for e in seen] == [e["distance"] for e in expected]
     with Session.connect("127.0.0.1", victim.port) as session:
@@ -86,6 +86,23 @@ def test_an_episode_of_a_simulator_that_hung_is_driven_again(other):
         session.tick()
         assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
     victim.stop()
+
+
+def test_who_decides_is_asked_for_anew_in_each_episode(shared_simulator, other):
+    drivers = []
+
+    def driver():
+        own = []
+        drivers.append(own)
+
+        def decide(picture: np.ndarray) -> VehicleCommand:
+            own.append(picture)
+            return keep(picture)
+
+        return decide
+
+    episodes = drive_episodes(config(shared_simulator, other, episode_seconds=1.0), driver)
+    assert sorted(map(len, drivers)) == sorted(round(episode["seconds"] / 0.05) for episode in episodes)
 
 
 def test_an_abort_of_the_client_library_costs_one_episode_a_second_try(other):
@@ -100,8 +117,8 @@ def test_an_abort_of_the_client_library_costs_one_episode_a_second_try(other):
         return keep(_)
 
     done: list = []
-    expected = drive_episodes(config(other), keep)
-    seen = drive_episodes(config(other, timeout=5.0), decide, done.append)
+    expected = drive_episodes(config(other), lambda: keep)
+    seen = drive_episodes(config(other, timeout=5.0), lambda: decide, done.append)
     assert victims
     assert seen == expected
     assert [episode["seed"] for episode in done] == list(range(5, 11))
@@ -120,7 +137,7 @@ def test_rollouts_with_the_traffic_manager_survive_a_server_that_hangs():
         return keep(_)
 
     settings = {"kind": "carla", "timeout": 2.0, "patience": 60.0, "vehicles": 8, "episodes": 2, "episode_seconds": 2.0}
-    episodes = drive_episodes(config(victim, **settings), decide)
+    episodes = drive_episodes(config(victim, **settings), lambda: decide)
     assert next(calls) > 50
     assert [episode["seed"] for episode in episodes] == [5, 6]
     with Session.connect("127.0.0.1", victim.port) as session:
@@ -136,18 +153,18 @@ def test_the_others_take_over_from_a_simulator_that_does_not_come_back(shared_si
         victim.process.kill()
         return keep(_)
 
-    episodes = drive_episodes(config(victim, shared_simulator, timeout=1.0, patience=0.0), decide)
+    episodes = drive_episodes(config(victim, shared_simulator, timeout=1.0, patience=0.0), lambda: decide)
     assert len(episodes) == 6
     assert {e["simulator"] for e in episodes} == {f"127.0.0.1:{shared_simulator.port}"}
     victim.stop()
     with pytest.raises(UserError, match="No simulator answers"):
-        drive_episodes(config(victim, timeout=0.3), keep)
+        drive_episodes(config(victim, timeout=0.3), lambda: keep)
 
 
 @pytest.mark.parametrize("text", ["2000", "localhost:", ":2000", "host:http"])
 def test_an_address_must_be_host_and_port(text):
     with pytest.raises(UserError, match="must be given as host:port"):
-        drive_episodes(RolloutConfig((text,)), keep)
+        drive_episodes(RolloutConfig((text,)), lambda: keep)
 
 
 def test_the_command_writes_each_episode_and_whose_they_are(shared_simulator, other, tmp_path, capsys):
