@@ -94,11 +94,10 @@ def check_simulator(
             line = f"{'pass' if good else 'FAIL'}  {check.what}: expected {check.expected}; saw {seen}"
             print(line if good else f"{line}; what to do: {check.remedy}", flush=True)
             lines.append(_line(check, good, seen))
+        _write(report, lines, visit)  # before leaving, where a lost server may end the process
     finally:
         visit.leave()
-    passed = not broke_off and all(line["passed"] for line in lines)
-    _write(report, lines, visit)
-    return passed
+    return not broke_off and all(line["passed"] for line in lines)
 
 
 def _write(report: Path | None, lines: list[dict[str, Any]], visit: _Visit) -> None:
