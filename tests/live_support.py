@@ -150,6 +150,7 @@ class Observer:
         import rclpy
         from carla_digr_ros import topics
         from rclpy.executors import SingleThreadedExecutor
+        from rclpy.qos import DurabilityPolicy
 
         self.topics = topics
         self.context = rclpy.Context()
@@ -165,7 +166,8 @@ class Observer:
                 def keep(message, info, name=topic.name):
                     self._keep(name, message, info)
 
-                self.node.create_subscription(topic.type, topic.name, keep, qos or topic.qos)
+                latched = topic.qos.durability is DurabilityPolicy.TRANSIENT_LOCAL  # it may have been sent before
+                self.node.create_subscription(topic.type, topic.name, keep, topic.qos if latched or not qos else qos)
 
     def _keep(self, name: str, message, info: dict) -> None:
         self.received[name].append(message)
