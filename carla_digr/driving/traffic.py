@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import carla
@@ -169,7 +171,8 @@ class ManagerWatch:
     In synchronous mode the library's tick and its manager's thread (``TrafficManagerLocal::SynchronousTick``, ``Run``)
     notify each other without the lock that they wait with. About once in 5,000 ticks a notification goes unheard, both
     wait for ever, and no time limit holds. Leaving the mode notifies the thread once more. The manager's own methods
-    wait for a lock that the tick holds; its RPC port does not.
+    wait for a lock that the tick holds; its RPC port does not. A manager that is only slow must be left alone: woken
+    while it works, it goes through the next frame by itself, beside whoever destroys its vehicles meanwhile.
     """
 
     def __init__(self, session: Session, manager: carla.TrafficManager):
@@ -191,10 +194,18 @@ class ManagerWatch:
                 frame = self._session.world.get_snapshot().frame
             except RuntimeError:  # of a world that was loaded anew
                 continue
-            if before is not None and frame > before and frame == seen:  # the server has ticked, the library has not
+            ticked = before is not None and frame > before and frame == seen  # the server has, the library has not
+            if ticked and _all_sleep() and self._server_answers() and self._session.ticking_from == before:
                 log.warning("The Traffic Manager slept through frame %d of %s; woken.", frame, self._session.address)
                 self._wake()
             seen = frame
+
+    def _server_answers(self) -> bool:
+        try:
+            self._session.client.get_server_version()
+        except RuntimeError:  # it is the server that is waited for
+            return False
+        return True
 
     def _wake(self) -> None:
         try:
@@ -204,6 +215,16 @@ class ManagerWatch:
                     connection.recv(64)
         except OSError as error:
             log.warning("The Traffic Manager does not answer: %s.", error)
+
+
+def _all_sleep() -> bool:
+    """Whether no thread of this process but the caller's runs, or waits for a processor."""
+    own, states = threading.get_native_id(), []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # of a thread that has ended
+            if int(task.name) != own:
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return "R" not in states
 
 
 def traffic_places(

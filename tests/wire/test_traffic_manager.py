@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
 import socket
@@ -109,9 +110,16 @@ class Ticking:
 
     address = "here"
 
-    def __init__(self, ticking_from: int | None, frame: int):
+    def __init__(self, ticking_from: int | None, frame: int, answers: bool = True):
+        self.answers = answers
         self.ticking_from, self.frame, self.looks = ticking_from, frame, queue.SimpleQueue()
         self.world = SimpleNamespace(get_snapshot=self._snapshot)
+        self.client = SimpleNamespace(get_server_version=self._version)
+
+    def _version(self) -> str:
+        if not self.answers:
+            raise RuntimeError("time-out")
+        return "0.9.16"
 
     def _snapshot(self) -> SimpleNamespace:
         self.looks.put(self.frame)
@@ -119,14 +127,14 @@ class Ticking:
 
 
 @pytest.mark.parametrize(
-    ("ticking_from", "woken"),
-    [(6, True), (7, False), (None, False)],
-    ids=["the frame is here and the tick goes on", "the server has not answered", "nobody ticks"],
+    ("ticking_from", "answers", "woken"),
+    [(6, True, True), (7, True, False), (None, True, False), (6, False, False)],
+    ids=["the frame is here and the tick goes on", "no frame came", "nobody ticks", "the server hangs"],
 )
-def test_the_manager_is_woken_when_it_sleeps_and_only_then(manager, monkeypatch, ticking_from, woken):
+def test_the_manager_is_woken_when_it_sleeps_and_only_then(manager, monkeypatch, ticking_from, answers, woken):
     monkeypatch.setattr(traffic, "WAKE_AFTER", 0.05)
     port, calls = manager
-    session = Ticking(ticking_from, 7)
+    session = Ticking(ticking_from, 7, answers)
     watch = traffic.ManagerWatch(session, SimpleNamespace(get_port=lambda: port))
     try:
         if woken:
@@ -141,7 +149,30 @@ def test_the_manager_is_woken_when_it_sleeps_and_only_then(manager, monkeypatch,
     assert woken or calls.empty()
 
 
-def test_a_manager_that_is_only_slow_is_left_alone(manager, monkeypatch):
+def test_a_manager_that_works_is_left_alone(manager, monkeypatch):
+    monkeypatch.setattr(traffic, "WAKE_AFTER", 0.05)
+    port, calls = manager
+    session, over = Ticking(6, 7), threading.Event()
+
+    def work() -> None:
+        """Outside of Python's lock, as the library's thread does."""
+        while not over.is_set():
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    watch = traffic.ManagerWatch(session, SimpleNamespace(get_port=lambda: port))
+    try:
+        for _ in range(8):
+            session.looks.get(timeout=30.0)
+    finally:
+        watch.stop()
+        over.set()
+        worker.join()
+    assert calls.empty()
+
+
+def test_a_manager_that_keeps_up_is_left_alone(manager, monkeypatch):
     monkeypatch.setattr(traffic, "WAKE_AFTER", 0.05)
     port, calls = manager
     session = Ticking(6, 7)
