@@ -57,9 +57,8 @@ def test_the_batch_the_environment_and_a_rollout_end_alike(seed, seconds):
     env.reset(seed=seed)
     while not env.running.over:
         ended = env.step(1)[2:4]
-    work = _Work(
-        RolloutConfig(("a:1",), episode_seconds=seconds, seed=seed), lambda _: ACTIONS["wheels"]["keep"], lambda _: None
-    )
+    settings = RolloutConfig(("a:1",), episode_seconds=seconds, seed=seed)
+    work = _Work(settings, lambda: lambda _: ACTIONS["wheels"]["keep"], lambda _: None)
     rollout = work._episode(InProcessDrive(20), 0)  # type: ignore[arg-type]
     assert ended == (terminated, truncated)
     assert env.running.figures() == {name: value for name, value in rollout.items() if name != "seed"}
