@@ -161,7 +161,7 @@ def test_the_page_has_the_colours_of_the_parameter_and_takes_others_while_it_is_
 
 def test_the_overlay_topic_and_the_page_begin_in_the_same_colours():
     nodes = yaml.safe_load(live_support.installed(PARAMETERS_FILE).read_text())
-    chosen = {nodes[node]["ros__parameters"]["colormap"] for node in ("explainer", "viewer")}
+    chosen = {nodes[f"/**/{node}"]["ros__parameters"]["colormap"] for node in ("explainer", "viewer")}
     assert chosen == {COLORMAP}
 
 
