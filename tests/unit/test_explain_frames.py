@@ -23,14 +23,6 @@ from carla_digr.recordings import frames as frames_module
 SIZE = 128
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pictures():
     """Twelve smooth pictures."""

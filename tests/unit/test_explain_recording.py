@@ -43,14 +43,6 @@ STUDENT_HASH = sha256_of(STUDENT)[:12]
 MADE_ANEW = {topics.DECISION, topics.SALIENCY, topics.OVERLAY, topics.FACTS_TOPIC}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory):
     """Five frames, the third one braked by the bridge, driven by the student that ships."""

@@ -11,7 +11,6 @@ import drive_bags
 import numpy as np
 import pytest
 import simplejpeg
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mcap.writer import Writer as McapWriter
@@ -34,14 +33,6 @@ DEFINITIONS = {
     kind: STORE.generate_msgdef(kind, ros_version=2)[0]
     for kind in (topics.PICTURE_TYPE, topics.COMPRESSED_TYPE, topics.TYPES[topics.ODOMETRY])
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def header(stamp: int) -> dict:
