@@ -16,6 +16,7 @@ from carla_digr.driving.session import Session
 CAMERA_BLUEPRINT = "sensor.camera.instance_segmentation"
 SIZE = 2 * IMAGE_SIZE  # pixels: lane lines are thinner than a pixel of the picture
 VEHICLE_LABELS = (12, 13, 14, 15, 16, 17, 18, 19)  # CARLA's, of what moves
+_OF_VEHICLES = np.isin(np.arange(256), VEHICLE_LABELS)  # by label
 WAITING = 3  # pictures that wait to be asked for
 FOLLOWED = 100.0  # m along the ego's lane to a vehicle on another road
 
@@ -78,8 +79,7 @@ class SurroundingsCamera:
 
     def _vehicles(self, labels: NDArray[np.uint8], snapshot: carla.WorldSnapshot) -> dict[int, Neighbour]:
         """Of the actors of the frame those that the picture shows; it has the two low bytes of their ids."""
-        pixels = labels.reshape(-1, 3)
-        shown = pixels[np.isin(pixels[:, 0], VEHICLE_LABELS)].astype(np.int32)
+        shown = labels[_OF_VEHICLES[labels[..., 0]]].astype(np.int32)
         low_bytes = set(np.unique(shown[:, 1] | shown[:, 2] << 8).tolist())
         ego = snapshot.find(self._ego)
         if ego is None:

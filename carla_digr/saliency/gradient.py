@@ -7,6 +7,7 @@ Other policies' gradients are autograd's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -114,18 +115,20 @@ def input_gradient(policy: ActorCritic, hidden: list[Tensor], weights: Tensor) -
     Args:
         policy: the network.
         hidden: from ``policy.trace`` of the states.
-        weights: float (B, A), what each logit's gradient counts.
+        weights: float (B, A), what each logit's gradient counts; or (B, R, A) for R gradients of each state.
 
     Returns:
-        float (B, C, H, W), differentiable in the network's parameters when gradients are enabled.
+        float (B, C, H, W) or (B, R, C, H, W), differentiable in the network's parameters when gradients are enabled.
     """
     *convolved, trunk = hidden
-    g = (weights @ policy.policy_head.weight) * policy.activation_derivative(trunk)
-    g = (g @ policy.trunk.weight).view_as(convolved[-1])
+    rows = weights if weights.dim() == 3 else weights[:, None]
+    g = (rows @ policy.policy_head.weight) * policy.activation_derivative(trunk)[:, None]
+    g = g @ policy.trunk.weight
     sizes = [policy.input_shape[1:], *(item.shape[2:] for item in convolved)]
     for layer, before, size in zip(reversed(policy.convolutions), reversed(convolved), sizes[-2::-1], strict=True):
-        g = _transposed(g * policy.activation_derivative(before), layer, size)  # type: ignore[arg-type]
-    return g
+        g = g.view(*rows.shape[:2], *before.shape[1:]) * policy.activation_derivative(before)[:, None]
+        g = _transposed(g.flatten(0, 1), layer, size)  # type: ignore[arg-type]
+    return g.view(*weights.shape[:-1], *g.shape[1:])
 
 
 def _transposed(g: Tensor, layer: nn.Conv2d, size: tuple[int, int]) -> Tensor:
@@ -144,9 +147,17 @@ def _transposed(g: Tensor, layer: nn.Conv2d, size: tuple[int, int]) -> Tensor:
         blocks = blocks.view(batch, rows, columns, in_channels, stride, stride).permute(0, 3, 1, 4, 2, 5)
         shuffled = blocks.reshape(batch, in_channels, rows * stride, columns * stride)
     elif kernel == 2 * stride:
-        weight = layer.weight.view(out_channels, in_channels, 2, stride, 2, stride)
-        weight = weight.flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(in_channels * stride**2, out_channels, 2, 2)
+        order = _block_order(out_channels, in_channels, stride)
+        weight = layer.weight.flatten()[order].view(in_channels * stride**2, out_channels, 2, 2)
         shuffled = F.pixel_shuffle(F.conv2d(g, weight, padding=1), stride)
     else:
         return F.conv_transpose2d(g, layer.weight, stride=stride, output_padding=rest)
     return F.pad(shuffled, (0, rest[1], 0, rest[0])) if any(rest) else shuffled
+
+
+@functools.cache
+def _block_order(out_channels: int, in_channels: int, stride: int) -> Tensor:
+    """Where the weights of the 2x2 convolution to blocks stand among those of the convolution, flat int64."""
+    places = torch.arange(out_channels * in_channels * (2 * stride) ** 2)
+    places = places.view(out_channels, in_channels, 2, stride, 2, stride).flip(2, 4)
+    return places.permute(1, 3, 5, 0, 2, 4).flatten()

@@ -96,8 +96,7 @@ def differentiable_maps(policy: ActorCritic, states: Tensor, logits: Tensor, sig
 
 def _changes(policy: ActorCritic, at: Tensor, rows: Tensor, delta: Tensor, radius: float) -> Tensor:
     """(B, R, H, W): G_r * sum over channels of (rows J) delta, for rows (B, R, A) and the Jacobian J at ``at``."""
-    repeated = [layer.repeat_interleave(rows.shape[1], dim=0) for layer in policy.trace(at)[2]]
-    gradients = input_gradient(policy, repeated, rows.flatten(0, 1)).view(*rows.shape[:2], *at.shape[1:])
+    gradients = input_gradient(policy, policy.trace(at)[2], rows)
     return gaussian_blur((gradients * delta[:, None]).sum(dim=2), radius)
 
 
@@ -131,9 +130,7 @@ def jacobian(policy: Policy, states: Tensor) -> Tensor:
             _, _, hidden = policy.trace(states)
             rows = torch.eye(policy.actions, dtype=states.dtype)[1:]
             rows[:, 0] = -1
-            repeated = [layer.repeat_interleave(len(rows), dim=0) for layer in hidden]
-            gradients = input_gradient(policy, repeated, rows.repeat(len(states), 1))
-        found = gradients.view(len(states), len(rows), *states.shape[1:])
+            found = input_gradient(policy, hidden, rows.expand(len(states), -1, -1))
         return torch.cat([torch.zeros_like(found[:, :1]), found], dim=1)
     leaf = states.detach().clone().requires_grad_(True)
     with torch.enable_grad():

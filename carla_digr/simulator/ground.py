@@ -53,11 +53,12 @@ from carla_digr.simulator.shading import (
     ID_LINE,
     ID_ROAD,
     ID_TERRAIN,
+    WITHOUT_COLOURS,
     compiled,
     inlined,
     outside,
 )
-from carla_digr.simulator.sky import paint_sky
+from carla_digr.simulator.sky import name_sky, paint_sky
 
 ASPHALT = (104.0, 105.0, 108.0)
 SHOULDER = (118.0, 117.0, 116.0)
@@ -244,7 +245,7 @@ def _leave_out_lines(without, run):
 
 
 @compiled
-def _look_up(pieces, origin, grid, dash_period, noise, shown, run):
+def _look_up(pieces, origin, grid, dash_period, noise, shown, run, coloured):
     """What is found for one pixel after the other: gaps of dashed lines and noise; whether there is grass, and road."""
     grass = False
     road = False
@@ -253,14 +254,15 @@ def _look_up(pieces, origin, grid, dash_period, noise, shown, run):
             continue
         x = run[X, i]
         y = run[Y, i]
-        if run[PAVED, i] < 1.0:
+        if coloured and run[PAVED, i] < 1.0:
             grass = True
             run[GRASS_FINE, i] = noise[math.floor(x * 3.3) & 255, math.floor(y * 3.3) & 255]
             run[GRASS_BROAD, i] = noise[math.floor(x * 0.06) & 255, math.floor(y * 0.06) & 255]
         if run[PAVED, i] > 0.0:
-            road = True
-            run[ROAD_FINE, i] = noise[math.floor(x * 5.0) & 255, math.floor(y * 5.0) & 255]
-            run[ROAD_BROAD, i] = noise[math.floor(x * 0.25) & 255, math.floor(y * 0.25) & 255]
+            if coloured:
+                road = True
+                run[ROAD_FINE, i] = noise[math.floor(x * 5.0) & 255, math.floor(y * 5.0) & 255]
+                run[ROAD_BROAD, i] = noise[math.floor(x * 0.25) & 255, math.floor(y * 0.25) & 255]
             e = abs(run[OFFSET, i])
             if run[LINE, i] > 0.0 and e >= FIRST_DASHED and e < LAST_DASHED:
                 s = _arc_length(pieces, int(run[PIECE, i]), run[ALONG, i], run[ACROSS, i])
@@ -320,7 +322,7 @@ def _pave(run):
 
 
 @compiled
-def _light(j, rays, light, run, ground, ground_ids):
+def _light(j, rays, light, run, ground):
     """Sun, sky light and haze on a row of ground."""
     up = max(light[pal.SUN_DIRECTION, 2], 0.0)
     haze_r, haze_g, haze_b = light[pal.HORIZON]
@@ -335,6 +337,11 @@ def _light(j, rays, light, run, ground, ground_ids):
         ground[j, 0, i] = r + (haze_r - r) * haze
         ground[j, 1, i] = g + (haze_g - g) * haze
         ground[j, 2, i] = b + (haze_b - b) * haze
+
+
+@compiled
+def _name(j, run, ground_ids):
+    """What a row of ground shows."""
     for i in range(run.shape[1]):
         ident = ID_LINE if run[LINE, i] >= 0.5 else ID_ROAD
         ground_ids[j, i] = ident if run[PAVED, i] >= 0.5 else ID_TERRAIN
@@ -348,12 +355,13 @@ def paint_ground(
 
     ``ground`` is (height, 3, width) float32. ``rays`` has the rays of all rows, or room for one: then they are found
     here, from ``axes`` as :func:`rays.aim_row` has them. ``run`` is (RUN_COLUMNS, width) float64 and ``shown`` (width,)
-    int8 scratch. Bit ``line_bit`` of ``without`` leaves a line out.
+    int8 scratch. Bit ``line_bit`` of ``without`` leaves a line out; WITHOUT_COLOURS leaves ``ground`` as it is.
     """
     noise, cloud, hills = patterns
     pieces, origin, grid, dash_period = world.pieces, world.origin, world.grid, world.dash_period
     height, width = ground_ids.shape
     kept = rays.shape[0] == height
+    coloured = without & WITHOUT_COLOURS == 0
     for j in range(height):
         row = rays[j if kept else 0]
         if not kept:
@@ -370,14 +378,18 @@ def paint_ground(
             _measure_pixels(yaw, row, run)
             if without >> FIRST_LINE_BIT:
                 _leave_out_lines(without, run)
-            grass, road = _look_up(pieces, origin, grid, dash_period, noise, shown, run)
+            grass, road = _look_up(pieces, origin, grid, dash_period, noise, shown, run, coloured)
             if grass:
                 _paint_grass(run)
             if road:
                 _pave(run)
-            _light(j, row, light, run, ground, ground_ids)
+            if coloured:
+                _light(j, row, light, run, ground)
+            _name(j, run, ground_ids)
         if beyond_seen:
-            paint_sky(j, row, yaw, focal, shown, cloud, hills, light, run, ground, ground_ids)
+            if coloured:
+                paint_sky(j, row, yaw, focal, shown, cloud, hills, light, run, ground)
+            name_sky(j, row, shown, ground_ids)
 
 
 @compiled

@@ -32,6 +32,7 @@ from carla_digr.simulator.shading import (
     ID_SIGN,
     WITHOUT_BARRIER,
     WITHOUT_BUILDINGS,
+    WITHOUT_COLOURS,
     WITHOUT_RAILS,
     WITHOUT_TREES,
     compiled,
@@ -113,7 +114,9 @@ def instances(
 
     Parameters and errors as for :func:`render`, whose drawing code it shares.
     """
-    _, ids = _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1, seed=scenery_seed)
+    _, ids = _draw(
+        road, camera_pose, width, height, fov_deg, vehicles, 0, 1, without=WITHOUT_COLOURS, seed=scenery_seed
+    )
     return ids
 
 
@@ -132,7 +135,7 @@ def depths(
     objects has the 24 bits of the depth buffer.
     """
     out = np.empty((height, width), np.float32)
-    _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1, out, seed=scenery_seed)
+    _draw(road, camera_pose, width, height, fov_deg, vehicles, 0, 1, out, WITHOUT_COLOURS, scenery_seed)
     return out
 
 
@@ -263,6 +266,9 @@ def _paint(
     paint_ground(
         view, yaw, focal, world, patterns, light, depth, ss, axes, rays, run, shown, ground, ground_ids, without
     )
+    if without & WITHOUT_COLOURS:
+        _resolve_ids(ss, ground_ids, depth, sample_ids, ids)
+        return
     for i in range(vehicles.x.shape[0]):
         kind = vehicles.kind[i]
         paint_shadow(
@@ -318,6 +324,17 @@ def _resolve(ss, ground, ground_ids, depth, color, sample_ids, words, ids):
             words[j, i] = OPAQUE | (r << 16) | (g << 8) | b
             if depth[j * ss + center, i * ss + center] > 0.0:
                 ids[j, i] = sample_ids[j * ss + center, i * ss + center]
+
+
+@compiled
+def _resolve_ids(ss, ground_ids, depth, sample_ids, ids):
+    """The ids alone, as ``_resolve`` has them."""
+    height, width = ground_ids.shape
+    center = ss // 2
+    for j in range(height):
+        for i in range(width):
+            stands = depth[j * ss + center, i * ss + center] > 0.0
+            ids[j, i] = sample_ids[j * ss + center, i * ss + center] if stands else ground_ids[j, i]
 
 
 @compiled

@@ -19,7 +19,8 @@ ID_SKY, ID_ROAD, ID_LINE, ID_BARRIER, ID_RAIL, ID_VEGETATION, ID_BUILDING, ID_SI
 # What a picture may be drawn without, bits of one number; lines one by one from FIRST_LINE_BIT on, those of the right
 # carriageway from the median outwards, then those of the left one.
 WITHOUT_BARRIER, WITHOUT_RAILS, WITHOUT_TREES, WITHOUT_BUILDINGS = 1, 2, 4, 8
-FIRST_LINE_BIT = 4
+WITHOUT_COLOURS = 16  # of ground and sky: only ids and depths are asked for
+FIRST_LINE_BIT = 5
 
 HIDDEN, GROUND, BEYOND = range(3)  # what a pixel shows of the ground layer: nothing, the ground, the sky or its edge
 

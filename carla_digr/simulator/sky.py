@@ -12,7 +12,7 @@ HILL_RISE = 0.1  # slope of a ray above which there are no hills
 
 
 @compiled
-def paint_sky(j, rays, yaw, focal, shown, cloud, hills, light, scratch, ground, ground_ids):
+def paint_sky(j, rays, yaw, focal, shown, cloud, hills, light, scratch, ground):
     """Draws the pixels i of row j with ``shown[i] == BEYOND``; ``scratch`` is (4 or more, width) float64."""
     width = shown.shape[0]
     shift = (yaw / (2.0 * math.pi)) % 1.0 * HORIZON_COLUMNS
@@ -65,4 +65,11 @@ def paint_sky(j, rays, yaw, focal, shown, cloud, hills, light, scratch, ground, 
             ground[j, 0, i] = red[i]
             ground[j, 1, i] = green[i]
             ground[j, 2, i] = blue[i]
+
+
+@compiled
+def name_sky(j, rays, shown, ground_ids):
+    """What these pixels show."""
+    for i in range(shown.shape[0]):
+        if shown[i] == BEYOND:
             ground_ids[j, i] = ID_SKY if rays[RISE, i] >= 0.0 else ID_TERRAIN

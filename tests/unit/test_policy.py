@@ -48,6 +48,14 @@ def test_softplus_is_near_relu():
     assert (relu.activation(x) - softplus.activation(x)).abs().max() < 0.07
 
 
+def test_softplus_without_gradients_is_torchs():
+    policy = ActorCritic((3, 32, 32), 4, PolicyConfig(((8, 4, 4),), 16, "softplus"))
+    x = torch.cat([torch.linspace(-30, 30, 2001), torch.tensor([-1e30, -100.0, 0.0, 100.0, 1e30])])
+    with torch.no_grad():
+        fast = policy.activation(x)
+    torch.testing.assert_close(fast, policy.activation(x), rtol=1e-6, atol=1e-8)
+
+
 def test_convolutions_that_do_not_fit_are_named():
     with pytest.raises(UserError, match=r"\[4, 9, 1\] does not fit its 3x3 input"):
         ActorCritic(PolicyConfig(((4, 8, 8), (4, 6, 1), (4, 9, 1)), 8), 3, 64, 64, 3)

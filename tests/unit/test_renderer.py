@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from carla_digr.errors import UserError
 from carla_digr.simulator.bodies import models
 from carla_digr.simulator.palette import PALETTES
-from carla_digr.simulator.renderer import VehicleTable, camera_axes, depths, instances, render
+from carla_digr.simulator.renderer import VehicleTable, _draw, camera_axes, depths, instances, render
 from carla_digr.simulator.road import (
     DASH_LENGTH,
     LANE_WIDTH,
@@ -269,6 +269,14 @@ def test_the_nearer_vehicle_hides_the_farther_one(kinds, gap, shift, yaw):
     for both in (see(near, far), see(far, near)):
         np.testing.assert_array_equal(both == 5, near_alone)
         np.testing.assert_array_equal(both == 9, far_alone & ~near_alone)
+
+
+@settings(max_examples=20, deadline=None)
+@given(pose=POSES, seed=st.integers(0, 9), scenery=st.integers(0, 3))
+def test_ids_without_colours_are_those_of_the_coloured_picture(pose, seed, scenery):
+    pose, table, size = around(pose), busy(330.0, seed), 96
+    _, coloured = _draw(ROAD, pose, size, size, FOV, table, 0, 1, seed=scenery)
+    np.testing.assert_array_equal(instances(ROAD, pose, size, size, FOV, table, scenery), coloured)
 
 
 @settings(max_examples=40, deadline=None)

@@ -372,10 +372,10 @@ class CarlaBridge(ManagedNode):
         self._instances_out.publish(to_message(found.labels, "rgb8", self._header))
 
     def _draw(self) -> None:
-        """The markers, which nothing waits for."""
-        if self._to_draw is not None:
+        """The markers, which nothing waits for, where somebody looks at them."""
+        if self._to_draw is not None and self._markers_out.get_subscription_count():
             self._markers_out.publish(markers(self._to_draw.header, self._to_draw.vehicles))
-            self._to_draw = None
+        self._to_draw = None
 
     def _publish_events(self, frame: DriveFrame) -> None:
         """What happens on this frame, each once."""

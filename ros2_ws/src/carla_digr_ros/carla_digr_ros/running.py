@@ -99,7 +99,7 @@ class ManagedNode(LifecycleNode):
         def mismatch(event) -> None:
             self._mismatch(publisher.topic_name, event, "a subscriber gets nothing from it")
 
-        events = PublisherEventCallbacks(incompatible_qos=mismatch)
+        events = PublisherEventCallbacks(incompatible_qos=mismatch, use_default_callbacks=False)
         publisher = self.create_lifecycle_publisher(topic.type, topic.relative, topic.qos, event_callbacks=events)
         return publisher
 
@@ -120,7 +120,7 @@ class ManagedNode(LifecycleNode):
                     self.create_subscription(topic.type, topic.relative, callback, qos_profile_sensor_data)
                 )
 
-        events = SubscriptionEventCallbacks(incompatible_qos=mismatch)
+        events = SubscriptionEventCallbacks(incompatible_qos=mismatch, use_default_callbacks=False)
         reliable = self.create_subscription(topic.type, topic.relative, callback, topic.qos, event_callbacks=events)
         self.heard.append(reliable)
 
