@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
 from nav_msgs.msg import Odometry
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from carla_digr.errors import UserError
@@ -42,11 +42,11 @@ class Measure(Node):
         self._started = 0.0
         self._page = PageReader(page, self._measurement.on_the_page) if page else None
         topics.FRAME.subscribe(self, self._on_frame)
-        topics.IMAGE.subscribe(self, self._on_image)
+        topics.IMAGE.subscribe(self, self._on_image, raw=True)
         topics.ODOMETRY.subscribe(self, self._on_odometry)
         topics.DECISION.subscribe(self, self._on_decision)
-        topics.SALIENCY.subscribe(self, self._on_saliency)
-        topics.OVERLAY.subscribe(self, self._on_overlay)
+        topics.SALIENCY.subscribe(self, self._on_saliency, raw=True)
+        topics.OVERLAY.subscribe(self, self._on_overlay, raw=True)
 
     def close(self) -> None:
         """Leave the page."""
@@ -89,8 +89,8 @@ class Measure(Node):
         )
 
     # A callback with two arguments gets the times of the transport as well.
-    def _on_image(self, message: Image, info: dict) -> None:
-        self._measurement.picture(_stamp(message.header), info["source_timestamp"] * 1e-9)
+    def _on_image(self, message: bytes, info: dict) -> None:
+        self._measurement.picture(_stamp_of(message), info["source_timestamp"] * 1e-9)
 
     def _on_odometry(self, message: Odometry) -> None:
         self._measurement.motion(_stamp(message.header), message.twist.twist.linear.x)
@@ -101,15 +101,21 @@ class Measure(Node):
         else:
             self._measurement.answer("decision", _stamp(message.header), time.time())
 
-    def _on_saliency(self, message: Image) -> None:
-        self._measurement.answer("saliency", _stamp(message.header), time.time())
+    def _on_saliency(self, message: bytes) -> None:
+        self._measurement.answer("saliency", _stamp_of(message), time.time())
 
-    def _on_overlay(self, message: Image) -> None:
-        self._measurement.answer("overlay", _stamp(message.header), time.time())
+    def _on_overlay(self, message: bytes) -> None:
+        self._measurement.answer("overlay", _stamp_of(message), time.time())
 
 
 def _stamp(header: Header) -> int:
     return header.stamp.sec * 10**9 + header.stamp.nanosec
+
+
+def _stamp_of(serialized: bytes) -> int:
+    """Of a message that begins with a header, as CDR has it: after four bytes, of which the second tells the order."""
+    seconds, nanoseconds = struct.unpack_from("<iI" if serialized[1] & 1 else ">iI", serialized, 4)
+    return seconds * 10**9 + nanoseconds
 
 
 def main() -> int:
