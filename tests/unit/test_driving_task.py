@@ -110,9 +110,10 @@ def test_driving_straight_leaves_the_lanes_and_ends_the_episode():
     assert info["off_road"] or info["collision"]
 
 
-def test_the_batch_gives_what_single_episodes_give():
-    batch = DrivingVecEnv(2, 7, CONFIG, evaluation=True)
-    single = [DrivingEnv(CONFIG) for _ in range(2)]
+@pytest.mark.parametrize("config", [CONFIG, DrivingConfig(steering_penalty=0.01, change_penalty=0.02)])
+def test_the_batch_gives_what_single_episodes_give(config):
+    batch = DrivingVecEnv(2, 7, config, evaluation=True)
+    single = [DrivingEnv(config) for _ in range(2)]
     pictures = batch.reset()
     for i, env in enumerate(single):
         assert np.array_equal(pictures[i].transpose(1, 2, 0), env.reset(seed=episode_seed(7, i, 0))[0])

@@ -16,7 +16,7 @@ braking. The observation is what a camera 9.5 m behind and 4.2 m above the ego s
 visible in it. An episode ends when the ego touches anything or its centre leaves the driving lanes, and is cut
 (truncated) after ``episode_seconds``.
 
-The reward is in reward.py; over CARLA's protocol it is progress and the terminal -1.
+The reward is in reward.py.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, MAX_WHEEL_ANGLE, TICK, WHEEL_ANGLE, DriveFrame
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, TICK, DriveFrame
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.traffic import ONCOMING, VEHICLE
 from carla_digr.tasks.driving.classes import importance_of
 from carla_digr.tasks.driving.drive import SCENES, InProcessDrive
 from carla_digr.tasks.driving.objects import scene_objects
+from carla_digr.tasks.driving.reward import less_effort
 from carla_digr.tasks.driving.settings import DrivingConfig
 from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
 from carla_digr.tasks.objects import SceneObject
@@ -71,9 +72,8 @@ class Episode:
         if self.running.terminated:
             return frame, -1.0, True, False
         seconds = self.decision_ticks * TICK
-        effort = (wanted.steer * MAX_WHEEL_ANGLE / WHEEL_ANGLE) ** 2
-        value = self.drive.reward(self.config, seconds) - self.config.steering_penalty * effort * seconds / 0.1
-        return frame, value - self.config.change_penalty * changed, False, self.running.truncated
+        value = less_effort(self.config, self.drive.reward(self.config, seconds), seconds, wanted, changed)
+        return frame, value, False, self.running.truncated
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode so far; collision is whether something was hit."""

@@ -9,9 +9,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTIONS, CRUISE_SPEED, IMAGE_SIZE, TICK, Drive
+from carla_digr.driving.control import ACTIONS, CRUISE_SPEED, IMAGE_SIZE, TICK, Drive, VehicleCommand
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.tasks.driving.drive import InProcessDrive
+from carla_digr.tasks.driving.reward import less_effort
 from carla_digr.tasks.driving.settings import DrivingConfig
 
 
@@ -22,7 +23,7 @@ class DrivingEnv(gymnasium.Env):
         config: of the task; the default one if None.
         drive: where to drive. None: in this process, with the shaped reward. A
             :class:`carla_digr.driving.scenario.Scenario` drives over CARLA's protocol; the pictures are the same, the
-            reward is progress and the terminal -1, for the traffic's state is not part of a picture.
+            reward lacks the risk terms, for the traffic's state is not part of a picture.
         decision_ticks: ticks a decision lasts, by default the configuration's.
 
     Observations are uint8 (128, 128, 3) RGB, actions Discrete; see carla_digr.tasks.driving for both, for the
@@ -51,26 +52,30 @@ class DrivingEnv(gymnasium.Env):
         super().reset(seed=seed)
         self.running = RunningEpisode(self.config.episode_seconds)
         self.last = self.drive.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
+        self.last_action = -1
         return np.ascontiguousarray(self.last.image), self._info()
 
     def step(self, action: int):
         """One decision."""
+        wanted, changed = self.commands[int(action)], self.last_action not in (-1, int(action))
+        self.last_action = int(action)
         for _ in range(self.decision_ticks):
-            self.last = self.drive.step(self.commands[int(action)])
+            self.last = self.drive.step(wanted)
             last = self.last
             self.running.count(last.speed, last.collision, last.off_road, last.road_ends, last.struck)
             if self.running.terminated or last.struck:
                 break
         terminated, truncated = self.running.terminated, self.running.truncated
-        return np.ascontiguousarray(self.last.image), self._reward(terminated), terminated, truncated, self._info()
+        value = -1.0 if terminated else self._reward(wanted, changed)
+        return np.ascontiguousarray(self.last.image), value, terminated, truncated, self._info()
 
-    def _reward(self, terminated: bool) -> float:
-        if terminated:
-            return -1.0
+    def _reward(self, wanted: VehicleCommand, changed: bool) -> float:
         seconds = self.decision_ticks * TICK
         if isinstance(self.drive, InProcessDrive):
-            return self.drive.reward(self.config, seconds)
-        return self.config.progress_reward * self.last.speed / CRUISE_SPEED * seconds / 0.1
+            value = self.drive.reward(self.config, seconds)
+        else:
+            value = self.config.progress_reward * self.last.speed / CRUISE_SPEED * seconds / 0.1
+        return less_effort(self.config, value, seconds, wanted, changed)
 
     def _info(self) -> dict[str, Any]:
         return {

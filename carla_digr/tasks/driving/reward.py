@@ -2,14 +2,14 @@
 
 Reward of one decision: progress minus what makes a crash likely, all scaled so that a clean second is worth about 0.1,
 and -1 for the end by a crash or by leaving the lanes. The risk terms need the state of the traffic, so they exist only
-in process; over CARLA's protocol the reward is progress and the terminal -1.
+in process; over CARLA's protocol the reward is progress, what the action itself costs, and the terminal -1.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from carla_digr.driving.control import CRUISE_SPEED
+from carla_digr.driving.control import CRUISE_SPEED, MAX_WHEEL_ANGLE, WHEEL_ANGLE, VehicleCommand
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH, ROAD_EDGE
 from carla_digr.simulator.traffic import ONCOMING
 from carla_digr.tasks.driving.settings import DrivingConfig
@@ -61,3 +61,12 @@ def reward(
     value = config.progress_reward * speed / CRUISE_SPEED - config.closing_penalty * closing
     value -= config.alongside_penalty * alongside + config.edge_penalty * edge + config.offset_penalty * offset**2
     return value * seconds / 0.1
+
+
+def less_effort(config: DrivingConfig, value: float, seconds: float, wanted: VehicleCommand, changed: bool) -> float:
+    """A reward less the prices of steering and of changing one's mind.
+
+    ``wanted`` was held for ``seconds``; ``changed``: whether the decision before was another one.
+    """
+    effort = (wanted.steer * MAX_WHEEL_ANGLE / WHEEL_ANGLE) ** 2
+    return value - config.steering_penalty * effort * seconds / 0.1 - config.change_penalty * changed
