@@ -239,9 +239,9 @@ class Road:
         if piece[CURVATURE] != 0.0:
             shape = f'<arc curvature="{-float(piece[CURVATURE])!r}"/>'
         sides = {
-            "left": "".join(_opendrive_lane(i) for i in range(LANES + 2, 0, -1)),
-            "center": '<lane id="0" type="none" level="false"/>',
-            "right": "".join(_opendrive_lane(-i) for i in range(1, LANES + 3)),
+            "left": "".join(_opendrive_lane(i, i) for i in range(LANES + 1, 0, -1)),
+            "center": f'<lane id="0" type="none" level="false">{_road_mark(*_YELLOW)}</lane>',
+            "right": "".join(_opendrive_lane(-1 - i, i) for i in range(LANES + 2)),
         }
         lanes = "".join(f"<{side}>{text}</{side}>" for side, text in sides.items())
         return (
@@ -252,26 +252,43 @@ class Road:
             f'<planView><geometry s="0" x="{float(piece[X0])!r}" y="{-float(piece[Y0])!r}" '
             f'hdg="{-float(piece[HEADING0])!r}" length="{length}">{shape}</geometry></planView>'
             '<elevationProfile><elevation s="0" a="0" b="0" c="0" d="0"/></elevationProfile><lateralProfile/>'
-            f'<lanes><laneOffset s="0" a="0" b="0" c="0" d="0"/><laneSection s="0">{lanes}</laneSection></lanes>'
-            "</road>"
+            f'<lanes><laneOffset s="0" a="{MEDIAN_HALF_WIDTH}" b="0" c="0" d="0"/>'
+            f'<laneSection s="0">{lanes}</laneSection></lanes></road>'
         )
 
 
-def _opendrive_lane(lane_id: int) -> str:
-    """A lane with the mark on its outer border; ids 1 and -1 are the median, then the lanes, then the shoulder."""
-    number = abs(lane_id)
-    if number == 1:
-        kind, width, mark = "median", MEDIAN_HALF_WIDTH, ("solid", "yellow", "none")
-    elif number <= LANES:
-        kind, width, mark = "driving", LANE_WIDTH, ("broken", "white", "both")
-    elif number == LANES + 1:
-        kind, width, mark = "driving", LANE_WIDTH, ("solid", "white", "none")
+_YELLOW, _DASHED, _EDGE, _NO_MARK = (
+    ("solid", "yellow", "none"),
+    ("broken", "white", "both"),
+    ("solid", "white", "none"),
+    ("none", "standard", "none"),
+)
+"""Type and colour of a road mark, and across it the changes of lane that are allowed."""
+
+
+def _opendrive_lane(lane_id: int, number: int) -> str:
+    """A lane with the mark on its outer border: number 0 is the median, then come the driving lanes and the shoulder.
+
+    The whole median is lane -1 and the centre lane its far border. Were both 1 and -1 median, CARLA's client, for which
+    the one is the left neighbour of the other, would walk to and fro between them on its way to the next driving lane.
+    """
+    if number == 0:
+        kind, width, mark = "median", 2.0 * MEDIAN_HALF_WIDTH, _YELLOW
+    elif number < LANES:
+        kind, width, mark = "driving", LANE_WIDTH, _DASHED
+    elif number == LANES:
+        kind, width, mark = "driving", LANE_WIDTH, _EDGE
     else:
-        kind, width, mark = "shoulder", SHOULDER_WIDTH, ("none", "standard", "none")
+        kind, width, mark = "shoulder", SHOULDER_WIDTH, _NO_MARK
     return (
         f'<lane id="{lane_id}" type="{kind}" level="false">'
         f'<link><predecessor id="{lane_id}"/><successor id="{lane_id}"/></link>'
-        f'<width sOffset="0" a="{width}" b="0" c="0" d="0"/>'
-        f'<roadMark sOffset="0" type="{mark[0]}" weight="standard" color="{mark[1]}" width="{LINE_WIDTH}" '
-        f'laneChange="{mark[2]}"/></lane>'
+        f'<width sOffset="0" a="{width}" b="0" c="0" d="0"/>{_road_mark(*mark)}</lane>'
+    )
+
+
+def _road_mark(kind: str, color: str, lane_change: str) -> str:
+    return (
+        f'<roadMark sOffset="0" type="{kind}" weight="standard" color="{color}" width="{LINE_WIDTH}" '
+        f'laneChange="{lane_change}"/>'
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import carla
 import numpy as np
 import pytest
@@ -102,6 +104,100 @@ def test_carla_map_follows_the_ring_without_end():
         travelled += following.transform.location.distance(waypoint.transform.location)
         waypoint = following
         assert waypoint.lane_id == start.lane_id
+
+
+EVERY_LANE = {  # by id, from the left edge of the road to its right one
+    5: carla.LaneType.Shoulder,
+    **dict.fromkeys(range(4, 0, -1), carla.LaneType.Driving),
+    -1: carla.LaneType.Median,
+    **dict.fromkeys(range(-2, -6, -1), carla.LaneType.Driving),
+    -6: carla.LaneType.Shoulder,
+}
+
+
+@pytest.fixture(scope="module")
+def carla_map():
+    return carla.Map(MAP_NAME, ROAD.opendrive())
+
+
+def all_waypoints(carla_map, at=0.37):
+    """One on every lane of every piece."""
+    for piece, length in enumerate(ROAD.pieces[:, LENGTH].tolist()):
+        for lane in EVERY_LANE:
+            yield carla_map.get_waypoint_xodr(piece + 1, lane, at * length)
+
+
+def test_lanes_are_where_their_number_says(carla_map):
+    borders = [2.0, *(2.0 + 3.6 * i for i in range(1, LANES + 1)), 2.0 + 3.6 * LANES + 2.6]
+    middles = {-2 - i: 0.5 * (a + b) for i, (a, b) in enumerate(itertools.pairwise(borders))}
+    middles |= {1 + i: -0.5 * (a + b) for i, (a, b) in enumerate(itertools.pairwise(borders))}
+    middles[-1] = 0.0
+    for waypoint in all_waypoints(carla_map):
+        place = waypoint.transform.location
+        _, d, heading = ROAD.project(place.x, place.y)
+        assert waypoint.lane_type == EVERY_LANE[waypoint.lane_id]
+        assert d == pytest.approx(middles[waypoint.lane_id], abs=0.01)
+        against = waypoint.lane_id > 0
+        assert np.cos(np.radians(waypoint.transform.rotation.yaw) - heading) == pytest.approx(-1.0 if against else 1.0)
+        found = carla_map.get_waypoint(place, lane_type=carla.LaneType.Any)
+        assert (found.lane_id, found.lane_type) == (waypoint.lane_id, waypoint.lane_type)
+
+
+@pytest.mark.parametrize("turn", ["get_left_lane", "get_right_lane"])
+def test_a_walk_that_stops_at_the_next_driving_lane_ends(carla_map, turn):
+    for start in all_waypoints(carla_map):
+        walked, lane = [start.lane_id], getattr(start, turn)()
+        while lane is not None and lane.lane_type != carla.LaneType.Driving:
+            assert lane.lane_id not in walked
+            walked.append(lane.lane_id)
+            lane = getattr(lane, turn)()
+        if lane is None:
+            assert turn == "get_right_lane"
+            assert walked[-1] in (5, -6)
+
+
+def test_lanes_lie_beside_each_other_as_one_drives_on_them(carla_map):
+    for start in all_waypoints(carla_map):
+        right = start.get_right_lane()
+        outer = None if start.lane_id in (5, -6) else start.lane_id + (1 if start.lane_id > 0 else -1)
+        assert (right and right.lane_id) == outer
+        if right is not None and start.lane_id != -1:
+            assert right.get_left_lane().lane_id == start.lane_id
+
+
+def test_every_lane_leads_on_and_back(carla_map):
+    for start in all_waypoints(carla_map):
+        (ahead,) = start.next(30.0)
+        (back,) = ahead.previous(30.0)
+        assert ahead.lane_id == back.lane_id == start.lane_id
+        assert ahead.lane_type == back.lane_type == start.lane_type
+        assert back.transform.location.distance(start.transform.location) < 0.1
+        run = start.next_until_lane_end(10.0)
+        assert {(w.road_id, w.lane_id) for w in run} == {(start.road_id, start.lane_id)}
+        assert start.previous_until_lane_start(10.0)
+
+
+def test_generated_waypoints_and_topology_hold_both_carriageways(carla_map):
+    driving = {i for i, kind in EVERY_LANE.items() if kind == carla.LaneType.Driving}
+    every = carla_map.generate_waypoints(10.0)
+    assert {w.lane_id for w in every} == driving
+    assert len(every) == pytest.approx(2 * LANES * ROAD.length / 10.0, rel=0.05)
+    ends = carla_map.get_topology()
+    assert len(ends) == 2 * LANES * len(ROAD.pieces)
+    for begin, end in ends:
+        assert begin.lane_id == end.lane_id
+        assert begin.lane_id in driving
+
+
+def test_the_median_is_marked_yellow_on_both_sides(carla_map):
+    for waypoint in all_waypoints(carla_map):
+        if waypoint.lane_id in (-1, 1, -2):
+            left = waypoint.left_lane_marking
+            assert (left.type, left.color) == (carla.LaneMarkingType.Solid, carla.LaneMarkingColor.Yellow)
+            assert left.lane_change == carla.LaneChange.NONE
+    for lane, side in ((-5, "right"), (4, "right")):
+        edge = getattr(carla_map.get_waypoint_xodr(1, lane, 5.0), f"{side}_lane_marking")
+        assert (edge.type, edge.color) == (carla.LaneMarkingType.Solid, carla.LaneMarkingColor.White)
 
 
 def test_spawn_points_survive_float32():

@@ -116,7 +116,7 @@ def _add_ramp(root: ElementTree.Element, roads: list[ElementTree.Element], first
         _link(after, "predecessor", "junction", junction_id)
         junction = ElementTree.SubElement(root, "junction", {"id": str(junction_id), "name": ""})
         _connect(junction, before, road, "start", [(-i, -i) for i in range(2, LANES + 2)])
-        _connect(junction, after, road, "end", [(i, i) for i in range(2, LANES + 2)])
+        _connect(junction, after, road, "end", [(i, i) for i in range(1, LANES + 1)])
         if piece == EXIT:
             _narrow(exit_lane, 200 + first, junction_id, (LANE_WIDTH, SHOULDER_WIDTH), (OUTER, -1))
             _link(exit_lane, "successor", "road", ramp_id, "start")
@@ -149,6 +149,8 @@ def _narrow(
     _find(road, "lanes/laneOffset").attrib.update(_blend(begin, end, length))
     section = _find(road, "lanes/laneSection")
     section.remove(_find(section, "left"))
+    middle = _find(section, "center/lane")
+    middle.remove(_find(middle, "roadMark"))
     right = _find(section, "right")
     for lane in right.findall("lane"):
         if int(lane.get("id", "")) != OUTER:
