@@ -118,6 +118,8 @@ class ExplainerNode(ManagedNode):
         """Load the policy."""
         self._take(self._load(self._settings["weights"]))
         self._objects = ObjectsStage(self._objects_out.publish)
+        if self._settings["objects"]:
+            self._objects.practise(self._explainer)
 
     def close(self) -> None:
         """End what works beside the frames."""
