@@ -185,7 +185,7 @@ def _lines_and_barriers(
     aside = _aside(course, *_on_the_ground(shape, barriers))
     for lane, on_side in ((-1, aside < 0), (1, aside >= 0)):
         if on_side.any():
-            yield _Part(0, BARRIER, lane, float(np.median(np.abs(aside[on_side]))), barriers[on_side])
+            yield _Part(0, BARRIER, lane, _middle(np.abs(aside[on_side])), barriers[on_side])
 
 
 def _on_the_ground(
@@ -224,16 +224,23 @@ def _course(ahead: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[n
 def _places(aside: NDArray[np.float64], near: NDArray[np.bool_]) -> tuple[list[float], NDArray[np.int64]]:
     """Where lines are, m to the right, in this order; and of each pixel the line's number, -1: there is none."""
     left, places = aside[near & (np.abs(aside) < _SIDE)], []
+    bins = ((left + _SIDE) / _BIN).astype(np.int64)
     while len(left) >= LEAST_PIXELS:
-        counts, edges = np.histogram(left, bins=np.arange(-_SIDE, _SIDE + _BIN, _BIN))
-        peak = edges[np.convolve(counts, np.ones(3), "same").argmax()] + _BIN / 2
+        counts = np.bincount(bins, minlength=int(2 * _SIDE / _BIN))
+        peak = (np.convolve(counts, np.ones(3), "same").argmax() + 0.5) * _BIN - _SIDE
         around = np.abs(left - peak) < LINES_APART / 2
-        places.append(float(np.median(left[around])) if around.any() else float(peak))
-        left = left[np.abs(left - places[-1]) >= LINES_APART]
+        places.append(_middle(left[around]) if around.any() else float(peak))
+        others = np.abs(left - places[-1]) >= LINES_APART
+        left, bins = left[others], bins[others]
     places.sort()
     if not places:
         return [], np.full(len(aside), -1)
     return places, np.abs(aside[:, None] - places).argmin(axis=1)
+
+
+def _middle(values: NDArray[np.float64]) -> float:
+    """The median, of an even number the larger of the two in the middle."""
+    return float(np.partition(values, len(values) // 2)[len(values) // 2])
 
 
 def painted_over(state: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision, MapTrust, Vehicles
 from carla_digr_msgs.srv import SetPolicy
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from carla_digr.live.trust import LOW, LOW_IN_A_ROW, Judged, TrustMeter
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, overlay
+from carla_digr.training import prepare_process
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_jpeg, to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
@@ -408,7 +408,7 @@ def _key(header: Header) -> tuple[int, int]:
 
 def main() -> int:
     """Run the node; its exit status."""
-    torch.set_num_threads(1)
+    prepare_process()
     cv2.setNumThreads(1)
     sys.setswitchinterval(SWITCH_SECONDS)
     return run(ExplainerNode)
