@@ -668,6 +668,7 @@ def add_repair(commands: argparse._SubParsersAction) -> None:
         out = args.out or args.bag.with_name(f"{args.bag.stem}-repaired")
         saved = repair(args.bag, out)
         rest = f"; {saved.damaged_chunks} damaged chunks were left out" if saved.damaged_chunks else ""
+        rest += f"; {saved.damaged_messages} damaged messages were left out" if saved.damaged_messages else ""
         rest += "; the file ended inside a record" if saved.cut else ""
         print(f"{out}: {saved.messages} messages of {saved.topics} topics over {saved.seconds:.2f} s{rest}")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 
-MAX_PIXELS = 1 << 26  # of one picture
+MAX_PIXELS = 1 << 25  # of one picture
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"  # how their files begin
 
 
@@ -65,10 +65,13 @@ def check(message: Any) -> int:
     """The bytes of a row that are picture, not padding.
 
     Raises:
-        ValueError: the encoding is not in ENCODINGS, or step or the amount of data do not fit the size.
+        ValueError: the encoding is not in ENCODINGS, step or the amount of data do not fit the size, or there is no
+            pixel in it, or too many.
     """
     if message.encoding not in ENCODINGS:
-        raise ValueError(f"image encoding {message.encoding!r} is not one of {', '.join(ENCODINGS)}")
+        raise ValueError(f"image encoding {message.encoding[:20]!r} is not one of {', '.join(ENCODINGS)}")
+    if not 0 < message.width * message.height <= MAX_PIXELS:
+        raise ValueError(f"an image of {message.width}x{message.height} pixels is empty or too large")
     dtype, channels = ENCODINGS[message.encoding]
     used = message.width * channels * np.dtype(dtype).itemsize
     if message.step < used or len(message.data) != message.step * message.height:
@@ -110,7 +113,7 @@ def to_rgb(message: Any, decode: Callable[[Any], NDArray] = to_array) -> NDArray
         return decompressed(bytes(message.data))
     if message.encoding not in (*RGB_CHANNELS, *OPENCV_CODES):
         known = ", ".join((*RGB_CHANNELS, *OPENCV_CODES))
-        raise ValueError(f"image encoding {message.encoding!r} is not one of {known}")
+        raise ValueError(f"image encoding {message.encoding[:20]!r} is not one of {known}")
     image = decode(message)
     if message.encoding in OPENCV_CODES:
         import cv2
@@ -123,7 +126,9 @@ def to_rgb(message: Any, decode: Callable[[Any], NDArray] = to_array) -> NDArray
     else:
         channels = RGB_CHANNELS[message.encoding]
     if image.dtype == np.uint16:
-        image = np.rint(image * (255.0 / 65535.0)).astype(np.uint8)
+        deep, image = image, np.empty(image.shape, np.uint8)
+        for row, into in zip(deep, image, strict=True):  # by rows, for they take four times the memory meanwhile
+            into[...] = np.rint(row * (255.0 / 65535.0))
     if image.ndim == 2:
         image = image[..., None]
     return image if image.shape[2] == 3 and channels == [0, 1, 2] else np.ascontiguousarray(image[..., channels])

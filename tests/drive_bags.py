@@ -10,7 +10,8 @@ import numpy as np
 from carla_digr.driving.control import TICK, Neighbour
 from carla_digr.recordings import drive as drive_bag
 from carla_digr.recordings import topics
-from carla_digr.recordings.bag import Channel, definition, offered_qos, typestore
+from carla_digr.recordings.bag import Channel, offered_qos
+from carla_digr.recordings.definitions import definition, typestore
 from carla_digr.recordings.drive import blank
 from carla_digr.recordings.recorder import Recorder
 from carla_digr.recordings.topics import CLOCK, DIAGNOSTICS, OVERLAY

@@ -7,32 +7,31 @@ metadata.yaml, both by rosbags.
 from __future__ import annotations
 
 import heapq
-import re
 import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from backports import zstd
-from mcap.reader import make_reader
-from rosbags import rosbag1
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, ReaderError, StoragePlugin, Writer
+from rosbags.rosbag1 import ReaderError as Ros1ReaderError
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, ReaderError, StoragePlugin, Writer
 from rosbags.rosbag2.storage_mcap import PendingChunk
-from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from carla_digr.errors import UserError
 from carla_digr.files import exclusive
+from carla_digr.recordings.bounds import too_much
+from carla_digr.recordings.definitions import ALL_STATEMENTS, definition, ros1_types, statements, types_of
+from carla_digr.recordings.readers import Reader, Ros1Reader
 from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE
 
-MESSAGES = Path(__file__).parent / "msg"  # a link to those of carla_digr_msgs
 CHUNK_BYTES = (1 << 20) - 64  # of messages in a chunk; less than at what rosbags ends one
 SUFFIXES = (".mcap", ".db3", ".bag")
 NAME = "recording"  # of the file in bags made from other bags: equal content, equal bytes
@@ -55,48 +54,19 @@ def offered_qos(latched: bool = False) -> tuple[Qos, ...]:
     return (Qos(keep, 10, QosReliability.RELIABLE, durability, zero, zero, liveliness, zero, False),)
 
 
-def typestore(messages: Path = MESSAGES) -> Typestore:
-    """The standard message types and carla_digr_msgs's, from its .msg files."""
-    store = get_typestore(Stores.ROS2_KILTED)
-    for path in sorted(messages.glob("*.msg")):
-        store.register(get_types_from_msg(path.read_text(), f"carla_digr_msgs/msg/{path.stem}"))
-    return store
-
-
-def definition(store: Typestore, message_type: str) -> str:
-    """The text that defines a type and all types in it."""
-    return store.generate_msgdef(message_type, ros_version=2)[0]
-
-
-def is_idl(text: str) -> bool:
-    """Whether a definition is IDL, not msg: joined as rosbag2 does it, or plain."""
-    return text.startswith("=" * 80 + "\nIDL: ") or re.search(r"^\s*module\s+\w+\s*\{", text, re.MULTILINE) is not None
-
-
 def channel_types(channel: Channel) -> Typestore:
     """The types that a channel's definition names, or the known ones where it has none (rosbag2 before version 8).
 
     Raises:
         UserError: the definition cannot be read, or the type is unknown.
     """
+    which = f"The type {shown(channel.type)} of the topic {shown(channel.topic)}"
     try:
-        store = _types(channel.type, channel.definition)
+        store = types_of(channel.type, channel.definition)
     except Exception as error:  # rosbags documents none of what a broken definition raises
-        raise UserError(f"The type {channel.type} of the topic {channel.topic} has no readable definition.") from error
+        raise UserError(f"{which} has no readable definition.") from error
     if channel.type not in store.types:
-        raise UserError(f"The type {channel.type} of the topic {channel.topic} is not known here.")
-    return store
-
-
-@lru_cache(maxsize=64)  # parsing is slow, and every recording has the same
-def _types(message_type: str, text: str) -> Typestore:
-    if not text:
-        return typestore()
-    store = get_typestore(Stores.EMPTY)
-    if is_idl(text):
-        store.register(get_types_from_idl(re.sub(r"^=+\nIDL: .*$", "", text, flags=re.MULTILINE)))
-    else:
-        store.register(get_types_from_msg(text, message_type))
+        raise UserError(f"{which} is not known here.")
     return store
 
 
@@ -232,6 +202,11 @@ class BagWriter:
         self._writer.close()
 
 
+def shown(name: str) -> str:
+    """A name from a recording, for a sentence."""
+    return name if name.isprintable() and len(name) < 80 else f"{name[:80]!r}"
+
+
 def reason(error: BaseException) -> str:
     """The first line of what an error says, without its full stop."""
     text = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
@@ -245,33 +220,22 @@ class _Part(NamedTuple):
     """A topic of one of a bag's files; ``convert`` makes CDR of its messages' bytes, None: they are."""
 
     channel: Channel
-    reader: Reader | rosbag1.Reader
+    reader: Reader | Ros1Reader
     connection: Connection
     convert: Callable[[bytes], bytes] | None = None
 
 
-def _part(reader: Reader | rosbag1.Reader, connection: Connection) -> _Part:
+def _part(reader: Reader | Ros1Reader, connection: Connection) -> _Part:
     topic, kind, text = connection.topic, connection.msgtype, connection.msgdef.data
     if isinstance(reader, Reader):
         qos: Any = connection.ext
         return _Part(Channel(topic, kind, text, tuple(qos.offered_qos_profiles)), reader, connection)
     try:
-        store = _ros1_types(kind, text)
-    except Exception as error:  # rosbags documents none of what a broken definition raises
-        raise UserError(f"The type {kind} of the topic {topic} has no readable definition.") from error
+        store = ros1_types(kind, text)
+    except Exception:  # rosbags documents none of what a broken definition raises
+        return _Part(Channel(topic, kind, text), reader, connection)
     channel = Channel(topic, kind, definition(store, kind), offered_qos())
     return _Part(channel, reader, connection, lambda data: bytes(store.ros1_to_cdr(data, kind)))
-
-
-@lru_cache(maxsize=64)
-def _ros1_types(message_type: str, text: str) -> Typestore:
-    """The types of a ROS 1 definition, with ROS 2's header, in which there is no sequence number."""
-    known = get_typestore(Stores.ROS2_KILTED)
-    types = get_types_from_msg(text, message_type)
-    names = ("std_msgs/msg/Header", "builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration")
-    store = get_typestore(Stores.EMPTY)
-    store.register(types | {name: known.fielddefs[name] for name in names})
-    return store
 
 
 class Bag:
@@ -282,12 +246,21 @@ class Bag:
         start, end: ns of the first message and after the last one.
         messages: how many there are.
         counts: how many each channel has.
+        size: on disk, bytes.
+
+    Raises:
+        UserError: reading the definitions of its types would take too long.
     """
 
-    def __init__(self, path: Path, readers: Sequence[Reader | rosbag1.Reader]):
+    def __init__(self, path: Path, readers: Sequence[Reader | Ros1Reader]):
         self.path = path
+        self.size = sum(file.stat().st_size for file in ([*path.iterdir()] if path.is_dir() else [path]))
         filled = [reader for reader in readers if reader.message_count]
+        texts = {connection.msgdef.data for reader in filled for connection in reader.connections}
+        if sum(map(statements, texts)) > ALL_STATEMENTS:
+            raise too_much(path, f"has definitions of more than {ALL_STATEMENTS} lines")
         self._parts = [_part(reader, connection) for reader in filled for connection in reader.connections]
+        self._files = [file for reader in readers if isinstance(reader, Reader) for file in reader.mcap_files]
         self.channels = list(dict.fromkeys(part.channel for part in self._parts))
         self.start = min(reader.start_time for reader in filled)
         self.end = max(reader.end_time for reader in filled)
@@ -296,29 +269,36 @@ class Bag:
         for part in self._parts:
             self.counts[part.channel] += part.connection.msgcount
 
+    @property
+    def damage(self) -> list[str]:
+        """A sentence about the chunks, of those that have been read so far, that are damaged; none: there are none."""
+        count = sum(len(file.damaged) for file in self._files)
+        return [f"{count} damaged chunks are left out, with the messages in them."] if count else []
+
     def times(self, channels: Iterable[Channel]) -> dict[Channel, list[int]] | None:
         """The times in ns of the messages of some channels, from an MCAP file's index, with nothing unpacked.
 
         None: there is no such index.
         """
-        files = [self.path] if self.path.is_file() else [*self.path.glob("*.mcap")]
-        if len(files) != 1 or files[0].suffix != ".mcap":
+        file = self._files[0] if len(self._files) == 1 else None
+        if file is None or file.bio is None:
             return None
-        found: dict[Channel, list[int]] = {}
-        with files[0].open("rb") as stream:
-            summary = make_reader(stream).get_summary()
-            if summary is None:
+        found, size = dict[Channel, list[int]](), file.path.stat().st_size
+        for channel in channels:
+            ids = [connection.id for connection in file.connections if connection.topic == channel.topic]
+            if len(ids) != 1:
                 return None
-            for channel in channels:
-                ids = [record.id for record in summary.channels.values() if record.topic == channel.topic]
-                places = [chunk.message_index_offsets.get(ids[0]) for chunk in summary.chunk_indexes]
-                if len(ids) != 1 or not any(places):
-                    return None
-                times = found[channel] = []
-                for place in filter(None, places):  # of records, https://mcap.dev/spec#message-index-op0x07
-                    stream.seek(place + 11)  # past opcode, length and channel
-                    times += np.frombuffer(stream.read(int.from_bytes(stream.read(4), "little")), "<u8")[::2].tolist()
-                times.sort()
+            places = [place for chunk in file.chunks if (place := chunk.message_index_offsets.get(ids[0]))]
+            times = found[channel] = []
+            for place in places:  # of records, https://mcap.dev/spec#message-index-op0x07
+                file.bio.seek(place + 11)  # past opcode, length and channel
+                entries = file.bio.read(int.from_bytes(file.bio.read(4), "little"))
+                times += np.frombuffer(entries, "<u8", len(entries) // 16 * 2)[::2].tolist()
+                if 16 * len(times) > size:
+                    return None  # parts of the index are in it more than once
+            if not places:
+                return None
+            times.sort()
         return found
 
     def read(
@@ -335,7 +315,7 @@ class Bag:
         yield from streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda message: message[1])
 
     def _read(
-        self, reader: Reader | rosbag1.Reader, parts: list[_Part], start: int | None, end: int | None
+        self, reader: Reader | Ros1Reader, parts: list[_Part], start: int | None, end: int | None
     ) -> Iterator[tuple[Channel, int, bytes]]:
         """The messages of one file."""
         by_id = {part.connection.id: part for part in parts}
@@ -345,6 +325,8 @@ class Bag:
                 connection, time, data = next(messages)
             except StopIteration:
                 return
+            except UserError:
+                raise
             except Exception as error:  # decompressors and unpackers each have their own
                 raise UserError(_damaged(self.path, error)) from error
             part = by_id[connection.id]
@@ -370,20 +352,26 @@ def open_bag(path: Path) -> Iterator[Bag]:
     elif path.is_file() and path.suffix not in SUFFIXES:
         raise UserError(f"{path} is no recording: name a bag's directory or its {' or '.join(SUFFIXES)} file.")
     with ExitStack() as opened:
-        readers: list[Reader | rosbag1.Reader] = []
+        readers: list[Reader | Ros1Reader] = []
         for target in targets:
             try:
-                reader = rosbag1.Reader(target) if target.suffix == ".bag" and target.is_file() else Reader(target)
+                reader = Ros1Reader(target) if target.suffix == ".bag" and target.is_file() else Reader(target)
                 reader.open()
+                opened.callback(reader.close)
+                readers.append(reader)
+            except UserError:
+                raise
             except PermissionError as error:
                 raise UserError(f"Cannot read the recording {path}: {reason(error)}.") from error
             except Exception as error:
                 raise UserError(_damaged(path if len(targets) == 1 else target, error)) from error
-            opened.callback(reader.close)
-            readers.append(reader)
         if not any(reader.message_count for reader in readers):
             raise UserError(f"The recording {path} is empty: there are no messages in it.")
-        yield Bag(path, readers)
+        try:
+            bag = Bag(path, readers)
+        except (TypeError, ValueError) as error:  # of metadata.yaml: texts for numbers, lists for names
+            raise UserError(_damaged(path, error)) from error
+        yield bag
 
 
 def storage_files(path: Path) -> list[Path]:
@@ -411,7 +399,7 @@ def storage_file(path: Path) -> Path:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    known = isinstance(error, (ReaderError, rosbag1.ReaderError, sqlite3.Error, OSError))
+    known = isinstance(error, (ReaderError, Ros1ReaderError, sqlite3.Error, OSError))
     why = reason(error) if known else f"its content is not readable ({type(error).__name__})"
     remedy = "`rosbag reindex`" if path.suffix == ".bag" else f"`carla-digr repair {path}`"
     return f"The recording {path} is unfinished or damaged: {why}; {remedy} saves what is whole."

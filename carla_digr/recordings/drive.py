@@ -17,6 +17,8 @@ from tqdm import tqdm
 from carla_digr.errors import UserError
 from carla_digr.recordings import topics
 from carla_digr.recordings.bag import Bag, Channel, channel_types
+from carla_digr.recordings.bounds import MESSAGE_BYTES, Limits, too_much
+from carla_digr.recordings.definitions import types_of
 from carla_digr.recordings.recorder import Timeline
 from carla_digr.recordings.topics import (
     COMPRESSED_TYPE,
@@ -39,6 +41,7 @@ TYPES = {
 }
 
 
+PICTURES = (PICTURE_TYPE, COMPRESSED_TYPE)
 COMPRESSED_IMAGE = f"{IMAGE}/compressed"  # the pictures, where a recording was explained that has compressed ones
 MOTION_AGE = 500_000_000  # ns that another recorder's odometry may be older than the picture it is shown with
 
@@ -47,20 +50,45 @@ class Decoder:
     """Turns the bytes of a bag's messages into objects with the fields that the bag's own definitions name."""
 
     def __init__(self) -> None:
-        self._stores: dict[str, Typestore] = {}
+        self._stores: dict[str, Typestore | None] = {}
+        self._known = types_of(PICTURE_TYPE, "")
+        self._older: set[str] = set()  # types without some fields that the known ones have
 
     def __call__(self, channel: Channel, data: bytes) -> Any:
-        """A message.
+        """A message, of a known type with all fields that are known.
 
         Raises:
-            UserError: the type is unknown, or the bytes do not fit it.
+            UserError: the type is unknown, or has other fields of the same names, or the bytes do not fit it.
         """
         if channel.type not in self._stores:
-            self._stores[channel.type] = channel_types(channel)
+            self._stores[channel.type] = None  # where it fails, it would fail again, and slowly
+            self._stores[channel.type] = self._types(channel)
+        store = self._stores[channel.type]
         try:
-            return self._stores[channel.type].deserialize_cdr(data, channel.type)
+            if store is None or (channel.type not in PICTURES and len(data) > MESSAGE_BYTES):
+                raise ValueError
+            message = store.deserialize_cdr(data, channel.type)
+            return converted(self._known, channel.type, message) if channel.type in self._older else message
         except Exception as error:  # rosbags documents none of what broken bytes raise
             raise UserError(f"A message of the topic {channel.topic} is damaged: it is no {channel.type}.") from error
+
+    def _types(self, channel: Channel) -> Typestore:
+        if channel.type in PICTURES:  # by one of many small fields, a picture's bytes would be millions of things
+            return self._known
+        store = channel_types(channel)
+        try:
+            store.get_msgdef(channel.type)
+        except Exception as error:  # a type in it is missing, or holds itself
+            raise UserError(f"The type {channel.type} of the topic {channel.topic} cannot be read.") from error
+        for name in store.fielddefs.keys() & self._known.fielddefs.keys():
+            fields, known = dict(store.fielddefs[name][1]), dict(self._known.fielddefs[name][1])
+            lacking = known.keys() - fields.keys()
+            own = name == channel.type or name.startswith("carla_digr_msgs/")
+            if (lacking and not own) or any(fields[field] != known[field] for field in fields.keys() & known.keys()):
+                raise UserError(f"The type {name} of the topic {channel.topic} is another one than is known here.")
+            if lacking and name == channel.type:
+                self._older.add(name)
+        return store
 
 
 FIRST, LISTED = 4, 8  # byte of a CDR message at which its first field begins, or the first one in a list
@@ -256,7 +284,8 @@ def _read_all(
     facts: dict[str, str] = {}
     pictures: list[tuple[int, int, int]] = []  # stamp, place and time of each
     motions: list[tuple[int, int, Any]] = []  # place, time and message of another recorder's odometry
-    placed, damaged = True, 0
+    placed, damaged, kept = True, 0, 0
+    most = Limits.of(bag.size).at_once // 2
     decode, timeline = Decoder(), Timeline()
     total = sum(bag.counts[channel] for channel in wanted)
     with tqdm(total=total, unit="message", unit_scale=True, desc="reading", mininterval=1, delay=1) as progress:
@@ -264,6 +293,9 @@ def _read_all(
             progress.update()
             if seen is not None:
                 seen(channel, time, data)
+            kept += 0 if channel.topic in names else len(data)
+            if kept > most:
+                raise too_much(bag.path, f"says more than {most >> 20} MiB about its frames")
             try:
                 message: Any = None if channel.topic in names else decode(channel, data)
                 if channel.topic == FACTS_TOPIC:
@@ -314,6 +346,6 @@ def _add_motions(parts: dict[int, dict[str, Any]], motions: list[tuple[int, int,
 def _facts(text: str) -> dict[str, str]:
     try:
         facts = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in facts.items()} if isinstance(facts, Mapping) else {}

@@ -30,12 +30,11 @@ from carla_digr.recordings.bag import (
     BagWriter,
     Channel,
     channel_types,
-    definition,
     new_bag,
     offered_qos,
     open_bag,
-    typestore,
 )
+from carla_digr.recordings.definitions import definition, typestore
 from carla_digr.recordings.drive import COMPRESSED_IMAGE, Decoder, Drive, Frame, blank, converted, restamped, stamp_of
 from carla_digr.recordings.repair import Salvage
 from carla_digr.recordings.topics import (
@@ -248,7 +247,7 @@ class _Copy:
                 if copied is not None:
                     new.write(copied.topic, copied.type, time, data)
                 elif channel.topic == DECISION and channel.type == OURS[DECISION]:
-                    self._keep_fallback(new, time, self._decode(channel, data))
+                    self._keep_fallback(new, channel, time, data)
                 if self._has_objects and channel.type == TYPES.get(channel.topic):
                     self._segment(new, channel, data)
                 frame = self._frames.get((channel.topic, time))
@@ -259,7 +258,8 @@ class _Copy:
                 new.flush()
             if not done:
                 raise UserError(f"No picture of {self._bag.path} could be explained: {next(iter(self._refused))}")
-        return Explained(done, self._resumed, self._refused, self._left_out, self._explainer.policy_hash)
+        left_out = [*self._left_out, *self._bag.damage]
+        return Explained(done, self._resumed, self._refused, left_out, self._explainer.policy_hash)
 
     def _copy_of(self, channel: Channel) -> Channel | None:
         """What a channel is in the new recording; None: it is left out."""
@@ -276,8 +276,12 @@ class _Copy:
         topic = {camera: picture, odometry: ODOMETRY}.get(channel.topic, channel.topic)
         return Channel(topic, channel.type, channel.definition or definition(types, channel.type), channel.qos)
 
-    def _keep_fallback(self, new: BagWriter, time: int, message: Any) -> None:
+    def _keep_fallback(self, new: BagWriter, channel: Channel, time: int, data: bytes) -> None:
         """The bridge's own decisions belong to the drive; their definition becomes today's."""
+        try:
+            message = self._decode(channel, data)
+        except UserError:
+            return  # a damaged one, which has been told of
         if message.fallback:
             self._write(new, DECISION, time, converted(self._store, OURS[DECISION], message))
 
@@ -319,14 +323,14 @@ class _Copy:
         """Keep a frame's segmentation, or its vehicles, and say its objects if they are the last that was missing."""
         if channel.topic not in (INSTANCES, VEHICLES):
             return
-        message, parts = self._decode(channel, data), self._segmented.setdefault(stamp_of(data), _Segmented())
-        if channel.topic == VEHICLES:
-            parts.neighbours = {v.id: Neighbour(v.ahead, v.right, v.lane) for v in message.vehicles}
-        else:
-            try:
+        try:
+            message, parts = self._decode(channel, data), self._segmented.setdefault(stamp_of(data), _Segmented())
+            if channel.topic == VEHICLES:
+                parts.neighbours = {v.id: Neighbour(v.ahead, v.right, v.lane) for v in message.vehicles}
+            else:
                 parts.labels = to_rgb(message)
-            except ValueError:
-                return  # a damaged one: the frame has no objects
+        except (ValueError, AttributeError, UserError):
+            return  # a damaged one: the frame has no objects
         self._say_objects(new, stamp_of(data))
 
     def _say_objects(self, new: BagWriter, stamp: int) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rosbags.typesys import Stores, get_typestore
 
-from carla_digr.recordings.bag import BagWriter, Channel, definition, offered_qos, reason
+from carla_digr.recordings.bag import BagWriter, Channel, offered_qos, reason
+from carla_digr.recordings.definitions import definition
 from carla_digr.recordings.topics import FACTS_TOPIC, TYPES
 
 JUMP_BACK = 10**9  # ns; less is a late message

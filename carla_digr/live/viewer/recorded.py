@@ -25,6 +25,8 @@ from carla_digr.recordings.topics import IMAGE, ODOMETRY, SALIENCY
 from carla_digr.saliency.metrics import rank_correlation
 
 AT_ONCE = 8  # frames that are read together, for a chunk holds several
+KEPT_BYTES = 1 << 27  # of them
+SIDE = 65_500  # pixels of the longest side of a JPEG picture
 KEPT = 400  # frames of a side whose pictures stay in memory, 20 s
 COARSE = 32  # maps are compared at 32 x 32
 LOW = 0.05  # the share of frames with the lowest agreement that count as events
@@ -42,7 +44,7 @@ class Side:
         self.drive: Drive = read_drive(bag, camera, self._survey if compared else None, odometry)
         self._camera = self.drive.camera
         crop = Crop.parse(self.drive.facts.get("crop", ""))
-        self._shown = (lambda message: crop.of(to_rgb(message))) if crop else to_rgb  # what the map is of
+        self._shown = (lambda message: crop.of(_picture(message))) if crop else _picture  # what the map is of
         self._trust = _last_known(self.drive)
         self._kept: OrderedDict[int, tuple[NDArray | None, NDArray | None]] = OrderedDict()
         self._lock = threading.Lock()  # the reader has one place in its file
@@ -59,14 +61,18 @@ class Side:
         facts = self.drive.facts
         return map_title(facts["method"], facts.get("target", "")) if "method" in facts else "live"
 
+    @property
+    def ignored(self) -> list[str]:
+        """Sentences about what is in the recording and not shown."""
+        return [*self.drive.ignored, *(sentence.rstrip(".") for sentence in self._bag.damage)]
+
     def _survey(self, channel: Channel, time: int, data: bytes) -> None:
         if channel.topic != SALIENCY:
             return
         try:
-            saliency = to_array(self._decode(channel, data))
-        except (UserError, ValueError):
+            coarse = cv2.resize(_map(self._decode(channel, data)), (COARSE, COARSE), interpolation=cv2.INTER_AREA)
+        except (UserError, ValueError, cv2.error):
             return
-        coarse = cv2.resize(saliency, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
         self.coarse[time] = coarse.astype(np.float32)
 
     def decision(self, index: int) -> dict[str, Any]:
@@ -88,7 +94,8 @@ class Side:
             self._kept.move_to_end(index)
             rgb, saliency = self._kept[index]
         if rgb is None:
-            raise UserError(f"The picture of frame {self.drive.frames[index].number} in {self.name} is damaged.")
+            number = self.drive.frames[index].number
+            raise UserError(f"The picture of frame {number} in {self.name} is damaged, or too large to be shown.")
         header = {
             "width": rgb.shape[1],
             "height": rgb.shape[0],
@@ -102,20 +109,42 @@ class Side:
         for index, frame in enumerate(frames, first):
             parts[frame.picture(self._camera)] = index, self._shown
             if frame.saliency is not None:
-                parts[SALIENCY, frame.saliency] = index, to_array
+                parts[SALIENCY, frame.saliency] = index, _map
         found: dict[int, dict[bool, NDArray]] = {index: {} for index, _ in parts.values()}
-        times, wanted = [time for _, time in parts], {topic for topic, _ in parts}
+        times, wanted, size = [time for _, time in parts], {topic for topic, _ in parts}, 0
         for channel, time, data in self._bag.read(min(times), max(times) + 1, lambda c: c.topic in wanted):
-            index, convert = parts.get((channel.topic, time), (-1, to_rgb))
-            if index >= 0:
+            index, convert = parts.get((channel.topic, time), (-1, _picture))
+            if index != first and size > KEPT_BYTES:
+                found.pop(index, None)  # another time, when it is asked for
+            if index in found:
                 try:
-                    found[index][convert is to_array] = convert(self._decode(channel, data))
+                    found[index][convert is _map] = picture = convert(self._decode(channel, data))
                 except (UserError, ValueError):
                     continue
-        for index, pictures in found.items():
+                size += picture.nbytes
+        for index, pictures in reversed(found.items()):
             self._kept[index] = pictures.get(False), pictures.get(True)
-        while len(self._kept) > KEPT:
+        while len(self._kept) > KEPT or (len(self._kept) > 1 and self._kept_bytes() > KEPT_BYTES):
             self._kept.popitem(last=False)
+
+    def _kept_bytes(self) -> int:
+        return sum(picture.nbytes for pair in self._kept.values() for picture in pair if picture is not None)
+
+
+def _picture(message: Any) -> NDArray[np.uint8]:
+    """A picture, if a JPEG file can have it; ValueError: it is none."""
+    rgb = to_rgb(message)
+    if max(rgb.shape) > SIDE:
+        raise ValueError(f"a picture of {rgb.shape[1]}x{rgb.shape[0]} cannot be shown")
+    return rgb
+
+
+def _map(message: Any) -> NDArray[np.float32]:
+    """A saliency map, (H, W); ValueError: it is none."""
+    saliency = to_array(message)
+    if saliency.dtype != np.float32:
+        raise ValueError(f"a map is of 32FC1, not {message.encoding}")
+    return saliency
 
 
 def _last_known(drive: Drive) -> list[tuple[float, float] | None]:
@@ -202,7 +231,7 @@ class Recorded:
                 "sides": [{"name": s.name, "policy": s.policy, "method": s.method} for s in self.sides],
                 "frames": rows,
                 "events": _events(rows),
-                "ignored": [sentence for side in self.sides for sentence in side.drive.ignored],
+                "ignored": [sentence for side in self.sides for sentence in side.ignored],
             }
         )
 

@@ -362,7 +362,7 @@ class ViewerServer:
         except LookupError:
             raise web.HTTPNotFound(text=f"There is no frame {index} in recording {side}.\n") from None
         except UserError as error:
-            raise web.HTTPInternalServerError(text=f"{error}\n") from None
+            raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
         return web.Response(body=body, content_type="application/octet-stream")
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:

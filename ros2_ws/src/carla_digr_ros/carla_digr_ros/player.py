@@ -22,7 +22,8 @@ from std_srvs.srv import SetBool, Trigger
 
 from carla_digr.errors import UserError
 from carla_digr.images import Crop, to_rgb
-from carla_digr.recordings.bag import Bag, Channel, channel_types, open_bag, typestore
+from carla_digr.recordings.bag import Bag, Channel, channel_types, open_bag
+from carla_digr.recordings.definitions import typestore
 from carla_digr.recordings.drive import COMPRESSED_IMAGE, Decoder, converted, stamp_of
 from carla_digr.recordings.playback import LONGEST_GAP, Playback
 from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE

@@ -18,7 +18,8 @@ from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.files import sha256_of
 from carla_digr.live.composition import WEIGHTS
-from carla_digr.recordings.bag import Channel, definition, offered_qos, typestore
+from carla_digr.recordings.bag import Channel, offered_qos
+from carla_digr.recordings.definitions import definition, typestore
 from carla_digr.recordings.drive import FIRST, LISTED, stamp_of
 from carla_digr.recordings.recorder import Recorder
 from carla_digr_ros import topics
