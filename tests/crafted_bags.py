@@ -88,7 +88,7 @@ class File:
 
     def write(self, path: Path, summary: bool = True) -> Path:
         first = MAGIC + self.head() + self.data
-        counts = self._counts or {number: self.messages for number in range(1, len(self.types) + 1)}
+        counts = self._counts or dict.fromkeys(range(1, len(self.types) + 1), self.messages)
         total = sum(counts.values())
         statistics = U64(total) + U16(1) + U32(1) + U32(0) + U32(0) + U32(1) + U64(0) + U64(2**62)
         statistics += text(b"".join(U16(number) + U64(count) for number, count in counts.items()))

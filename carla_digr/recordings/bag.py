@@ -28,7 +28,7 @@ from rosbags.typesys.store import Typestore
 from carla_digr.errors import UserError
 from carla_digr.files import exclusive
 from carla_digr.recordings.bounds import too_much
-from carla_digr.recordings.definitions import ALL_STATEMENTS, definition, ros1_types, statements, types_of
+from carla_digr.recordings.definitions import ALL_STATEMENTS, STATEMENTS, definition, ros1_types, statements, types_of
 from carla_digr.recordings.readers import Reader, Ros1Reader
 from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE
 
@@ -257,7 +257,7 @@ class Bag:
         self.size = sum(file.stat().st_size for file in ([*path.iterdir()] if path.is_dir() else [path]))
         filled = [reader for reader in readers if reader.message_count]
         texts = {connection.msgdef.data for reader in filled for connection in reader.connections}
-        if sum(map(statements, texts)) > ALL_STATEMENTS:
+        if sum(lines for lines in map(statements, texts) if lines <= STATEMENTS) > ALL_STATEMENTS:
             raise too_much(path, f"has definitions of more than {ALL_STATEMENTS} lines")
         self._parts = [_part(reader, connection) for reader in filled for connection in reader.connections]
         self._files = [file for reader in readers if isinstance(reader, Reader) for file in reader.mcap_files]

@@ -16,6 +16,8 @@ TYPE_NAME = re.compile(r"[A-Za-z]\w*/(msg|srv|action)/[A-Za-z]\w*", re.ASCII)
 STATEMENTS = 2500  # in the definition of a type: its compilation takes 1 ms for each
 ALL_STATEMENTS = 20_000  # in all definitions of a recording
 DEFINITION_BYTES = 1 << 18
+ARRAYS = (Nodetype.ARRAY, Nodetype.SEQUENCE)
+DEPTH = 50  # of types in types
 IDL_STATEMENT = 5  # times as long to read as one of a .msg
 
 
@@ -104,16 +106,31 @@ def check_definition(text: str, idl: bool) -> None:
 
 
 def check_types(types: dict[str, Any]) -> None:
-    """Refuse types with long arrays of types or texts, for each of whose places rosbags writes code.
+    """Refuse types with long arrays of types or texts, for each of whose places rosbags writes code, and types that
+    hold others so often that naming all their fields takes long, or hold themselves.
 
     Args:
         types: as rosbags' parsers give them.
 
     Raises:
         ValueError: they are such.
+        LookupError: a type is missing.
     """
-    places = 0
-    for _, fields in types.values():
+    places, sizes = 0, dict[str, int]()
+
+    def size(name: str, depth: int) -> int:
+        """How many fields there are in a type, those of types in it each time."""
+        if depth > DEPTH:
+            raise ValueError("its types are nested too deeply")
+        if name not in sizes:
+            kinds = [detail[0] if kind in ARRAYS else (kind, detail) for _, (kind, detail) in types[name][1]]
+            sizes[name] = sum(size(inner, depth + 1) if kind == Nodetype.NAME else 1 for kind, inner in kinds)
+        if sizes[name] > STATEMENTS:
+            raise ValueError("its types are in each other too often")
+        return sizes[name]
+
+    for name, (_, fields) in types.items():
+        size(name, 0)
         for _, (kind, detail) in fields:
             if kind == Nodetype.ARRAY and (detail[0][0] == Nodetype.NAME or detail[0][1][0] == "string"):
                 places += detail[1]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from carla_digr.errors import UserError
 from carla_digr.recordings.bag import Channel, channel_types, new_bag, storage_file
 from carla_digr.recordings.bounds import CHANNELS, MESSAGE_BYTES, Limits, check_yaml, too_much
-from carla_digr.recordings.definitions import ALL_STATEMENTS, statements
+from carla_digr.recordings.definitions import ALL_STATEMENTS, STATEMENTS, statements
 from carla_digr.recordings.readers import (
     CHANNEL,
     CHUNK,
@@ -198,7 +198,7 @@ class Salvage:
             check_yaml(self.file, text, limits)
             qos = tuple(parse_qos(text))
         text = schema.data.decode(errors="replace")
-        self._definitions.add(text)
+        self._definitions |= {text} if statements(text) <= STATEMENTS else set()
         if sum(map(statements, self._definitions)) > ALL_STATEMENTS:
             return
         channel = Channel(record.topic, schema.name, text, qos)
