@@ -67,10 +67,13 @@ browser:
 	else echo "No Chromium found for the browser tests; install the package chromium." >&2; exit 1; fi
 
 # What does not share the clock runs side by side, a file at a time and one thread a process; three, as those over the
-# wire wait much. Live drives run alone.
+# wire wait much. Nodes and pages wait half of their time, so two of them run beside each other, but for drives whose
+# every frame counts.
+LIVE_TESTS := tests/browser tests/faults tests/ros
 test: setup browser check licences
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/package tests/wire -n 3 --dist loadfile
-	$(BIN)/python -m pytest tests/browser tests/faults tests/ros
+	$(BIN)/python -m pytest $(LIVE_TESTS) -m "not alone" -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(LIVE_TESTS) -m alone
 
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile

@@ -31,7 +31,7 @@ from carla_digr.saliency.metrics import rank_correlation
 SIDE = 16  # cells, to which both maps are averaged before they are compared
 LOW = 0.8  # agreement that maps of random weights do not reach, nor most maps of another frame
 LOW_IN_A_ROW = 3  # measurements after which a low agreement is told
-SHARE = 0.05  # of a core that the measurements take at most, pass by pass: cores share caches and more
+SHARE = 0.05  # of a core that the measurements take at most, pass by pass; 1: a whole one, giving way to nobody
 PAUSE = 2.0  # s between two measurements, at least
 BATCH = 8  # perturbed states in one forward pass: larger ones take the caches from those that drive
 LARGEST = 1 << 26  # bytes of a state or map
@@ -168,7 +168,9 @@ def _take_turns(policy: Any, share: float) -> None:
 
 def main(arguments: list[str]) -> int:
     """Answer requests until the input ends; the exit status."""
-    _give_way()
+    share = float(arguments[0])
+    if share < 1.0:
+        _give_way()
     import torch
 
     from carla_digr import checkpoint
@@ -181,7 +183,7 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         return tell(error)
     policy.eval()
-    _take_turns(policy, float(arguments[0]))
+    _take_turns(policy, share)
     settings = Perturbation.from_settings(card.get("config", {}).get("saliency_dataset", {}))
     perturbation = replace(settings, batch=BATCH)
     while line := sys.stdin.buffer.readline():

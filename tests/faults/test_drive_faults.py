@@ -44,6 +44,8 @@ POLICY_FAULTS = {
 MAP_FAULTS = {"the explanation fails": "1 / 0"}
 PATCH = """
 import dataclasses, os, time
+
+pytestmark = pytest.mark.alone
 FAULT = os.environ["CARLA_DIGR_FAULT"]
 def fault():
     try:

@@ -26,6 +26,8 @@ from carla_digr.tasks.driving.drive import InProcessDrive  # noqa: E402
 # machine holds up for longer misses some.
 PACED = """
 from carla_digr_ros.carla_bridge import CarlaBridge
+
+pytestmark = pytest.mark.alone
 decided = CarlaBridge._wait_for_the_decision
 def paced(self, executor, going):
     decided(self, executor, going)

@@ -16,6 +16,8 @@ from std_srvs.srv import SetBool, Trigger  # noqa: E402
 from carla_digr.live import composition  # noqa: E402
 from carla_digr.recordings.topics import PICTURE_TYPE  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 FRAMES = 30
 RECORDED = [topics.CLOCK, topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY, topics.OVERLAY]
 

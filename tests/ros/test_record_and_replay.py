@@ -15,6 +15,8 @@ from carla_digr.recordings import topics
 from carla_digr.recordings.bag import open_bag
 from carla_digr.recordings.drive import Decoder, read_drive, stamp_of
 
+pytestmark = pytest.mark.alone
+
 
 def carla_digr(*arguments: str, **options) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k not in ("AMENT_PREFIX_PATH", "ROS_DOMAIN_ID")}

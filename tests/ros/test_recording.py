@@ -40,6 +40,8 @@ from carla_digr.live.composition import Process  # noqa: E402
 from carla_digr.recordings.bag import open_bag  # noqa: E402
 from carla_digr.recordings.topics import FACTS_TOPIC, TYPES  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 NAMES = {topic.name for topic in topics.TOPICS}
 PER_FRAME = 18  # messages that `Drive.frame` sends
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ale_py
 import cv2
 import gymnasium
@@ -280,11 +282,12 @@ def test_observations_are_of_the_declared_form():
 
 
 @pytest.mark.slow
-def test_the_weights_that_ship_belong_together_and_play():
-    task, cards = Breakout(CONFIG), {}
+def test_the_weights_that_ship_belong_together_and_play(long):
+    task, cards = Breakout(CONFIG if long else replace(CONFIG, max_frames=2400)), {}
     for role in ("teacher", "student"):
         policy, cards[role] = load_policy(checkpoint.WEIGHTS_DIRECTORY / f"breakout_{role}.safetensors", task)
         act = sampled(policy, np.random.default_rng(0))
-        games = run_episodes(task.make_vec_env(8, seed=4_000_003), act, 8)
+        count = 8 if long else 4
+        games = run_episodes(task.make_vec_env(count, seed=4_000_003), act, count)
         assert np.mean([game["score"] for game in games]) > 10  # random actions: 1.4
     assert cards["student"]["teacher_sha256"] == cards["teacher"]["weights_sha256"]

@@ -266,7 +266,7 @@ CHAIN = {
     "seed": 1,
     "policy": {"convolutions": [[4, 8, 4], [4, 3, 1], [4, 2, 1]], "features": 16},
     "teacher": {
-        "total_steps": 512,
+        "total_steps": 256,
         "environments": 2,
         "rollout_steps": 32,
         "epochs": 1,
@@ -285,7 +285,7 @@ CHAIN = {
     },
     "evaluation": {
         "episodes": 2,
-        "environments": 2,
+        "environments": 1,
         "saliency_states": 6,
         "slow_states": 3,
         "examples": 2,

@@ -15,7 +15,7 @@ from carla_digr import checkpoint
 from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.driving.control import commands_of
 from carla_digr.explainer import Explainer
-from carla_digr.live.trust import BATCH, LOW, TrustMeter, agreement
+from carla_digr.live.trust import BATCH, LOW, SHARE, TrustMeter, agreement
 from carla_digr.policy import TorchPolicy
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks.driving.drive import InProcessDrive
@@ -38,6 +38,7 @@ def build():
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
+    """Where others keep all cores busy, a process that gives way would not come to its answer."""
     monkeypatch.setattr("carla_digr.live.trust.SHARE", 1.0)
 
 
@@ -98,7 +99,15 @@ def test_the_process_finds_the_agreement_with_the_perturbation_map_and_names_its
     assert found.agreement == pytest.approx(agreement(live, slow[0].numpy()), abs=1e-4)
     assert found.agreement > LOW
     assert trust.judged() is None
+
+
+def test_it_runs_where_nobody_else_wants_to_and_ends_with_the_meter(meter, monkeypatch):
+    monkeypatch.setattr("carla_digr.live.trust.SHARE", SHARE)
+    trust = meter(str(STUDENT))
+    trust.offer(0, np.zeros((1, 3, 128, 128), np.float32), np.eye(128, dtype=np.float32))
+    live_support.until(lambda: trust._process is not None)
     process = trust._process
+    live_support.until(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE)
     assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
     trust.close()
     assert process.poll() is not None

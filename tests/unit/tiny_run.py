@@ -35,7 +35,7 @@ TINY = {
         "examples": 2,
         "table_states": 20,
         "slow_states": 5,
-        "attack_episodes": 4,
+        "attack_episodes": 2,
         "attack_epsilons": [0.05],
     },
 }
