@@ -609,6 +609,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         import gc
         from contextlib import closing, suppress
 
+        from carla_digr.images import Crop
         from carla_digr.live.viewer.recorded import Recorded
         from carla_digr.live.viewer.server import ViewerServer
 
@@ -616,7 +617,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         bags = [args.bag, *([args.other] if args.other else [])]
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
         with (
-            closing(Recorded(bags, args.camera, args.odometry)) as recorded,
+            closing(Recorded(bags, args.camera, args.odometry, Crop.parse(args.crop), args.wrong_size)) as recorded,
             ViewerServer(args.viewer_host, args.viewer_port, colormap=args.colormap, recorded=recorded) as page,
             suppress(KeyboardInterrupt),
         ):
@@ -647,6 +648,19 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         "--colormap", default="inferno", help="colours of the map, such as turbo, hot or viridis (default: %(default)s)"
     )
     _add_camera(parser)
+    parser.add_argument(
+        "--crop",
+        default="",
+        metavar="X,Y,W,H",
+        help="show this part of each picture, pixels (default: what its map is of)",
+    )
+    parser.add_argument(
+        "--wrong-size",
+        default="resize",
+        choices=("refuse", "resize"),
+        help="what becomes of a picture of another size than its map: the map is stretched over it, or it is left out "
+        "with a sentence (default: resize)",
+    )
     parser.set_defaults(run=run)
 
 

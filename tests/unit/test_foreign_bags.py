@@ -19,6 +19,7 @@ from rosbags import rosbag1
 from rosbags.typesys import Stores, get_typestore
 
 from carla_digr.cli import main as command
+from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
 from carla_digr.images import Crop, to_array, to_rgb
 from carla_digr.live.viewer.recorded import Recorded
@@ -243,10 +244,33 @@ def test_a_crop_is_explained_and_shown(tmp_path, weights, capsys):
         shown, saliency = recorded.sides[0]._kept.get(0) or (recorded.message(0, 0), recorded.sides[0]._kept[0])[1]
         np.testing.assert_array_equal(shown, part)
         assert saliency is not None
+    with pytest.raises(UserError, match=r"maps in .* are of the crop 40,10,128,128, not of the crop 0,0,9,9: explain"):
+        Recorded([out], crop=Crop(0, 0, 9, 9))
+    with closing(Recorded([tmp_path / "bag.mcap"], CAMERA, crop=Crop(40, 10, 128, 128))) as recorded:
+        recorded.message(0, 0)
+        np.testing.assert_array_equal(recorded.sides[0]._kept[0][0], part)
     for crop, sentence in [("1,2,3", "A crop is x,y,w,h"), ("0,0,0,5", "A crop is"), ("200,0,128,128", "has no crop")]:
         arguments = [str(tmp_path / "bag.mcap"), "--out", str(tmp_path / "none"), "--camera", CAMERA, "--crop", crop]
         assert command(["explain", *arguments, "--weights", str(weights)]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_map_of_another_size_is_stretched_over_its_picture_or_refused(tmp_path, weights):
+    bag = Foreign(tmp_path / "bag.mcap")
+    bag.compressed(SECOND, png(smooth(1, 300)))
+    bag.close()
+    arguments = ("--camera", CAMERA, "--wrong-size", "resize")
+    explained(tmp_path / "bag.mcap", tmp_path / "out", *arguments, weights=weights)
+    with closing(Recorded([tmp_path / "out"])) as recorded:
+        recorded.message(0, 0)
+        picture, saliency = recorded.sides[0]._kept[0]
+        assert (picture.shape, saliency.shape) == ((300, 300, 3), (128, 128))
+    sentence = "frame 0 in out has 300x300 pixels, its map 128x128; --wrong-size resize stretches it"
+    with (
+        closing(Recorded([tmp_path / "out"], wrong_size="refuse")) as recorded,
+        pytest.raises(UserError, match=sentence),
+    ):
+        recorded.message(0, 0)
 
 
 def message(encoding: str, data: np.ndarray, width: int, height: int):

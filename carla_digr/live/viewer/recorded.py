@@ -34,16 +34,26 @@ EQUAL = 0.99  # of maps that agree like this none counts: they are the same but 
 
 
 class Side:
-    """One recording: its frames, and their pictures on request, from any thread."""
+    """One recording: its frames, and their pictures on request, from any thread.
 
-    def __init__(self, bag: Bag, path: Path, camera: str, compared: bool, odometry: str):
+    Raises:
+        UserError: the recording has no pictures, is damaged, or has maps of other parts of them than ``crop``.
+    """
+
+    def __init__(
+        self, bag: Bag, path: Path, camera: str, compared: bool, odometry: str, crop: Crop | None, resize: bool
+    ):
         self.name = path.name
         self._bag, self._decode = bag, Decoder()
         self.coarse: dict[int, NDArray[np.float32]] = {}  # time of a map -> (COARSE, COARSE)
         self._damaged = 0
         self.drive: Drive = read_drive(bag, camera, self._survey if compared else None, odometry)
         self._camera = self.drive.camera
-        crop = Crop.parse(self.drive.facts.get("crop", ""))
+        explained = Crop.parse(self.drive.facts.get("crop", ""))
+        if crop and crop != explained and any(frame.saliency is not None for frame in self.drive.frames):
+            part = f"the crop {explained}" if explained else "whole pictures"
+            raise UserError(f"The maps in {path} are of {part}, not of the crop {crop}: explain it anew with that one.")
+        self._resize, crop = resize, crop or explained
         self._shown = (lambda message: crop.of(_picture(message))) if crop else _picture  # what the map is of
         self._trust = _last_known(self.drive)
         self._kept: OrderedDict[int, tuple[NDArray | None, NDArray | None]] = OrderedDict()
@@ -86,16 +96,22 @@ class Side:
         """A frame's picture and map, as `message.encode` has them.
 
         Raises:
-            UserError: the recording is damaged there.
+            UserError: the recording is damaged there, or the picture of another size than its map, which is refused.
         """
         with self._lock:
             if index not in self._kept:
                 self._read(index)
             self._kept.move_to_end(index)
             rgb, saliency = self._kept[index]
+        number = self.drive.frames[index].number
         if rgb is None:
-            number = self.drive.frames[index].number
             raise UserError(f"The picture of frame {number} in {self.name} is damaged, or too large to be shown.")
+        if not self._resize and saliency is not None and saliency.shape != rgb.shape[:2]:
+            (height, width), (rows, columns) = rgb.shape[:2], saliency.shape
+            raise UserError(
+                f"The picture of frame {number} in {self.name} has {width}x{height} pixels, its map {columns}x{rows}; "
+                f"--wrong-size resize stretches it."
+            )
         header = {
             "width": rgb.shape[1],
             "height": rgb.shape[0],
@@ -165,17 +181,35 @@ class Recorded:
         paths: one or two bags.
         camera: the topic with the pictures.
         odometry: the topic with the car's motion.
+        crop: the part of each picture that is shown; None: what its map is of.
+        wrong_size: "resize" the map to a picture of another size, or "refuse" that frame.
 
     Raises:
-        UserError: a bag cannot be opened, has no pictures, or the two have no frame in common.
+        UserError: a bag cannot be opened, has no pictures, or maps of another crop, or the two have no frame in common.
     """
 
-    def __init__(self, paths: Sequence[Path], camera: str = IMAGE, odometry: str = ODOMETRY):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        camera: str = IMAGE,
+        odometry: str = ODOMETRY,
+        crop: Crop | None = None,
+        wrong_size: str = "resize",
+    ):
         self._open = ExitStack()
         with ExitStack() as opening:
             compared = len(paths) > 1
             self.sides = [
-                Side(opening.enter_context(open_bag(path)), path, camera, compared, odometry) for path in paths
+                Side(
+                    opening.enter_context(open_bag(path)),
+                    path,
+                    camera,
+                    compared,
+                    odometry,
+                    crop,
+                    resize=wrong_size == "resize",
+                )
+                for path in paths
             ]
             first, *others = (side.drive.frames for side in self.sides)
             places = [{frame.time: index for index, frame in enumerate(frames)} for frames in others]
@@ -193,7 +227,7 @@ class Recorded:
         """The picture and map of a frame of the first recording in one of them.
 
         Raises:
-            UserError: the recording is damaged there.
+            UserError: as `Side.message`.
             LookupError: there is no such frame.
         """
         place = self._places[index][side]
