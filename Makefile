@@ -67,8 +67,7 @@ browser:
 	else echo "No Chromium found for the browser tests; install the package chromium." >&2; exit 1; fi
 
 # What does not share the clock runs side by side, a file at a time and one thread a process; three, as those over the
-# wire wait much. Nodes and pages wait half of their time, so two of them run beside each other, but for drives whose
-# every frame counts.
+# wire wait much. Nodes wait half of their time, so two of them run beside each other, but for those whose pace counts.
 LIVE_TESTS := tests/browser tests/faults tests/ros
 test: setup browser check licences
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/package tests/wire -n 3 --dist loadfile

@@ -23,6 +23,8 @@ from carla_digr.live.viewer.client import WINDOW
 from carla_digr.live.viewer.server import STATIC, ViewerServer
 from carla_digr.saliency.overlay import colours, overlay
 
+pytestmark = pytest.mark.alone
+
 # Resolves once the page shows the frame. Runs over the debugging protocol: the page's own policy forbids eval.
 WAIT_FOR_FRAME = """async (frame) => {
     const shown = () => document.getElementById("picture").dataset.frame;

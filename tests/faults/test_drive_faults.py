@@ -21,6 +21,8 @@ from carla_digr.live.composition import WEIGHTS, Process  # noqa: E402
 from carla_digr.live.pacing import PERIOD  # noqa: E402
 from carla_digr.live.supervisor import free_domain  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 DOCUMENT = (Path(__file__).parents[2] / "docs/faults.md").read_text()
 ROWS = {row[0]: row[1:] for row in re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", DOCUMENT, re.M)[1:]}
 LEVELS = {"OK": b"\0", "WARN": b"\1", "ERROR": b"\2"}
@@ -44,8 +46,6 @@ POLICY_FAULTS = {
 MAP_FAULTS = {"the explanation fails": "1 / 0"}
 PATCH = """
 import dataclasses, os, time
-
-pytestmark = pytest.mark.alone
 FAULT = os.environ["CARLA_DIGR_FAULT"]
 def fault():
     try:

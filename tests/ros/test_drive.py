@@ -22,12 +22,12 @@ from carla_digr.live.composition import Process  # noqa: E402
 from carla_digr.live.watchdog import FULL_BRAKE  # noqa: E402
 from carla_digr.tasks.driving.drive import InProcessDrive  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 # Lockstep at 20 Hz. A publisher keeps ten frames for a subscriber: flat out these are 50 ms, and an observer that the
 # machine holds up for longer misses some.
 PACED = """
 from carla_digr_ros.carla_bridge import CarlaBridge
-
-pytestmark = pytest.mark.alone
 decided = CarlaBridge._wait_for_the_decision
 def paced(self, executor, going):
     decided(self, executor, going)
