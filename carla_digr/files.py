@@ -26,15 +26,25 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or is larger than ``limit`` bytes; ``strerror`` says which.
     """
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "It is not a regular file", str(path))
-        if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"It is larger than {limit} bytes", str(path))
-        return file.read(status.st_size)
+    with open_regular(path, limit) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def open_regular(path: str | os.PathLike[str], limit: int) -> IO[bytes]:
+    """As `read_regular`, open to be read in parts."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    status = os.fstat(file.fileno())
+    problem = None
+    if stat.S_ISDIR(status.st_mode):
+        problem = OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    elif not stat.S_ISREG(status.st_mode):
+        problem = OSError(errno.EINVAL, "It is not a regular file", str(path))
+    elif status.st_size > limit:
+        problem = OSError(errno.EFBIG, f"It is larger than {limit} bytes", str(path))
+    if problem is not None:
+        file.close()
+        raise problem
+    return file
 
 
 def read_json(path: str | os.PathLike[str], limit: int = NOTES_BYTES) -> Any:
@@ -107,10 +117,14 @@ def shipped(name: str | os.PathLike[str], directory: Path, suffix: str) -> Path:
     return ours if ours.parent == directory and ours.is_file() and not own.is_file() else own
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content as 64 hexadecimal digits."""
+def sha256_of(path: str | os.PathLike[str], limit: int = 1 << 62) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits.
+
+    Raises:
+        OSError: as `read_regular`.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path, limit) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

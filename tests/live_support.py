@@ -149,6 +149,7 @@ class Observer:
         workspace()
         import rclpy
         from carla_digr_ros import topics
+        from carla_digr_ros.receiving import message_of
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import DurabilityPolicy
 
@@ -163,11 +164,14 @@ class Observer:
         for topic in topics.TOPICS:
             if topic.name in names:
                 # A callback with exactly two arguments gets the times of the transport as well.
-                def keep(message, info, name=topic.name):
-                    self._keep(name, message, info)
+                # The bytes, for a test may send some that are no message.
+                def keep(data, info, topic=topic):
+                    with contextlib.suppress(ValueError):
+                        self._keep(topic.name, message_of(data, topic.type), info)
 
                 latched = topic.qos.durability is DurabilityPolicy.TRANSIENT_LOCAL  # it may have been sent before
-                self.node.create_subscription(topic.type, topic.name, keep, topic.qos if latched or not qos else qos)
+                wanted = topic.qos if latched or not qos else qos
+                self.node.create_subscription(topic.type, topic.name, keep, wanted, raw=True)
 
     def _keep(self, name: str, message, info: dict) -> None:
         self.received[name].append(message)

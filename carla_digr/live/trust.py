@@ -95,15 +95,22 @@ class TrustMeter(Generic[Frame]):
         return judged
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; nobody waits for that, which takes long where others need the processor."""
         with self._wake:
             self._ended = True
             self._wake.notify()
             if self._process is not None:
                 self._process.kill()
-                self._process.wait()
 
     def _work(self) -> None:
+        try:
+            self._judge()
+        finally:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def _judge(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._ended or self._offered is not None)

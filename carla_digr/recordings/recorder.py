@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import deque
 from collections.abc import Mapping
@@ -16,32 +17,54 @@ from carla_digr.recordings.definitions import definition
 from carla_digr.recordings.topics import FACTS_TOPIC, TYPES
 
 JUMP_BACK = 10**9  # ns; less is a late message
+JUMP_AHEAD = 3600 * 10**9  # ns; less is a gap
+CLOCKS = 16  # the last ones, to which stamps may belong
+LAST_TIME = 1 << 62  # ns, that a bag can hold for certain
 WAITING_BYTES = 1 << 26  # that wait for room on a full disk before messages are dropped
 
 
 class Timeline:
-    """Stamps of a drive as one time that never runs back: a simulator that is started again begins anew at 0.
+    """Stamps of a drive as one time that neither runs back nor jumps ahead, whatever clock they are of.
 
-    Topics arrive one before the other, so each is watched for itself: where its stamps fall back by more than
-    JUMP_BACK, it goes over to the next clock, which goes on where the first topic to notice found the one before.
+    A simulator that is started again begins anew at 0, and a stranger's messages have a clock of their own. Topics
+    arrive one before the other, so each is watched for itself: where its stamps fall back by more than JUMP_BACK or run
+    ahead by more than ``ahead``, it goes over to the latest clock that they fit, or to a new one, which goes on where
+    the one before is.
+
+    Args:
+        ahead: ns; None: a recording's stamps may have gaps of any length.
+
+    Attributes:
+        now: ns, the latest time; None: there was no stamp yet.
+        jumps: how often a new clock was begun.
     """
 
-    def __init__(self) -> None:
-        self.now: int | None = None  # ns, the latest time
-        self._offsets = [0]  # ns, of each clock
-        self._topics: dict[str, tuple[int, int]] = {}  # clock and latest stamp
+    def __init__(self, ahead: int | None = None) -> None:
+        self.now: int | None = None
+        self.jumps = 0
+        self._ahead = math.inf if ahead is None else ahead
+        self._offsets = deque([0], CLOCKS)  # ns, of each clock
+        self._topics: dict[str, tuple[int, int]] = {}  # offset and latest stamp
 
     def place(self, topic: str, stamp: int) -> int:
         """The time in ns of a topic's stamp in ns."""
-        clock, latest = self._topics.get(topic, (len(self._offsets) - 1, stamp))
-        if stamp < latest - JUMP_BACK:
-            clock, latest = clock + 1, stamp
-            if clock == len(self._offsets):
-                assert self.now is not None
-                self._offsets.append(self.now - stamp)
-        self._topics[topic] = clock, max(stamp, latest)
-        time = stamp + self._offsets[clock]
-        self.now = time if self.now is None else max(self.now, time)
+        now = self.now
+        if now is None:
+            now = max(stamp, 0)
+        known = self._topics.get(topic)
+        if known is not None and -JUMP_BACK <= stamp - known[1] <= self._ahead:
+            offset, latest = known
+        else:
+            late = self._ahead if known is None else JUMP_BACK  # a topic's first messages may have waited
+            fitting = [offset for offset in self._offsets if -late <= stamp + offset - now <= self._ahead]
+            if not fitting:
+                fitting = [now - stamp]
+                self._offsets += fitting
+                self.jumps += 1
+            offset, latest = fitting[-1], stamp
+        self._topics[topic] = offset, max(stamp, latest)
+        time = max(stamp + offset, 0)
+        self.now = max(now, time)
         return time
 
 
@@ -64,7 +87,7 @@ class Recorder:
     problem: str = ""
     dropped: int = 0
     _early: deque[tuple[Channel, bytes]] = field(default_factory=lambda: deque(maxlen=100))
-    _timeline: Timeline = field(default_factory=Timeline)
+    _timeline: Timeline = field(default_factory=lambda: Timeline(JUMP_AHEAD))
 
     def __post_init__(self) -> None:
         store = get_typestore(Stores.ROS2_KILTED)
@@ -89,6 +112,7 @@ class Recorder:
             return
         time = now if time is None else self._timeline.place(channel.topic, time)
         assert time is not None
+        time = min(time, LAST_TIME)
         if now is None:
             text = self._store.types[self._facts_channel.type](json.dumps(dict(self.facts)))
             facts = bytes(self._store.serialize_cdr(text, self._facts_channel.type))
@@ -96,6 +120,11 @@ class Recorder:
                 self._bag.write(early.topic, early.type, time, content)
             self._early.clear()
         self._bag.write(channel.topic, channel.type, time, data)
+
+    @property
+    def jumps(self) -> int:
+        """How often stamps came that fit no clock of the recording, which went on where it was."""
+        return self._timeline.jumps
 
     def commit(self) -> None:
         """Once a second: what has been added is on disk, or ``problem`` says why not."""
@@ -109,7 +138,7 @@ class Recorder:
     def close(self) -> None:
         """Finish the bag, or remove it if there is nothing in it; if that fails, ``problem`` says so."""
         try:
-            self._bag.close(self.facts)
+            self._bag.close({**self.facts, **({"jumps_of_the_clock": str(self.jumps)} if self.jumps else {})})
             if not self.messages:  # the drive was ended before its first frame
                 shutil.rmtree(self.path)
         except OSError as error:

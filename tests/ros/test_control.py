@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import live_support
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import pytest
 live_support.workspace()
 
 from ackermann_msgs.msg import AckermannDrive, AckermannDriveStamped  # noqa: E402
-from carla_digr_msgs.msg import VehicleControl  # noqa: E402
+from carla_digr_msgs.msg import DrivingDecision, ExplainedObjects, Vehicle, VehicleControl, Vehicles  # noqa: E402
 from carla_digr_msgs.srv import SetPolicy  # noqa: E402
 from carla_digr_ros import conversion, topics  # noqa: E402
 from geometry_msgs.msg import Twist, Vector3  # noqa: E402
@@ -17,6 +20,8 @@ from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters, SetParameters  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.serialization import serialize_message  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 
 from carla_digr.driving.control import ACTIONS  # noqa: E402
@@ -27,15 +32,27 @@ from carla_digr.live.supervisor import free_domain  # noqa: E402
 NAMES = [topic.name for topic in topics.TOPICS if topic is not topics.MANUAL]
 
 
+# A policy in a folder "slow" takes as long to load as a large one on a slow disk.
+SLOW_TO_LOAD = """
+import time
+from carla_digr.explainer import Explainer
+load = Explainer.from_checkpoint
+def slowly(weights, *arguments, **more):
+    time.sleep(2.0 if "/slow/" in str(weights) else 0.0)
+    return load(weights, *arguments, **more)
+Explainer.from_checkpoint = slowly
+"""
+
+
 class Drive:
     """A paced drive with the policy that ships, watched, and its services."""
 
     def __init__(self, domain, directory, start):
-        port = live_support.free_port()
+        self.start, port = start, live_support.free_port()
         self.observer = live_support.Observer(domain, *NAMES)
         start(live_support.simulator(port))
         self.bridge = start(live_support.bridge(port, deadline=1.0, recovery=2))
-        self.explainer = start(Process("explainer"))
+        self.explainer = start(Process("explainer"), SLOW_TO_LOAD)
         self.manual = topics.MANUAL.publisher(self.observer.node)
 
     def call(self, kind, name, **fields):
@@ -259,8 +276,17 @@ def test_a_policy_is_checked_before_it_takes_over(drive, weights, tmp_path):
     refused = drive.call(SetPolicy, "/explainer/set_policy", weights=str(tmp_path / "none.safetensors"))
     assert not refused.success and "Cannot read the policy weights" in refused.message
     assert refused.policy_hash == before
+    fifo = tmp_path / "fifo.safetensors"
+    os.mkfifo(fifo)
+    refused = drive.call(SetPolicy, "/explainer/set_policy", weights=str(fifo))
+    assert not refused.success and "It is not a regular file" in refused.message
+    slow = tmp_path / "slow" / weights.name
+    slow.parent.mkdir()
+    for file in (weights, weights.with_suffix(".json")):
+        shutil.copy(file, slow.with_suffix(file.suffix))
+    drive.policy_drives()
     number = drive.last(topics.FRAME).frame
-    taken = drive.call(SetPolicy, "/explainer/set_policy", weights=str(weights))
+    taken = drive.call(SetPolicy, "/explainer/set_policy", weights=str(slow))
     assert taken.success and taken.policy_hash not in ("", before)
     changed = drive.new(topics.DECISION, lambda m: m.policy_hash == taken.policy_hash)[0]
     assert list(changed.action_names) == list(ACTIONS["wheels"])
@@ -270,6 +296,73 @@ def test_a_policy_is_checked_before_it_takes_over(drive, weights, tmp_path):
     decisions = {m.frame: m for m in drive.observer.received[topics.DECISION.name] if not m.fallback}
     frames = range(number, max(decisions))
     assert all(frame in decisions for frame in frames)  # no frame was missed while a policy was loaded
+    braked = {m.frame for m in drive.observer.received[topics.DECISION.name] if m.fallback}
+    assert len(frames) > 10 and not braked & set(frames)  # nor did the car brake
+
+
+def nonsense(topic, header) -> list:
+    """What is no message of a topic at all, and messages that no node can use, with a frame's header."""
+    whole = serialize_message(topic.type())
+    found = [b"", b"\0\1\0\3", whole[:7], whole[:20], whole[:-3], whole[:4] + b"\xff" * (len(whole) - 4)]
+    if topic.type is Image:
+        shapes = ("mono8", 8, 8, 8), ("rgb8", 8, 8, 24), ("16UC1", 8, 8, 16), ("32FC1", 8, 8, 32), ("", 8, 8, 8)
+        for encoding, height, width, step in shapes:
+            for rows in (height, 0, 2**31):
+                fields = {"encoding": encoding, "height": rows, "width": width, "step": step}
+                found += [Image(header=header, data=bytes(size), **fields) for size in (0, height * step - 1)]
+            if topic is topics.SALIENCY and encoding != "32FC1":
+                found.append(Image(header=header, data=bytes(height * step), **{**fields, "height": height}))
+    elif topic is topics.DECISION:
+        many = {"action_names": ["x"] * 2000, "probabilities": [0.0] * 2000}
+        found += [DrivingDecision(header=header, **many), DrivingDecision(header=header, policy_hash="x" * 100_000)]
+    elif topic is topics.VEHICLES:
+        found.append(Vehicles(header=header, vehicles=[Vehicle()] * 2000))
+    elif topic is topics.OBJECTS:
+        found.append(ExplainedObjects(header=header, sentence="x" * 100_000))
+    return found
+
+
+def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, weights, tmp_path):
+    """Each message has the stamp of the frame that is driven on; they come until the node has told of them."""
+    page = live_support.free_port()
+    recorder = Process("recorder", parameters={"directory": str(tmp_path / "bags"), "weights": str(weights)})
+    onlookers = [drive.start(process) for process in (Process("viewer", parameters={"port": page}), recorder)]
+    onlookers.append(drive.start(Process("measure", parameters={"duration": 86400.0})))
+    heard = {
+        "carla_bridge": (topics.DECISION, topics.MANUAL, topics.CMD_VEL, topics.ACKERMANN),
+        "explainer": (topics.FRAME, topics.IMAGE, topics.INSTANCES, topics.VEHICLES),
+        "viewer": (topics.ODOMETRY, topics.OBSERVATION, topics.SALIENCY, topics.OBJECTS, topics.TRUST),
+        "recorder": (topics.OVERLAY, topics.TF, topics.EVENTS),
+    }
+    for node, its_topics in heard.items():
+        drive.observer.until(lambda node=node: bool(drive.status(node)))
+        before = int(drive.status(node)["messages refused"])
+        out = [(topic, topic.publisher(drive.observer.node)) for topic in its_topics]
+
+        def send(out=out):
+            for topic, publisher in out:
+                for message in nonsense(topic, drive.last(topics.IMAGE).header):
+                    publisher.publish(message)
+            drive.observer.spin()
+
+        live_support.until(
+            lambda node=node, wanted=before + 100: int(drive.status(node)["messages refused"]) >= wanted, send
+        )
+        for _, publisher in out:
+            drive.observer.node.destroy_publisher(publisher)
+    assert "Refused what came on /" in drive.status("recorder")["says"]  # which has no other trouble
+    client = drive.observer.node.create_client(SetParameters, "/explainer/set_parameters")
+    drive.observer.until(client.service_is_ready)
+    wrong = Parameter("opacity", value=0.5).to_parameter_msg()
+    wrong.value.type = 99  # there is no such type, and no answer
+    client.call_async(SetParameters.Request(parameters=[wrong]))
+    assert drive.set("explainer", opacity=0.8) == ""
+    drive.policy_drives()
+    drive.observer.until(lambda: float(drive.status("viewer")["frames (Hz)"]) > 1.0)
+    for running in onlookers[:2]:
+        assert running.end() == 0 and "Traceback" not in running.output, running.output
+    onlookers[2].end()
+    assert "Traceback" not in onlookers[2].output
 
 
 def test_the_life_cycle_stops_and_starts_the_drive(drive):

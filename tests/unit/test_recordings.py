@@ -18,7 +18,7 @@ from carla_digr.errors import UserError
 from carla_digr.recordings import drive as drive_bag
 from carla_digr.recordings import topics
 from carla_digr.recordings.bag import BagWriter, open_bag
-from carla_digr.recordings.recorder import Timeline
+from carla_digr.recordings.recorder import JUMP_AHEAD, JUMP_BACK, Timeline
 from carla_digr.recordings.repair import repair
 
 FRAMES, SIZE = 50, 8
@@ -286,3 +286,32 @@ def test_time_never_runs_back_when_a_simulator_starts_again():
     assert timeline.place("c", seconds) == 8 * seconds
     assert timeline.place("a", seconds) == 8 * seconds
     assert timeline.now == 8 * seconds
+
+
+WALL = 1_764_000_000 * 10**9  # ns, as another program's clock has it
+STAMPS = st.integers(-(2**31) * 10**9, 2**32 * 10**9)  # of any message
+
+
+@given(st.lists(STAMPS, max_size=200))
+def test_no_foreign_stamp_moves_the_frames_of_a_recording_or_bloats_it(foreign):
+    timeline, frame = Timeline(JUMP_AHEAD), 50_000_000
+    for number, stamp in enumerate(foreign):
+        assert timeline.place("frame", number * frame) == number * frame
+        placed = timeline.place("clock", stamp)
+        assert number * frame - JUMP_BACK <= placed <= timeline.now <= number * frame + (number + 1) * JUMP_AHEAD
+
+
+@given(STAMPS)
+def test_the_first_stamp_of_a_recording_may_be_a_foreign_one(stamp):
+    timeline = Timeline(JUMP_AHEAD)
+    assert 0 <= timeline.place("clock", stamp) < 1 << 63
+    first, second = (timeline.place("frame", number) for number in (WALL, WALL + 1))
+    assert 0 <= first == second - 1 < 1 << 63
+
+
+def test_two_clocks_on_one_topic_are_told_apart():
+    timeline, frame = Timeline(JUMP_AHEAD), 50_000_000
+    for number in range(3300):
+        assert timeline.place("clock", number * frame) == timeline.place("frame", number * frame) == number * frame
+        assert timeline.place("clock", WALL + number * frame) == number * frame
+    assert timeline.jumps == 1

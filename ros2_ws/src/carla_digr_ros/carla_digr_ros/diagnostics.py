@@ -12,6 +12,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
+from carla_digr_ros.receiving import Receiver
 from carla_digr_ros.running import ManagedNode
 from carla_digr_ros.topics import DIAGNOSTICS
 
@@ -64,6 +65,11 @@ class Reporter:
                 level, message = OK, "not active"
             if self._node.incompatible_qos:
                 values["incompatible QoS"] = ", ".join(f"{t} ({p})" for t, p in self._node.incompatible_qos.items())
+        receiver = self._node.executor
+        if isinstance(receiver, Receiver):
+            values["messages refused"] = receiver.refused.total()
+            if receiver.refusal and level == OK:
+                level, message = WARN, receiver.refusal
         status = DiagnosticStatus(
             level=level,
             name=self._name,

@@ -15,6 +15,7 @@ import numpy as np
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision, MapTrust, Vehicles
 from carla_digr_msgs.srv import SetPolicy
 from numpy.typing import NDArray
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.parameter import Parameter
 from rclpy.task import Future
 from sensor_msgs.msg import Image
@@ -40,6 +41,7 @@ from carla_digr_ros.running import ManagedNode, run
 SWITCH_SECONDS = 0.0005  # for which the thread of objects keeps Python's lock when a decision wants it
 SETTLED = 100  # maps after which they are held against perturbation maps
 GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
+MOST_VEHICLES = 1000  # of one frame
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
 
@@ -86,7 +88,9 @@ class ExplainerNode(ManagedNode):
         self._agreements: deque[float] = deque(maxlen=LOW_IN_A_ROW)
         self._judged: MapTrust | None = None  # the last one
         self._maps = 0  # by this policy
-        self.create_service(SetPolicy, "~/set_policy", self._on_set_policy)
+        # In a group of its own: while it waits for a policy, the node's other callbacks go on.
+        loading = MutuallyExclusiveCallbackGroup()
+        self.create_service(SetPolicy, "~/set_policy", self._on_set_policy, callback_group=loading)
         self._loader = ThreadPoolExecutor(1)  # a policy is loaded while the present one drives on
         self._commands: tuple[VehicleCommand, ...] | None = None  # of the actions
         self._loaded: tuple[str, Explainer] | None = None  # of the service, until the parameter has its value
@@ -317,6 +321,8 @@ class ExplainerNode(ManagedNode):
         self._trusts.publish(self._judged)
 
     def _on_surroundings(self, message: Image | Vehicles) -> None:
+        if isinstance(message, Vehicles) and len(message.vehicles) > MOST_VEHICLES:
+            raise ValueError(f"more than {MOST_VEHICLES} vehicles in view")
         if self._objects is not None and self._settings["objects"]:
             self._objects.add(message)
 

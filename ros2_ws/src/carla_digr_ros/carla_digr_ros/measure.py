@@ -17,6 +17,7 @@ from carla_digr.live.measurement import RATE, Measurement, Memory, ProcessorTime
 from carla_digr.live.page_reader import PageReader
 from carla_digr_ros import topics
 from carla_digr_ros.parameters import declare
+from carla_digr_ros.receiving import subscribe
 from carla_digr_ros.running import Stop, run
 
 LAST_ANSWERS_SECONDS = 0.5  # after the last picture
@@ -41,12 +42,12 @@ class Measure(Node):
         self._processor_time: ProcessorTime | None = None
         self._started = 0.0
         self._page = PageReader(page, self._measurement.on_the_page) if page else None
-        topics.FRAME.subscribe(self, self._on_frame)
-        topics.IMAGE.subscribe(self, self._on_image, raw=True)
-        topics.ODOMETRY.subscribe(self, self._on_odometry)
-        topics.DECISION.subscribe(self, self._on_decision)
-        topics.SALIENCY.subscribe(self, self._on_saliency, raw=True)
-        topics.OVERLAY.subscribe(self, self._on_overlay, raw=True)
+        subscribe(self, topics.FRAME, self._on_frame)
+        topics.IMAGE.subscribe(self, self._on_image)
+        subscribe(self, topics.ODOMETRY, self._on_odometry)
+        subscribe(self, topics.DECISION, self._on_decision)
+        topics.SALIENCY.subscribe(self, self._on_saliency)
+        topics.OVERLAY.subscribe(self, self._on_overlay)
 
     def close(self) -> None:
         """Leave the page."""
@@ -113,8 +114,15 @@ def _stamp(header: Header) -> int:
 
 
 def _stamp_of(serialized: bytes) -> int:
-    """Of a message that begins with a header, as CDR has it: after four bytes, of which the second tells the order."""
-    seconds, nanoseconds = struct.unpack_from("<iI" if serialized[1] & 1 else ">iI", serialized, 4)
+    """Of a message that begins with a header, as CDR has it: after four bytes, of which the second tells the order.
+
+    Raises:
+        ValueError: it is shorter than that.
+    """
+    try:
+        seconds, nanoseconds = struct.unpack_from("<iI" if serialized[1] & 1 else ">iI", serialized, 4)
+    except (IndexError, struct.error):
+        raise ValueError(f"{len(serialized)} bytes that have no header") from None
     return seconds * 10**9 + nanoseconds
 
 

@@ -13,7 +13,6 @@ from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.serialization import deserialize_message
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.typesys.store import Typestore
 from rosgraph_msgs.msg import Clock
@@ -31,6 +30,7 @@ from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare
+from carla_digr_ros.receiving import message_of
 from carla_digr_ros.running import ManagedNode, Stop, run
 
 TABLE = {topic.name: topic for topic in topics.TOPICS}
@@ -222,12 +222,17 @@ class Player(ManagedNode):
         decode = Decoder()
 
         def send(data: bytes, moment: int) -> None:
-            if not current:
-                message = converted(known, channel.type, decode(channel, data))
-                data = bytes(known.serialize_cdr(message, channel.type))
-            # The explainer's decisions are left to it; the bridge's own belong to the drive.
-            ours = topic is topics.DECISION and not self._explanations
-            if not ours or deserialize_message(data, topics.DECISION.type).fallback:
+            try:
+                if not current:
+                    message = converted(known, channel.type, decode(channel, data))
+                    data = bytes(known.serialize_cdr(message, channel.type))
+                # The explainer's decisions are left to it; the bridge's own belong to the drive.
+                ours = topic is topics.DECISION and not self._explanations
+                wanted = not ours or message_of(data, topics.DECISION.type).fallback
+            except (UserError, ValueError) as error:
+                self._leave_out("message", channel, error)
+                return
+            if wanted:
                 publisher.publish(data)
 
         return send
@@ -243,14 +248,17 @@ class Player(ManagedNode):
                 rgb = to_rgb(message)
                 rgb = self._crop.of(rgb) if self._crop else rgb
             except (UserError, ValueError) as error:
-                self._damaged += 1
-                self.get_logger().warning(f"Left out a picture on {channel.topic}: {error}", throttle_duration_sec=5.0)
+                self._leave_out("picture", channel, error)
                 return
             header = Header(frame_id=message.header.frame_id)
             header.stamp.sec, header.stamp.nanosec = divmod(stamp_of(data) or moment, 10**9)
             publisher.publish(to_message(rgb, "rgb8", header))
 
         return send
+
+    def _leave_out(self, what: str, channel: Channel, error: Exception) -> None:
+        self._damaged += 1
+        self.get_logger().warning(f"Left out a {what} on {channel.topic}: {error}", throttle_duration_sec=5.0)
 
     # --- services and diagnostics ---
 
@@ -277,7 +285,7 @@ class Player(ManagedNode):
             "length (s)": (self._bag.end - self._bag.start) * 1e-9,
             "rate": self._playback.rate,
             "passes": self._passes,
-            "pictures left out": self._damaged,
+            "messages left out": self._damaged,
             "messages (Hz)": self._sent.rate(),
             "lateness p99 (ms)": self._sent.latency(99),
         }

@@ -16,7 +16,7 @@ from rosgraph_msgs.msg import Clock
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
-from carla_digr.files import sha256_of
+from carla_digr.files import WEIGHTS_BYTES, sha256_of
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.recordings.bag import Channel, offered_qos
 from carla_digr.recordings.definitions import definition, typestore
@@ -30,7 +30,9 @@ from carla_digr_ros.running import ManagedNode, run
 COMMIT_SECONDS = 0.9  # a kill loses what came since: with the time to write, at most a second
 DEPTH = 400  # messages of a topic that wait in the middleware while this process is held up
 EXPLAINER_SECONDS = 30.0  # longest wait for an explainer before the pictures are recorded alone
-QUEUED = 2000  # messages that wait for the writer thread
+QUEUED, QUEUED_BYTES = 10_000, 1 << 28  # messages that wait for the writer thread
+
+Entry = tuple[Channel, bytes, int | None]  # of the queue: a message and its stamp in ns
 
 
 class RecorderNode(ManagedNode):
@@ -47,11 +49,12 @@ class RecorderNode(ManagedNode):
             self, "directory", "recordings", "where the drive's bag is made, with its start as its name"
         )
         self._weights = declare(self, "weights", str(WEIGHTS), "the policy that drives; its hash is recorded")
-        self._queue: queue.Queue[tuple[Channel, bytes, int | None] | None] = queue.Queue(QUEUED)
+        self._queue: queue.Queue[Entry | None] = queue.Queue(QUEUED)
         self._recorder: Recorder | None = None
         self._writer: threading.Thread | None = None
         self._failure = ""
         self._lost = 0
+        self._taken = self._written = 0  # bytes
         self._rate = Recent()
         Reporter(self, "recording", self._status)
 
@@ -63,7 +66,7 @@ class RecorderNode(ManagedNode):
         """
         weights = Path(self._weights)
         try:
-            digest = sha256_of(weights)
+            digest = sha256_of(weights, WEIGHTS_BYTES)
         except OSError as error:
             raise UserError(f"Cannot read the policy weights {weights}: {error.strerror}.") from error
         started = time.strftime("%Y-%m-%d-%H-%M-%S")
@@ -123,11 +126,13 @@ class RecorderNode(ManagedNode):
         place = (LISTED if listed else FIRST) if stamped else None
 
         def keep(data: bytes) -> None:
+            stamp = None if place is None else stamp_of(data, place)
             self._rate.add()
-            try:
-                self._queue.put_nowait((channel, data, place))
-            except queue.Full:
+            if self._taken - self._written > QUEUED_BYTES or self._queue.full():
                 self._lost += 1
+                return
+            self._taken += len(data)
+            self._queue.put_nowait((channel, data, stamp))
 
         qos = QoSProfile(depth=DEPTH, durability=topic.qos.durability)
         self.heard.append(self.create_subscription(topic.type, topic.relative, keep, qos, raw=True))
@@ -136,23 +141,35 @@ class RecorderNode(ManagedNode):
         """The writer thread, until None comes."""
         due = time.monotonic() + COMMIT_SECONDS
         while True:
+            entry: Entry | tuple[()] | None
             try:
                 entry = self._queue.get(timeout=max(0.0, due - time.monotonic()))
-                if entry is None:
-                    return
-                channel, data, place = entry
-                recorder.add(channel, data, None if place is None else stamp_of(data, place))
             except queue.Empty:
-                pass
+                entry = ()
+            if entry is None:
+                return
+            try:
+                if entry:
+                    self._add(recorder, *entry)
+                if time.monotonic() >= due:
+                    due = time.monotonic() + COMMIT_SECONDS
+                    before = recorder.problem
+                    recorder.commit()
+                    if recorder.problem and not before:
+                        self.get_logger().error(recorder.problem)
             except Exception as error:  # one message is lost, not the recording
                 self._lost += 1
-                self._failure = f"A message of {channel.topic} was not recorded: {error!r}"
-            if time.monotonic() >= due:
-                before = recorder.problem
-                recorder.commit()
-                if recorder.problem and not before:
-                    self.get_logger().error(recorder.problem)
-                due = time.monotonic() + COMMIT_SECONDS
+                self._failure = f"A message{f' of {entry[0].topic}' if entry else ''} was not recorded: {error!r}"
+
+    def _add(self, recorder: Recorder, channel: Channel, data: bytes, stamp: int | None) -> None:
+        jumps = recorder.jumps
+        self._written += len(data)
+        recorder.add(channel, data, stamp)
+        if recorder.jumps > jumps:
+            self.get_logger().warning(
+                f"The clock of {channel.topic} jumped: in the recording time goes on where it was",
+                throttle_duration_sec=5.0,
+            )
 
     def _status(self):
         recorder = self._recorder
@@ -165,6 +182,7 @@ class RecorderNode(ManagedNode):
             "messages (Hz)": self._rate.rate(),
             "messages waiting": self._queue.qsize(),
             "messages lost": lost,
+            "jumps of a clock": recorder.jumps,
         }
         if recorder.problem or self._failure:
             return ERROR, recorder.problem or self._failure, values

@@ -18,6 +18,7 @@ from rclpy.subscription import Subscription
 
 from carla_digr.errors import UserError, sentence, tell
 from carla_digr_ros.parameters import declare
+from carla_digr_ros.receiving import Receiver, subscribe
 from carla_digr_ros.topics import Topic
 
 SPIN_SECONDS = 0.5  # longest time until a node sees that it was asked to stop
@@ -116,12 +117,10 @@ class ManagedNode(LifecycleNode):
                 self.get_logger().info(f"Taking {reliable.topic_name} with best effort from now on")
                 self.heard.remove(reliable)
                 self.destroy_subscription(reliable)
-                self.heard.append(
-                    self.create_subscription(topic.type, topic.relative, callback, qos_profile_sensor_data)
-                )
+                self.heard.append(subscribe(self, topic, callback, qos_profile_sensor_data))
 
         events = SubscriptionEventCallbacks(incompatible_qos=mismatch, use_default_callbacks=False)
-        reliable = self.create_subscription(topic.type, topic.relative, callback, topic.qos, event_callbacks=events)
+        reliable = subscribe(self, topic, callback, events=events)
         self.heard.append(reliable)
 
     def _mismatch(self, topic: str, event, consequence: str) -> str:
@@ -200,7 +199,7 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
     try:
         node = make()
         try:
-            executor = SingleThreadedExecutor()
+            executor = Receiver()
             executor.add_node(node)
             if isinstance(node, ManagedNode) and node.autostart:
                 node.start()

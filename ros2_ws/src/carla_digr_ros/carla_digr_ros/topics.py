@@ -79,9 +79,9 @@ class Topic:
         """A publisher of this topic."""
         return node.create_publisher(self.type, self.relative, self.qos)
 
-    def subscribe(self, node: Node, callback: Any, raw: bool = False) -> Subscription:
-        """A subscription with the table's quality of service; ``raw``: to the messages as they are sent, CDR bytes."""
-        return node.create_subscription(self.type, self.relative, callback, self.qos, raw=raw)
+    def subscribe(self, node: Node, callback: Any) -> Subscription:
+        """A subscription with the table's quality of service to the messages as they are sent, CDR bytes."""
+        return node.create_subscription(self.type, self.relative, callback, self.qos, raw=True)
 
 
 CLOCK = Topic(names.CLOCK, Clock, ("carla_bridge",))

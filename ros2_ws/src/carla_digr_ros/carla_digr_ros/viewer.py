@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ from carla_digr_ros.running import ManagedNode, run
 
 PATIENCE = 4  # newer pictures after which a frame is shown without what is still missing
 SAID = 1.0  # s of the drive that a sentence is shown; it comes after its frame is on the page
+MOST_ACTIONS, LONGEST_NAME, LONGEST_SENTENCE = 1000, 100, 1000  # that the page is sent
+KNOWN_FRAMES = 40  # whose parts wait for their picture
 JUMP = 1.0  # s that a frame must be older than the newest to be taken for a new beginning of time
 
 
@@ -108,11 +110,16 @@ class ViewerNode(ManagedNode):
             parts.odometry = message
 
     def _on_image(self, message: Image) -> None:
-        if (picture := self._converted(message, to_rgb)) is not None:
-            with self._parts_of(message.header) as parts:
-                parts.rgb, parts.arrived = picture, time.monotonic()
+        picture = to_rgb(message)
+        with self._parts_of(message.header) as parts:
+            parts.rgb, parts.arrived = picture, time.monotonic()
 
     def _on_decision(self, message: DrivingDecision) -> None:
+        texts = (*message.action_names, message.policy_hash, message.method, message.target, message.attack)
+        if max(len(message.action_names), len(message.probabilities)) > MOST_ACTIONS:
+            raise ValueError(f"a decision between more than {MOST_ACTIONS} actions")
+        if any(len(text) > LONGEST_NAME for text in texts):
+            raise ValueError(f"a decision with a name of more than {LONGEST_NAME} characters")
         with self._parts_of(message.header) as parts:
             if message.fallback:
                 parts.fallback = message
@@ -120,16 +127,20 @@ class ViewerNode(ManagedNode):
                 parts.decision = message
 
     def _on_observation(self, message: Image) -> None:
-        if (picture := self._converted(message, to_rgb)) is not None:
-            with self._parts_of(message.header) as parts:
-                parts.observation = picture
+        picture = to_rgb(message)
+        with self._parts_of(message.header) as parts:
+            parts.observation = picture
 
     def _on_saliency(self, message: Image) -> None:
-        if (saliency := self._converted(message, to_array)) is not None:
-            with self._parts_of(message.header) as parts:
-                parts.saliency = saliency
+        if message.encoding != "32FC1":
+            raise ValueError(f"a map is 32FC1, not {message.encoding[:LONGEST_NAME]!r}")
+        saliency = to_array(message)
+        with self._parts_of(message.header) as parts:
+            parts.saliency = saliency
 
     def _on_objects(self, message: ExplainedObjects) -> None:
+        if len(message.sentence) > LONGEST_SENTENCE:
+            raise ValueError(f"a sentence of more than {LONGEST_SENTENCE} characters")
         self._said = message
 
     def _on_trust(self, message: MapTrust) -> None:
@@ -151,13 +162,6 @@ class ViewerNode(ManagedNode):
         recent = 0.0 <= _seconds(key) - _seconds((said.sec, said.nanosec)) <= SAID
         return self._said.sentence if recent else ""
 
-    def _converted(self, message: Image, convert: Callable[[Image], NDArray]) -> NDArray | None:
-        try:
-            return convert(message)
-        except ValueError as error:
-            self.get_logger().error(f"Not shown: {error}", throttle_duration_sec=5.0)
-            return None
-
     @contextmanager
     def _parts_of(self, header: Header) -> Iterator[Parts]:
         """The parts of a header's frame, to be filled; then frames are shown that wait for nothing more."""
@@ -169,8 +173,10 @@ class ViewerNode(ManagedNode):
             return
         frame = self._frames.setdefault(key, Parts())
         yield frame
+        while len(self._frames) > KNOWN_FRAMES:
+            del self._frames[next(iter(self._frames))]
         pictures = [stamp for stamp, parts in self._frames.items() if parts.rgb is not None]
-        if frame.complete():
+        if key in self._frames and frame.complete():
             self._show(key)
         elif len(pictures) > PATIENCE:
             self._incomplete += 1
@@ -178,6 +184,9 @@ class ViewerNode(ManagedNode):
 
     def _show(self, key: tuple[int, int]) -> None:
         frame = self._frames[key]
+        # What is older comes too late; the page runs forward only.
+        self._newest = max(self._newest, key)
+        self._frames = {stamp: parts for stamp, parts in self._frames.items() if stamp > key}
         decision = page_decision(
             frame.decision, frame.fallback, frame.facts, frame.odometry, self._sentence(key), self._trust(key)
         )
@@ -190,9 +199,6 @@ class ViewerNode(ManagedNode):
         number = frame.facts.frame if frame.facts else 0  # a camera without a bridge has no numbers
         seen = frame.rgb if frame.observation is None else frame.observation
         self._server.publish(_seconds(key), number, seen, frame.saliency, decision)
-        # What is older comes too late; the page runs forward only.
-        self._newest = max(self._newest, key)
-        self._frames = {stamp: parts for stamp, parts in self._frames.items() if stamp > key}
 
     def _status(self):
         if self._server is None:

@@ -1,0 +1,121 @@
+"""What arrives from outside is taken in one place: what cannot be read or is refused is counted and told, no more."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.logging import get_logger
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
+from rclpy.service import Service
+from rclpy.subscription import Subscription
+
+from carla_digr.errors import UserError
+from carla_digr_ros.topics import Topic
+
+TOLD_SECONDS = 5.0  # for which diagnostics show a refusal; the log has the first of those that follow each other closer
+REASON = 200  # characters of it, some of which the sender may have chosen
+SHORTEST = 8  # bytes of a message; of shorter ones the middleware's decoder may read what is not theirs
+
+Work = Callable[[], Coroutine[None, None, None]]
+Message = TypeVar("Message")
+
+
+class Receiver(SingleThreadedExecutor):
+    """Runs a node's callbacks one after the other; no message and no request ends it, whoever has sent them.
+
+    A callback refuses what does not fit by a ValueError or a UserError. rclpy's own executor raises what a callback
+    raises, and does not run the others of a node any more where a request's bytes are none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: Counter[str] = Counter()  # messages and requests, by topic and service
+        self._last = (0.0, "")  # when, and what
+
+    @property
+    def refusal(self) -> str:
+        """What was refused in the last seconds, and why; "" if nothing."""
+        moment, what = self._last
+        return what if time.monotonic() - moment < TOLD_SECONDS else ""
+
+    def _take_subscription(self, sub: Subscription) -> Work | None:
+        return self._guarded(sub.topic_name, super()._take_subscription, sub)
+
+    def _take_service(self, srv: Service) -> Work | None:
+        return self._guarded(srv.service_name, super()._take_service, srv)
+
+    def _guarded(self, name: str, take: Callable[[Any], Work | None], source: Any) -> Work | None:
+        try:
+            work = take(source)
+        except Exception as error:  # the middleware's
+            self._refuse(name, error)
+            return None
+        if work is None:
+            return None
+
+        async def answer() -> None:
+            try:
+                await work()
+            except Exception as error:
+                self._refuse(name, error)
+
+        return answer
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        self.refused[name] += 1
+        before = self.refusal
+        self._last = time.monotonic(), f"Refused what came on {name}: {str(error)[:REASON]}"
+        if not before:  # what is no refusal of a callback's tells where it comes from
+            where = (
+                "" if isinstance(error, (ValueError, UserError)) else "\n" + "".join(traceback.format_exception(error))
+            )
+            get_logger("receiver").warning(self._last[1] + where)
+
+
+def message_of(data: bytes, kind: type[Message]) -> Message:
+    """A message of a class from its bytes (CDR).
+
+    Raises:
+        ValueError: they are no such message.
+    """
+    try:
+        if len(data) >= SHORTEST:
+            return deserialize_message(data, kind)
+    except Exception:  # noqa: S110 - rclpy documents none
+        pass
+    raise ValueError(f"{len(data)} bytes that are no {kind.__name__}")
+
+
+def subscribe(
+    node: Node,
+    topic: Topic,
+    callback: Callable[[Any], None],
+    qos: QoSProfile | None = None,
+    events: SubscriptionEventCallbacks | None = None,
+) -> Subscription:
+    """A subscription to a topic of the table, to be run by a `Receiver`.
+
+    The bytes are read here: where the middleware reads them, one that it cannot read keeps a later one waiting.
+
+    Args:
+        node: whose subscription it is.
+        topic: what to hear.
+        callback: gets each message.
+        qos: None: the table's.
+        events: called back when publishers come and go, or do not match.
+    """
+
+    def take(data: bytes) -> None:
+        callback(message_of(data, topic.type))
+
+    return node.create_subscription(
+        topic.type, topic.relative, take, qos or topic.qos, event_callbacks=events, raw=True
+    )
