@@ -460,6 +460,26 @@ def add_live(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def add_ctl(commands: argparse._SubParsersAction) -> None:
+    """`ctl`: says one thing to a running drive."""
+
+    def run(args: argparse.Namespace) -> int:
+        from carla_digr.live.supervisor import run_ctl
+
+        return run_ctl(args.words, args.namespace, args.domain)
+
+    parser = commands.add_parser(
+        "ctl",
+        help="pause, step, reset or change a running drive",
+        description="Say one thing to a drive that runs on this machine: pause, resume, step, reset [SEED], "
+        "policy FILE, set NAME VALUE, or list: what can be set.",
+    )
+    parser.add_argument("words", metavar="WORD", nargs="+", help="such as: pause; set opacity 0.5; reset 7")
+    parser.add_argument("--namespace", default="", help="of the drive's nodes")
+    parser.add_argument("--domain", type=int, choices=range(233), metavar="N", help="the drive's ROS domain")
+    parser.set_defaults(run=run)
+
+
 def _add_argument(parser: argparse.ArgumentParser, argument) -> None:
     """An argument of a composition as an option."""
     default = f" (default: {argument.default})" if argument.default else ""
@@ -709,6 +729,7 @@ JOBS = (
     add_rollout,
     add_benchmark,
     add_live,
+    add_ctl,
     add_replay,
     add_explain,
     add_view,

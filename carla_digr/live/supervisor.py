@@ -39,6 +39,7 @@ WORKSPACE = Path(__file__).parents[2] / "ros2_ws"
 SETUP = WORKSPACE / "install" / "setup.bash"
 END_SECONDS = 5.0  # that a process has after each request to end
 PR_SET_PDEATHSIG = 1
+CLAIM = "carla_digr-ros-domain-"  # name of the socket by which a drive claims its ROS domain
 LIBC = ctypes.CDLL(None)
 
 
@@ -99,6 +100,30 @@ def run_replay(values: Mapping[str, str], verbose: bool = False) -> int:
     with started(replay(values), verbose) as supervisor:
         supervisor.watch()
     return 0
+
+
+def run_ctl(words: list[str], namespace: str = "", domain: int | None = None) -> int:
+    """Say one thing to a running drive.
+
+    Args:
+        words: what to say; carla_digr_ros.ctl has the table.
+        namespace: of the drive.
+        domain: its ROS domain; None: ROS_DOMAIN_ID, else that of the one drive that runs on this machine.
+
+    Returns:
+        Exit status: 0, or 2 where it could not be done, which is told in a sentence.
+
+    Raises:
+        UserError: no drive runs here, or several do, or no such namespace can be.
+    """
+    environment = workspace_environment()
+    if domain is not None:
+        environment["ROS_DOMAIN_ID"] = str(domain)
+    elif "ROS_DOMAIN_ID" not in environment:
+        environment["ROS_DOMAIN_ID"] = str(domain_of_the_drive())
+    settings = {"namespace": namespace, "params_file": "", "log_level": ""}
+    (process,) = in_place([Process("ctl", arguments=tuple(words))], settings)
+    return subprocess.run(command_line(process, environment), env=environment, check=False).returncode
 
 
 class Stop:
@@ -328,12 +353,29 @@ def free_domain() -> Iterator[int]:
             continue
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
             try:
-                claim.bind(f"\0carla_digr-ros-domain-{domain}")  # abstract: gone with this process, no file
+                claim.bind(f"\0{CLAIM}{domain}")  # abstract: gone with this process, no file
             except OSError:
                 continue
             yield domain
             return
     raise UserError("All ROS domains from 1 to 101 are in use on this machine; set ROS_DOMAIN_ID to share one.")
+
+
+def domain_of_the_drive() -> int:
+    """The ROS domain of the drive or replay that runs on this machine.
+
+    Raises:
+        UserError: none does, or more than one.
+    """
+    with contextlib.suppress(OSError):
+        names = (line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines())
+        domains = sorted(int(name[len(CLAIM) + 1 :]) for name in names if name.startswith(f"@{CLAIM}"))
+        if len(domains) == 1:
+            return domains[0]
+        if domains:
+            several = " or ".join(map(str, domains))
+            raise UserError(f"Several drives run here: name the ROS domain of one with --domain {several}.")
+    raise UserError("No drive runs here: start one with carla-digr live, or name its ROS domain with --domain.")
 
 
 def _bound_udp_ports() -> set[int]:

@@ -42,6 +42,7 @@ setup(
             "run_stage = carla_digr_ros.executables:run_stage",
             "player = carla_digr_ros.executables:player",
             "measure = carla_digr_ros.executables:measure",
+            "ctl = carla_digr_ros.executables:ctl",
         ]
     },
 )

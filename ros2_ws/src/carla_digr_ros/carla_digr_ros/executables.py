@@ -53,6 +53,11 @@ def measure() -> None:
     _run("measure")
 
 
+def ctl() -> None:
+    """Say one thing to a running drive."""
+    _run("ctl")
+
+
 def stages() -> None:
     """Serve the offline stages as actions."""
     _run("stages")
