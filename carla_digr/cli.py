@@ -35,11 +35,15 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 on success, 1 when a job's checks failed, 2 on bad input (one sentence on standard error),
         130 on Ctrl-C.
     """
-    args = parser().parse_args(argv)
+    message = "Interrupted."
     try:
-        return args.run(args) or 0
+        try:
+            args = parser().parse_args(argv)
+            message = getattr(args, "interrupted", message)
+            return args.run(args) or 0
+        finally:
+            sys.stdout.flush()  # where an error of it is told
     except KeyboardInterrupt:
-        message = getattr(args, "interrupted", "Interrupted.")
         print(f"\n{SENTENCE}{message}", file=sys.stderr)
         return 130
     except Exception as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
+from pathlib import Path
 
 SENTENCE = "carla-digr: "  # begins the line on standard error in which a process says why it ends
 
@@ -28,6 +31,10 @@ BASE = {
     **{name: name for name in ("torch", "numpy", "numba", "safetensors", "tqdm", "msgpack", "gymnasium", "defusedxml")},
     **{"cv2": "opencv-python-headless", "yaml": "PyYAML", "aiohttp": "aiohttp", "simplejpeg": "simplejpeg"},
 }
+
+
+# What libraries say that have their own errors for a memory that is full.
+NO_MEMORY = ("can't allocate memory", "Insufficient memory", "can't start new thread", "failed to map segment")
 
 
 class UserError(Exception):
@@ -72,7 +79,33 @@ def sentence(error: BaseException) -> str | None:
     """What to tell a user about an error; None: it is a fault of the program, and needs its traceback."""
     if isinstance(error, UserError):
         return str(error)
-    return missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error)
+    if isinstance(error, OSError):
+        return _machine(error)
+    if isinstance(error, RecursionError):
+        return "What was given is nested too deeply: nothing that is meant needs so many levels."
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+        return "There is not enough memory: end other programs, or choose smaller settings, and run it again."
+    return None
+
+
+def _machine(error: OSError) -> str:
+    """What the system refuses."""
+    text = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}{text}; make room and run the same command again."
+    if not _directory_is_there():
+        return "The directory in which this was started is no more: go to another one."
+    return f"{where}{text}."
+
+
+def _directory_is_there() -> bool:
+    try:
+        return bool(Path.cwd())
+    except OSError:
+        return False
 
 
 def tell(error: Exception) -> int:
@@ -87,5 +120,10 @@ def tell(error: Exception) -> int:
     text = sentence(error)
     if text is None:
         raise error
-    print(f"{SENTENCE}{text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"{SENTENCE}{text}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what waits for standard output cannot be written: the interpreter would complain once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2

@@ -79,14 +79,34 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Give a file its size and its room on the disk, so that a map of it in memory never meets a full one: SIGBUS.
+
+    A new file is all zeros; of an old one nothing is changed.
+
+    Raises:
+        OSError: there is no room; a new file is removed.
+    """
+    new = not path.exists()
+    with path.open("wb" if new else "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if new:
+                path.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextmanager

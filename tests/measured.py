@@ -14,6 +14,8 @@ from contextlib import closing
 import cv2, torch
 torch.set_num_threads(1)
 import carla_digr.recordings.explain, carla_digr.recordings.repair, carla_digr.live.viewer.recorded
+for name in sys.argv[1:]:
+    __import__(name)
 from carla_digr.cli import main
 from carla_digr.errors import SENTENCE, tell
 from pathlib import Path
@@ -68,12 +70,12 @@ class Outcome(NamedTuple):
 
 
 class Commands:
-    """Runs commands, one after the other."""
+    """Runs commands, one after the other; ``modules`` are those that they need."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, *modules: str):
         self._directory, self._count = directory, 0
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen([sys.executable, "-c", RUN], text=True, **pipe)
+        self._process = subprocess.Popen([sys.executable, "-c", RUN, *modules], text=True, **pipe)
 
     def __call__(self, *arguments) -> Outcome:
         self._count += 1

@@ -436,7 +436,7 @@ def new_bag(
             yield bag
             bag.close(custom)
             (hidden / NAME).rename(path)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, MemoryError):
             keep = resumes
             raise
         except OSError as error:

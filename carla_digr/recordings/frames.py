@@ -26,13 +26,14 @@ from tqdm import tqdm
 from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
-from carla_digr.files import atomic_write, exclusive
+from carla_digr.files import atomic_write, exclusive, read_regular
 from carla_digr.images import MAX_PIXELS, Crop, decompressed
 from carla_digr.saliency.overlay import overlay
 
 PICTURES = (".png", ".jpg", ".jpeg")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ogv", ".mpg", ".mpeg", ".wmv", ".gif")
 MAX_FRAMES = 100_000
+LINES_BYTES = 1 << 30  # of what was decided in MAX_FRAMES frames
 MAX_FILE_BYTES = 1 << 28  # of one picture's file
 MAPS, LINES = "maps.raw", "frames.jsonl"  # while they are being made
 
@@ -166,10 +167,10 @@ class _Work:
     def _earlier(self, first: str) -> list[dict[str, Any]]:
         """The lines of an interrupted command for the same frames, policy and method; else none, and no old files."""
         table, maps = self._directory / LINES, self._directory / MAPS
-        whole = table.read_bytes().split(b"\n")[:-1] if table.exists() and maps.exists() else []
+        whole = read_regular(table, LINES_BYTES).split(b"\n")[:-1] if table.exists() and maps.exists() else []
         try:
             lines = [json.loads(line) for line in whole[1:]]
-        except ValueError:
+        except (ValueError, RecursionError):
             whole = []
         size = self._bytes * sum("refused" not in line for line in lines) if whole else 0
         if not whole or whole[0].decode() != first or maps.stat().st_size < size:

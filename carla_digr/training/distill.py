@@ -25,7 +25,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config, DistillConfig
 from carla_digr.distributions import eq2_weights, kl_divergence
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write
+from carla_digr.files import allocate, atomic_write
 from carla_digr.policy import ActorCritic, InputRecipe, Policy, to_input
 from carla_digr.saliency.gradient import (
     input_gradient,
@@ -521,6 +521,7 @@ class StateRing:
 
     Raises:
         UserError: the file of a job that resumes has another size.
+        OSError: there is no room for it.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], size: int, slack: int, resuming: bool, actions: int):
@@ -531,7 +532,10 @@ class StateRing:
         path.parent.mkdir(parents=True, exist_ok=True)
         if resuming and (not path.exists() or path.stat().st_size != expected):
             raise UserError(f"The online buffer {path} is damaged; delete {path.parent} to start this job again.")
-        self._states: Any = np.memmap(path, "uint8", "r+" if resuming else "w+", shape=(self.slots, *shape))
+        if not resuming:
+            path.unlink(missing_ok=True)
+        allocate(path, expected)
+        self._states: Any = np.memmap(path, "uint8", "r+", shape=(self.slots, *shape))
 
     def add(
         self,

@@ -25,7 +25,7 @@ from torch import Tensor
 from carla_digr import checkpoint
 from carla_digr.config import Config
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write, sha256_of
+from carla_digr.files import atomic_write, read_json, sha256_of
 from carla_digr.policy import Policy, to_input
 from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
@@ -247,14 +247,25 @@ def _open_manifest(directory: Path, config: Config, card: dict[str, Any]) -> dic
 def _read_manifest(directory: Path) -> dict[str, Any] | None:
     path = directory / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
-        if {"teacher_sha256", "config", "states", "shards"} <= manifest.keys():
+        manifest = read_json(path)
+        if {"teacher_sha256", "config", "states", "shards"} <= manifest.keys() and _is_whole(manifest):
             return manifest
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         pass
     raise UserError(f"{path} is damaged; delete {directory} and run make-dataset again.")
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether its entries are of the files that a dataset has, for they may have been changed."""
+    settings = manifest["config"]["saliency_dataset"]
+    if not all(type(settings[key]) is int and 0 < settings[key] <= 2**31 for key in ("maps", "shard_size")):
+        return False
+    names = {STATES: manifest["states"]} | {_shard_name(int(k)): entry for k, entry in manifest["shards"].items()}
+    return all(
+        entry is None or (entry["file"] == name and isinstance(entry["sha256"], str)) for name, entry in names.items()
+    )
 
 
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from carla_digr import checkpoint
 from carla_digr.config import Config, PolicyConfig
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write
+from carla_digr.files import NOTES_BYTES, atomic_write, read_regular
 from carla_digr.policy import ActorCritic, InputRecipe, to_input
 from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
@@ -370,8 +370,8 @@ class _CurveWriter(KVWriter):
         path = directory / "curve.csv"
         kept = []
         if steps and path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit() and int(row[0]) <= steps]
+            rows = csv.reader(read_regular(path, NOTES_BYTES).decode().splitlines())
+            kept = [row for row in list(rows)[1:] if row and row[0].isdigit() and int(row[0]) <= steps]
         with atomic_write(path) as raw:
             lines = [[name for name, _ in self.COLUMNS], *kept]
             raw.write("".join(",".join(line) + "\n" for line in lines).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -124,3 +125,29 @@ def test_an_absent_dataset_and_a_damaged_manifest_are_named(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "nested": lambda text: text[:-3] + ', "x": ' + "[" * 200_000 + "]" * 200_000 + "}",
+        "another file": lambda text: text.replace("maps-00001.safetensors", "../../../etc/passwd"),
+        "a list": lambda text: "[]",
+        "no size": lambda text: text.replace('"shard_size": 4', '"shard_size": 0'),
+        "no number": lambda text: text.replace('"maps": 44', '"maps": "44"'),
+        "a number for a file": lambda text: text.replace('"states.safetensors"', "7"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_manifest_that_was_changed_is_refused_in_a_sentence(copied_run, change):
+    out = copied_run("dataset")
+    path = out / "dataset" / "manifest.json"
+    text = change[1](path.read_text())
+    assert text != path.read_text()
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged; delete .* and run make-dataset again"):
+        load_dataset(out / "dataset")
+    path.unlink()
+    os.mkfifo(path)  # which nobody writes to
+    with pytest.raises(UserError, match="is damaged"):
+        load_dataset(out / "dataset")
