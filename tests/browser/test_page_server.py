@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
@@ -11,8 +12,11 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
+import crafted_bags
+import drive_bags
 import feed
 import numpy as np
 import pytest
@@ -21,7 +25,9 @@ import simplejpeg
 from carla_digr.errors import UserError
 from carla_digr.live.viewer import server as server_module
 from carla_digr.live.viewer.client import WINDOW
+from carla_digr.live.viewer.recorded import Recorded
 from carla_digr.live.viewer.server import ASSETS, ViewerServer
+from carla_digr.recordings import topics
 
 
 class Client:
@@ -325,3 +331,73 @@ def test_close_says_goodbye_frees_the_port_and_may_be_repeated():
     viewer.publish(0.0, 0, feed.picture(0), None, {})  # too late, and no error
     assert "viewer" not in [thread.name for thread in threading.enumerate()]
     ViewerServer(port=viewer.port).close()
+
+
+def tasks(viewer: ViewerServer) -> int:
+    return len(asyncio.all_tasks(viewer._loop))
+
+
+def test_clients_that_close_while_they_are_deaf_leave_nothing(viewer: ViewerServer, connect: Callable[..., Client]):
+    before = tasks(viewer)
+    for turn in range(10):
+        clients = [connect() for _ in range(20)]
+        wait_until(lambda: len(viewer.status()["clients"]) == 20)
+        for client in clients:  # none reads or answers; they close while something is sent to them
+            viewer.publish(0.0, turn, feed.picture(turn), None, {})
+            client.close()
+        wait_until(lambda: not viewer.status()["clients"])
+    wait_until(lambda: tasks(viewer) <= before)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "])
+def test_requests_that_do_not_arrive_are_hung_up_on(monkeypatch, sent):
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.5)
+    with ViewerServer(port=0) as viewer, socket.create_connection(("127.0.0.1", viewer.port), timeout=60) as half:
+        half.sendall(sent)
+        assert half.recv(1) == b""
+        assert get(viewer, "/").status == 200
+
+
+MALFORMED = [
+    b"\x16\x03\x01\x02\x00\x01\x00",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET http://[ HTTP/1.1\r\nHost: [\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("request_bytes", MALFORMED)
+def test_a_malformed_request_prints_nothing(viewer: ViewerServer, caplog, capfd, request_bytes):
+    with socket.create_connection(("127.0.0.1", viewer.port), timeout=60) as client:
+        client.sendall(request_bytes)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(4096):
+            pass
+    assert get(viewer, "/").status == 200
+    assert not [record for record in caplog.records if record.exc_info] and "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
+def test_a_page_for_everybody_is_warned_of(caplog, host, warned):
+    with ViewerServer(host, 0):
+        assert any("no login" in record.message for record in caplog.records) == warned
+
+
+def test_a_recorded_picture_that_cannot_be_shown_is_told_and_no_fault(tmp_path, caplog):
+    bag = crafted_bags.File()
+    for number, (width, height) in enumerate([(8, 8), (0, 0), (1_000_000, 1), (1, 1_000_000)], 1):
+        picture = drive_bags.image(number, np.zeros((1, 1, 3), np.uint8), "rgb8")
+        picture.width, picture.height, picture.step = width, height, width * 3
+        picture.data = np.zeros(width * height * 3, np.uint8)
+        bag.add_messages([(1, number, drive_bags.serialized(topics.PICTURE_TYPE, picture))])
+    with (
+        closing(Recorded([bag.write(tmp_path / "bag.mcap")])) as recorded,
+        ViewerServer(port=0, recorded=recorded) as page,
+    ):
+        replies = [get(page, f"/api/recording/0/{index}") for index in range(4)]
+        assert [reply.status for reply in replies] == [200, 422, 422, 422]
+        assert all("is damaged, or too large to be shown." in reply.read().decode() for reply in replies[1:])
+    assert not caplog.records

@@ -52,6 +52,7 @@ class Client:
         self.websocket = websocket
         self.connected = time.monotonic()
         self.ready = asyncio.Event()
+        self.silent = False  # nothing has been to be done for BEAT_SECONDS
         self.waiting: Frame | None = None
         self.colours: list[int] | None = None  # that it has not been told of
         self.unanswered: deque[int] = deque()
@@ -82,13 +83,17 @@ class Client:
     async def send(self) -> None:
         """Send the newest frame whenever the client keeps up, and a sign of life whenever there is none."""
         while True:
+            # asyncio.wait_for may swallow a cancellation (Python 3.11): this task would be there for ever.
+            beat = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._fall_silent)
             try:
-                await asyncio.wait_for(self.ready.wait(), BEAT_SECONDS)
-            except asyncio.TimeoutError:  # not the builtin one before Python 3.11
+                await self.ready.wait()
+            finally:
+                beat.cancel()
+            self.ready.clear()
+            if self.silent:
+                self.silent = False
                 if not self.unanswered:
                     await self.websocket.send_str('{"type":"beat"}')
-                continue
-            self.ready.clear()
             if self.colours is not None:
                 colours, self.colours = self.colours, None
                 await self.websocket.send_json({"type": "colours", "colormap": colours})
@@ -98,3 +103,7 @@ class Client:
             self.unanswered.append(frame.sequence)
             self.sent += 1
             await self.websocket.send_bytes(frame.message())
+
+    def _fall_silent(self) -> None:
+        self.silent = True
+        self.ready.set()

@@ -75,6 +75,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from aiohttp import WSMsgType, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+REQUEST_SECONDS = 10.0  # that a request may take to arrive, and a connection may be idle
 PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
 
 STATIC = Path(__file__).parent / "static"
@@ -143,6 +145,12 @@ class ViewerServer:
         self._recorded = recorded
         self._description = b"" if recorded is None else json.dumps(recorded.description()).encode()
         self._socket = _bind(host, port)
+        if not _is_loopback(host):
+            log.warning(
+                "The page at %s is open to everybody who reaches this machine, and has no login: better leave it on "
+                "127.0.0.1 and look at it through `ssh -L`.",
+                host or "every address",
+            )
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         machine = socket.gethostname().lower()
@@ -310,7 +318,16 @@ class ViewerServer:
         if self._recorded is not None:
             app.router.add_get("/api/recording", self._get_recording)
             app.router.add_get(r"/api/recording/{side:\d}/{index:\d{1,9}}", self._get_recorded_frame)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+        requests = log.getChild("requests")
+        requests.addFilter(_is_no_request_error)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=requests,
+            handle_signals=False,
+            keepalive_timeout=REQUEST_SECONDS,
+            shutdown_timeout=0.5,
+        )
         await runner.setup()
         try:
             await web.SockSite(runner, self._socket).start()
@@ -396,6 +413,16 @@ class ViewerServer:
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 await sender
         return websocket
+
+
+def _is_no_request_error(record: logging.LogRecord) -> bool:
+    """Whether a log's entry is about more than a malformed request, of which its sender is told."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.lower()
+    return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
 def _bind(host: str, port: int) -> socket.socket:
