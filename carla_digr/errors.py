@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+REFUSED = 2  # exit status of a process that says why it ends
 SENTENCE = "carla-digr: "  # begins the line on standard error in which a process says why it ends
 
 # package -> the extra of setup.py that installs it
@@ -112,7 +113,7 @@ def tell(error: Exception) -> int:
     """Say on standard error why a process ends.
 
     Returns:
-        The exit status, 2.
+        The exit status, REFUSED.
 
     Raises:
         Exception: the error itself, where there is no `sentence` for it.
@@ -126,4 +127,4 @@ def tell(error: Exception) -> int:
         sys.stdout.flush()
     except OSError:  # what waits for standard output cannot be written: the interpreter would complain once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 2
+    return REFUSED

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from carla_digr.errors import UserError, ending
+from carla_digr.errors import REFUSED, UserError, ending
 from carla_digr.files import shipped
 from carla_digr.recordings.topics import IMAGE, ODOMETRY
 from carla_digr.saliency import DEFAULT, METHODS
@@ -24,6 +24,7 @@ START_SECONDS = {"embedded": 120.0, "carla": 0.0}
 # does so itself when a call of the client never ends.
 BRIDGE_RESPAWNS = 3
 RESPAWN_SECONDS = 60.0  # that the server has then to be back
+ONLOOKER_RESPAWNS = 3
 
 
 YES_NO = ("true", "false", "True", "False")
@@ -105,7 +106,8 @@ class Process:
     of its ``namespace`` other names. ``tidies_up``: it has something to leave in order (a CARLA server, a recording),
     so it is asked to end, not killed, when its supervisor dies. ``respawns``: how often it is started again after a
     signal has killed it (a status it ends with itself always ends the drive), then with ``respawn_parameters`` too.
-    ``finite``: when it ends with status 0 its work is done, and all others end too.
+    ``finite``: when it ends with status 0 its work is done, and all others end too. ``onlooker``: nothing of the drive
+    needs it, so whatever ends it but its own refusal to start, it is started again, or the drive goes on without it.
     """
 
     name: str
@@ -120,6 +122,8 @@ class Process:
     respawns: int = 0
     respawn_parameters: Mapping[str, float] = field(default_factory=dict)
     finite: bool = False
+    onlooker: bool = False
+    restarted: bool = False
 
     def ros_arguments(self, share: Path) -> list[str]:
         """What follows `--ros-args` on the node's command line; ``share`` is PACKAGE's share directory."""
@@ -136,14 +140,25 @@ class Process:
             arguments += ["--log-level", self.log_level]
         return arguments
 
-    def again(self) -> Process:
-        """What is started after a signal has killed this process."""
-        return replace(self, respawns=self.respawns - 1, parameters={**self.parameters, **self.respawn_parameters})
+    def ends_everything(self, status: int) -> bool:
+        """Whether the others end when this one has ended with a status that says nothing good."""
+        if self.onlooker:  # a shutdown is wanted, bad input is told at once, and a measurement is what was asked for
+            return status == 0 or (status == REFUSED and not self.restarted) or (self.finite and not self.respawns)
+        return status >= 0 or not self.respawns
+
+    def again(self) -> Process | None:
+        """What is started in its place, if anything is."""
+        if not self.respawns:
+            return None
+        parameters = {**self.parameters, **self.respawn_parameters}
+        return replace(self, respawns=self.respawns - 1, parameters=parameters, restarted=True)
 
 
-def restart_notice(again: Process, status: int) -> str:
-    """What to tell when a process ended with ``status`` and ``again`` takes its place."""
-    return f"{again.name} {ending(status)}; starting it again ({again.respawns} more such ends are allowed)"
+def restart_notice(process: Process, status: int) -> str:
+    """What to tell when a process has ended that does not end the others."""
+    if not process.respawns:
+        return f"{process.name} {ending(status)} once more; the drive goes on without it"
+    return f"{process.name} {ending(status)}; starting it again ({process.respawns - 1} more such ends are allowed)"
 
 
 def shutdown_notice(process: Process) -> str:
@@ -197,7 +212,8 @@ def live(values: Mapping[str, str]) -> list[Process]:
     if recording:
         directory = "recordings" if values["record"] == "true" else values["record"]
         parameters = {"directory": str(Path(directory).absolute()), "weights": _weights(values)}
-        processes.append(Process("recorder", parameters=parameters, tidies_up=True))
+        recorder = Process("recorder", parameters=parameters, tidies_up=True)
+        processes.append(replace(recorder, onlooker=True, respawns=ONLOOKER_RESPAWNS))
     processes += [
         Process(
             "carla_bridge",
@@ -269,7 +285,7 @@ def _viewer(values: Mapping[str, str]) -> list[Process]:
     if values["viewer"] != "true":
         return []
     port = whole_number("viewer_port", values["viewer_port"], 1, 65535)
-    return [Process("viewer", parameters={"port": port})]
+    return [Process("viewer", parameters={"port": port}, onlooker=True, respawns=ONLOOKER_RESPAWNS)]
 
 
 def remappings(text: str) -> dict[str, str]:

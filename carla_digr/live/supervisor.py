@@ -18,12 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from carla_digr.errors import UserError, ending
 from carla_digr.files import atomic_write
 from carla_digr.live.child import Child
 from carla_digr.live.composition import (
+    ONLOOKER_RESPAWNS,
     PACKAGE,
     PAGE_IS_AT,
     Process,
@@ -139,7 +141,7 @@ class Stop:
 
 
 class Running(Child):
-    """A process of the composition ``what`` that has been started; ``replaced``: it was killed and has a successor."""
+    """A process of the composition ``what`` that has been started; ``replaced``: it has ended, and that is told."""
 
     def __init__(self, what: Process, environment: Mapping[str, str]):
         supervisor = os.getpid()
@@ -179,8 +181,8 @@ class Supervisor:
     def watch(self) -> Running | None:
         """Until a stop is requested (None) or a finite process has ended well.
 
-        A process that was killed is started again while it has respawns left. Where nothing is finite, a node that was
-        shut down is a request to stop too.
+        A process that does not end everything is started again while it has respawns left. Where nothing is finite, a
+        node that was shut down is a request to stop too.
 
         Raises:
             UserError: a process has died.
@@ -197,12 +199,12 @@ class Supervisor:
                 if status == 0 and not child.what.module and not any(other.what.finite for other in self._children):
                     print(shutdown_notice(child.what), file=sys.stderr)
                     return None
-                if status >= 0 or not child.what.respawns:
+                if child.what.ends_everything(status):
                     raise UserError(obituary(child, status))
-                again = child.what.again()
-                print(restart_notice(again, status), file=sys.stderr)
+                print(restart_notice(child.what, status), file=sys.stderr)
                 child.replaced = True
-                self.start(again)
+                if again := child.what.again():
+                    self.start(again)
         return None
 
     def end(self) -> None:
@@ -278,7 +280,9 @@ def obituary(child: Running, status: int) -> str:
 def measurement(duration: float, pids: Mapping[str, int], page: str) -> Process:
     """The process that measures the others."""
     processes = [f"{name}={pid}" for name, pid in pids.items()]
-    return Process("measure", parameters={"duration": duration, "processes": processes, "page": page}, finite=True)
+    parameters: dict[str, bool | int | float | str | list[str]] = {"duration": duration, "processes": processes}
+    measure = Process("measure", parameters={**parameters, "page": page}, finite=True)
+    return replace(measure, onlooker=True, respawns=ONLOOKER_RESPAWNS)
 
 
 def conclude(figures: str, report: Path | None) -> int:

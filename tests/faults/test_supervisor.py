@@ -85,8 +85,10 @@ class Live:
                 continue
         return found
 
-    def pid(self, part: str) -> int:
-        return next(pid for pid, command in self.processes().items() if f"/{part} " in command)
+    def pid(self, part: str, default: int | None = None) -> int | None:
+        """Of the process of a node, the newest if there are two; ``default`` if there is none."""
+        found = [pid for pid, command in self.processes().items() if f"/{part} " in command and pid != default]
+        return max(found, default=default)
 
     def leaves_nothing(self) -> bool:
         live_support.until(lambda: not self.processes())
@@ -146,11 +148,20 @@ def test_killing_the_supervisor_ends_everything(live):
     assert drive.leaves_nothing()
 
 
-def test_the_death_of_a_process_ends_the_drive_with_its_reason(live):
-    drive = live()
-    drive.until_driving()
+def test_a_drive_outlives_its_onlookers_and_the_death_of_the_explainer_ends_it_with_its_reason(live, tmp_path):
+    drive = live("--record", str(tmp_path / "bags"))
+    drive.until_driving(processes=6)
+    drive.until_frames()
+    for name in ("viewer", "recorder"):
+        first = drive.pid(name)
+        os.kill(first, signal.SIGKILL)
+        live_support.until(lambda name=name, first=first: {first} != {drive.pid(name, first)})
+    drive.until_frames()  # on the page of the new viewer
+    live_support.until(lambda: len([*(tmp_path / "bags").iterdir()]) == 2)
     os.kill(drive.pid("explainer"), signal.SIGKILL)
     assert drive.wait() == 2
+    for name in ("viewer", "recorder"):
+        assert f"{name} was killed by SIGKILL; starting it again (2 more" in drive.errors
     assert "The process explainer was killed by SIGKILL" in drive.errors
     assert drive.leaves_nothing()
 
@@ -261,6 +272,26 @@ def test_a_process_that_dies_again_and_again_ends_the_drive(tmp_path, capfd):
         signal.signal(signal.SIGINT, handlers[0])
         signal.signal(signal.SIGTERM, handlers[1])
     assert capfd.readouterr().err.count("starting it again") == 2
+
+
+def test_a_drive_goes_on_without_an_onlooker_that_dies_again_and_again(tmp_path, monkeypatch, capfd):
+    (tmp_path / "dies.py").write_text("import os; open('deaths', 'a').write('x'); os.kill(os.getpid(), 6)")
+    (tmp_path / "lives.py").write_text("import os, time\nwhile os.path.getsize('deaths') < 3: time.sleep(0.01)")
+    (tmp_path / "deaths").touch()
+    monkeypatch.chdir(tmp_path)
+    watched = supervisor.Supervisor({**os.environ, "PYTHONPATH": str(tmp_path)}, supervisor.Stop())
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    dies = Process("dies", module="dies", respawns=2, onlooker=True)
+    try:
+        watched.start(dies)
+        watched.start(Process("lives", module="lives", finite=True))
+        assert watched.watch().name == "lives"
+    finally:
+        watched.end()
+        signal.signal(signal.SIGINT, handlers[0])
+        signal.signal(signal.SIGTERM, handlers[1])
+    assert capfd.readouterr().err.count("starting it again") == 2
+    assert dies.ends_everything(2) and not dies.again().ends_everything(2)  # bad input is told at once
 
 
 def test_a_measured_drive_writes_its_figures_and_says_whether_they_held(live, tmp_path):

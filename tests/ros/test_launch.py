@@ -246,6 +246,19 @@ def test_the_bridge_is_started_again_a_few_times_when_a_signal_kills_it(launched
         drive.end("carla_bridge", -6)
 
 
+def test_onlookers_are_started_again_a_few_times_and_then_left_out(launched):
+    drive = launched("live", rviz="false", record="there")
+    for name in ("viewer", "recorder"):
+        with pytest.raises(UserError, match=f"{name} ended with status 2"):  # bad input
+            drive.end(name, 2)
+        for status in (-9, 1, 2):
+            notice, again = drive.end(name, status)
+            assert f"{name} " in notice.kwargs["msg"] and "starting it again" in notice.kwargs["msg"]
+            drive.actions = [action for action in drive.actions if action.kwargs["name"] != name] + [again]
+        (notice,) = drive.end(name, -9)
+        assert notice.kwargs["msg"] == f"{name} was killed by SIGKILL once more; the drive goes on without it"
+
+
 def command_of(action) -> list[str]:
     """The command line that `launch` and `launch_ros` make of an action."""
     given = action.kwargs

@@ -161,24 +161,25 @@ def start(process: Process, then: Sequence[Process] = (), endless: bool = False)
     """The action that starts a process.
 
     When a finite process has ended well, the first of ``then`` follows, or all is done. In an ``endless`` launch all is
-    done too when a node was shut down. Any other end is an error that ends the launch, unless a signal killed a process
-    that may respawn.
+    done too when a node was shut down. Any other end is an error that ends the launch, unless the drive goes on after
+    it (`Process.ends_everything`).
     """
 
     def ended(event: Event, context: LaunchContext) -> list[Action]:
         if context.is_shutdown:
             return []
-        if event.returncode < 0 and process.respawns:
-            again = process.again()
-            return [LogInfo(msg=restart_notice(again, event.returncode)), start(again, then, endless)]
         if event.returncode == 0 and process.finite:
             if then:
                 return [start(then[0], then[1:])]
             return [Shutdown(reason=f"{process.name} is done")]
         if event.returncode == 0 and endless and not process.module:
             return [Shutdown(reason=shutdown_notice(process))]
-        # An exception, not a Shutdown: both end the launch, but only this makes its exit status 1.
-        raise UserError(f"{process.name} {ending(event.returncode)}, so everything ends; its last words are above.")
+        if process.ends_everything(event.returncode):
+            # An exception, not a Shutdown: both end the launch, but only this makes its exit status 1.
+            raise UserError(f"{process.name} {ending(event.returncode)}, so everything ends; its last words are above.")
+        again = process.again()
+        restarts = [start(again, then, endless)] if again else []
+        return [LogInfo(msg=restart_notice(process, event.returncode)), *restarts]
 
     if process.module:
         command = [sys.executable, "-m", process.module, *process.arguments]
