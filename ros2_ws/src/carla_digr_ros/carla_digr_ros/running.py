@@ -192,9 +192,10 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
         work: the node's main loop, called with the node, the executor that has it, and what asks it to stop.
 
     Returns:
-        Exit status: 0, or 2 after an error that is told in a sentence, on standard error.
+        Exit status: 0, or 2 after an error that is told in a sentence, on standard error; 1 where that comes while a
+        node only answers, which it did well until then.
     """
-    stop = Stop()
+    stop, answering = Stop(), False
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = make()
@@ -205,6 +206,7 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
                 node.start()
             gc.collect()
             gc.freeze()  # a full collection over all that torch and rclpy have loaded takes longer than a frame
+            answering = work is spin
             work(node, executor, stop)
         finally:
             close = getattr(node, "close", None)
@@ -214,7 +216,8 @@ def run(make: Callable[[], Node], work: Callable[[Any, SingleThreadedExecutor, S
     except ExternalShutdownException:
         pass
     except Exception as error:
-        return tell(error)
+        status = tell(error)
+        return 1 if answering else status
     finally:
         rclpy.try_shutdown()
     return 0
