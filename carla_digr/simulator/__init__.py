@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-_PROTOCOL = {"blueprints", "calls", "episode", "sensors", "server", "wire"}  # modules without compiled code
+_PROTOCOL = {"blueprints", "calls", "entries", "episode", "sensors", "server", "wire"}  # modules without compiled code
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from carla_digr.simulator import streaming, wire
-from carla_digr.simulator.episode import CallFailed, Entry, Episode, check_place
+from carla_digr.simulator.entries import CallFailed, Entry
+from carla_digr.simulator.episode import Episode, check_place
 from carla_digr.simulator.palette import PALETTES
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.wire import Transform, Vector3D
 
-MIN_DELTA, MAX_DELTA = 1e-6, 1.0  # s; rates over a still shorter step would not fit the protocol's 32 bits
+MIN_DELTA, MAX_DELTA = 1e-6, 60.0  # s; rates over a still shorter step would not fit the protocol's 32 bits
 MAX_SPIN = 720.0  # deg/s
 MAX_SPEED = 150.0  # m/s; faster velocities are refused
 BRAKE_LIGHT = 8  # bit of VehicleLightState
@@ -62,13 +63,13 @@ def spawn_actor_with_parent(
     attachment: int,
     socket: str,
 ) -> wire.Actor:
-    """Make a sensor on a vehicle; every attachment is rigid here."""
+    """Make a sensor on a vehicle or on another actor; every attachment is rigid here."""
     return episode.actor(episode.spawn(description, transform, parent))
 
 
 @rpc
 def destroy_actor(episode: Episode, actor_id: int) -> bool:
-    """Remove an actor, the sensors it carries and, of a traffic controller, its vehicles."""
+    """Remove an actor and, of a traffic controller, its vehicles; what it carries stays where it is, as with CARLA."""
     entry = episode.entry(actor_id)
     if entry is episode.spectator:
         raise CallFailed("the spectator cannot be destroyed")
@@ -97,8 +98,7 @@ def set_actor_transform(episode: Episode, actor_id: int, transform: Transform) -
         episode.put(entry, transform)
         return
     entry.transform = transform
-    if entry.camera is not None:
-        episode.aim(entry)
+    episode.aim(entry)
 
 
 @rpc

@@ -6,19 +6,20 @@ to clients, server.py moves the bytes.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
-from carla_digr.simulator import blueprints, sensors, streaming, wire
+from carla_digr.simulator import blueprints, entries, sensors, streaming, wire
+from carla_digr.simulator.entries import CallFailed, Entry
+from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import SPEED_LIMIT, Road
+from carla_digr.simulator.traffic import VEHICLE
 from carla_digr.simulator.vehicle import DRAG, KINDS, MAX_ACCELERATION, MAX_BRAKING, MAX_STEER, ROLLING
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 from carla_digr.simulator.world import Camera, SpawnCollision, World
@@ -27,47 +28,9 @@ DEFAULT_DELTA = 0.05  # s, the step while a client has set none
 MAX_DISTANCE = 1e5  # m from the origin; farther positions are refused
 SPAWN_HEIGHT = 0.5  # m, spawn points hang above the ground as in CARLA's maps; vehicles are put on it
 MAX_ACTORS = 1000  # that clients may make; all of them are told to each client that asks
-MAX_ATTRIBUTES, MAX_TEXT = 128, 8192  # of an actor, and characters of all their names and values
 MAX_TURN = 1e6  # degrees; larger angles mean nothing and do not fit the protocol's 32 bits
 
-ORIGIN = Transform()
 CLEAR_NOON = wire.Weather(5.0, 0.0, 0.0, 10.0, -1.0, 45.0, 2.0, 0.75, 0.1, 0.0, 1.0, 0.03)
-
-
-class CallFailed(Exception):
-    """A call that cannot be done; the text reaches the client as a RuntimeError."""
-
-
-@dataclass
-class Entry:
-    """What the server keeps of an actor; a vehicle's motion is in the world."""
-
-    id: int
-    description: wire.ActorDescription
-    parent: int = 0
-    transform: Transform = ORIGIN
-    """Of actors that are no vehicles; relative to the parent if there is one."""
-    stream: int = 0
-    kind: int = -1
-    """Index into KINDS of a vehicle, else -1."""
-    attributes: dict[str, str] = field(default_factory=dict)
-    camera: Camera | None = None
-    noise: sensors.Noise | None = None
-    """Of inertial and satellite sensors."""
-    sensor_tick: float = 0.0
-    due: float = 0.0
-    """Simulated second from which the sensor measures again."""
-    lights: int = 0
-    physics: wire.VehiclePhysics | None = None
-    constant_velocity: Vector3D | None = None
-    ackermann: wire.AckermannControl | None = None
-    ackermann_settings: wire.AckermannSettings = field(default_factory=wire.AckermannSettings)
-    spin: float = 0.0
-    """rad/s by which a vehicle turns in the next frame besides what its wheels do."""
-    held: bool = False
-    """A vehicle without physics: only transforms move it."""
-    traffic: list[int] = field(default_factory=list)
-    """Vehicles of a traffic controller."""
 
 
 class Episode:
@@ -120,6 +83,9 @@ class Episode:
             if entry.held:
                 still.append((entry.id, self.pose(entry.id)))
             elif entry.kind >= 0:
+                if not (entry.sticky or entry.steered):
+                    self.control(entry, wire.VehicleControl())
+                entry.steered = False
                 if entry.ackermann is not None:
                     self._drive_ackermann(entry, entry.ackermann)
                 if entry.constant_velocity is not None:
@@ -135,8 +101,7 @@ class Episode:
         for vehicle, pose in still:
             self.world.place(vehicle, *pose)
         for entry in list(self.actors.values()):
-            if entry.stream in wanted and entry.stream and self.world.elapsed >= entry.due - 1e-6:
-                entry.due = self.world.elapsed + entry.sensor_tick
+            if entry.stream in wanted and entry.stream and entry.measures(self.world.elapsed):
                 for message in self._measure(entry):
                     yield entry.stream, message
         yield streaming.WORLD_STREAM, self.state()
@@ -191,8 +156,9 @@ class Episode:
             return
         if entry.noise is not None:
             if entry.description.id == blueprints.IMU:
-                vehicle = world.vehicles[world.index(entry.parent)]
-                reading = sensors.inertial(vehicle, entry.transform.rotation, entry.noise)
+                vehicle, mount = self.mount(entry)
+                moving = world.vehicle(vehicle) if vehicle else np.zeros(1, VEHICLE)[0]
+                reading = sensors.inertial(moving, mount.rotation, entry.noise)
                 yield streaming.imu(*when, self.place(entry), reading)
             else:
                 place = self.place(entry)
@@ -256,13 +222,21 @@ class Episode:
         if entry.kind >= 0:
             x, y, yaw = self.pose(entry.id)
             return Transform(Vector3D(x, y, 0.0), Rotation(0.0, float(wrapped_degrees(yaw)), 0.0))
-        if not entry.parent:
-            return entry.transform
-        x0, y0, heading = self.pose(entry.parent)
-        (x, y, z), (pitch, yaw, roll) = entry.transform
+        vehicle, mount = self.mount(entry)
+        if not vehicle:
+            return mount
+        x0, y0, heading = self.pose(vehicle)
+        (x, y, z), (pitch, yaw, roll) = mount
         cos, sin = math.cos(heading), math.sin(heading)
         turned = float(wrapped_degrees(heading + math.radians(yaw)))
         return Transform(Vector3D(x0 + cos * x - sin * y, y0 + sin * x + cos * y, z), Rotation(pitch, turned, roll))
+
+    def mount(self, entry: Entry) -> tuple[int, Transform]:
+        """The vehicle that carries what is no vehicle, 0 for none, and where it is on it, else in the world."""
+        transform, parent = entry.transform, self.actors.get(entry.parent)
+        while parent is not None and parent.kind < 0:
+            transform, parent = _on(parent.transform, transform), self.actors.get(parent.parent)
+        return 0 if parent is None else parent.id, transform
 
     def put(self, entry: Entry, transform: Transform) -> None:
         """Put a vehicle elsewhere."""
@@ -273,6 +247,7 @@ class Episode:
         """Set a vehicle's pedals and wheels until the next call."""
         throttle, steer, brake, hand_brake, reverse, *_ = control
         self.world.set_control(entry.id, throttle, steer, brake, hand_brake, reverse)
+        entry.steered = True
 
     def spin(self, entry: Entry, rate: float) -> None:
         """Turn a vehicle at a rate (rad/s) in the next frame, besides what its wheels do."""
@@ -326,11 +301,15 @@ class Episode:
         return entry
 
     def remove(self, entry: Entry) -> None:
-        """Remove an actor, the sensors it carries and, of a traffic controller, its vehicles."""
+        """Remove an actor and, of a traffic controller, its vehicles. What is attached to it stays where it is."""
+        orphans = [e for e in self.actors.values() if e.parent == entry.id]
+        for orphan in orphans:
+            orphan.transform = self.place(orphan)
         del self.actors[entry.id]
+        for orphan in orphans:
+            orphan.parent = 0
+            self.aim(orphan)
         self.streams.pop(entry.stream, None)
-        for child in [e for e in self.actors.values() if e.parent == entry.id]:
-            self.remove(child)
         for vehicle in entry.traffic:
             if vehicle in self.actors:
                 self.remove(self.actors[vehicle])
@@ -342,28 +321,28 @@ class Episode:
         color = next((a.value for a in description.attributes if a.id == "color"), None)
         (x, y, _), (_, yaw, _) = transform
         try:
-            actor_id = self.world.spawn_vehicle(kind, x, y, math.radians(yaw), None if color is None else _color(color))
+            actor_id = self.world.spawn_vehicle(
+                kind, x, y, math.radians(yaw), None if color is None else entries.color(color)
+            )
         except SpawnCollision:
             raise CallFailed("Spawn failed because of collision at spawn position") from None
         entry = self._add(description, actor_id=actor_id)
         entry.kind = kind
+        entry.sticky = entry.attributes["sticky_control"].lower() == "true"
         return entry
 
     def _spawn_sensor(self, description: wire.ActorDescription, transform: Transform, parent: int) -> Entry:
         if parent:
-            self.vehicle(parent)
-        elif description.id not in sensors.PICTURES:
-            raise CallFailed(f"{description.id} must be attached to a vehicle")
+            self.entry(parent)
         entry = self._add(description, parent)
         entry.transform = transform
         try:
-            if description.id in sensors.PICTURES:
-                self.aim(entry)
+            self.aim(entry)
             if "sensor_tick" in entry.attributes:
-                entry.sensor_tick = _number(entry, "sensor_tick", 0.0, 3600.0)
+                entry.sensor_tick = entries.number(entry, "sensor_tick", 0.0, 3600.0)
             if "noise_seed" in entry.attributes:
                 names = [name for name in entry.attributes if name.startswith("noise_")]
-                entry.noise = sensors.Noise({name: _noise(entry, name) for name in names})
+                entry.noise = sensors.Noise({name: entries.noise(entry, name) for name in names})
         except CallFailed:
             del self.actors[entry.id]
             raise
@@ -373,21 +352,28 @@ class Episode:
         return entry
 
     def aim(self, entry: Entry) -> None:
-        """Make a camera's view from its attributes and transform; raises CallFailed for impossible ones."""
-        (x, y, z), angles = entry.transform
-        pitch, yaw, roll = map(math.radians, angles)
-        entry.camera = Camera(
-            parent=entry.parent,
-            x=x,
-            y=y,
-            z=z,
-            pitch=pitch,
-            yaw=yaw,
-            roll=roll,
-            width=_integer(entry, "image_size_x", 1, blueprints.MAX_IMAGE_SIDE),
-            height=_integer(entry, "image_size_y", 1, blueprints.MAX_IMAGE_SIDE),
-            fov=_number(entry, "fov", 1.0, 170.0),
-        )
+        """Make the views of a camera, and of the cameras attached to an actor, from attributes and transforms.
+
+        Raises:
+            CallFailed: the attributes of one are impossible.
+        """
+        if entry.description.id in sensors.PICTURES:
+            vehicle, ((x, y, z), angles) = self.mount(entry)
+            pitch, yaw, roll = map(math.radians, angles)
+            entry.camera = Camera(
+                parent=vehicle,
+                x=x,
+                y=y,
+                z=z,
+                pitch=pitch,
+                yaw=yaw,
+                roll=roll,
+                width=entries.integer(entry, "image_size_x", 1, blueprints.MAX_IMAGE_SIDE),
+                height=entries.integer(entry, "image_size_y", 1, blueprints.MAX_IMAGE_SIDE),
+                fov=entries.number(entry, "fov", 1.0, 170.0),
+            )
+        for child in [e for e in self.actors.values() if e.parent == entry.id]:
+            self.aim(child)
 
     def _spawn_traffic(self, description: wire.ActorDescription) -> Entry:
         for other in self.actors.values():
@@ -395,10 +381,10 @@ class Episode:
                 raise CallFailed(f"traffic controller {other.id} already fills the road; destroy it first")
         entry = self._add(description)
         try:
-            seed = _integer(entry, "seed", 0, 2**63 - 1)
-            count = _integer(entry, "vehicles", 0, blueprints.MAX_TRAFFIC)
-            oncoming = _integer(entry, "oncoming", 0, blueprints.MAX_TRAFFIC)
-            hero = _integer(entry, "hero", 0, 2**32 - 1)
+            seed = entries.integer(entry, "seed", 0, 2**63 - 1)
+            count = entries.integer(entry, "vehicles", 0, blueprints.MAX_TRAFFIC)
+            oncoming = entries.integer(entry, "oncoming", 0, blueprints.MAX_TRAFFIC)
+            hero = entries.integer(entry, "hero", 0, 2**32 - 1)
             if hero:
                 self.vehicle(hero)
             entry.traffic = self.world.spawn_traffic(seed, count, hero or None, oncoming)
@@ -418,7 +404,7 @@ class Episode:
     def spawn(self, description: wire.ActorDescription, transform: Transform, parent: int) -> Entry:
         """Make an actor; raises CallFailed."""
         check_place(transform)
-        check_attributes(description)
+        entries.check_attributes(description)
         if len(self.actors) >= MAX_ACTORS:
             raise CallFailed(f"there are {len(self.actors)} actors already; destroy some of them first")
         if description.id in blueprints.KIND_INDEX:
@@ -437,6 +423,16 @@ def wrapped_degrees(angle: Any) -> Any:
     return (np.degrees(angle) + 180.0) % 360.0 - 180.0
 
 
+def _on(base: Transform, mounted: Transform) -> Transform:
+    """Where something is that is mounted on what is at ``base``."""
+    frame = camera_axes(*map(math.radians, base.rotation))
+    location = frame.T @ mounted.location + base.location
+    forward, right, up = camera_axes(*map(math.radians, mounted.rotation)) @ frame
+    pitch = math.atan2(forward[2], math.hypot(forward[0], forward[1]))
+    yaw, roll = math.atan2(forward[1], forward[0]), math.atan2(-right[2], up[2])
+    return Transform(Vector3D(*location.tolist()), Rotation(*map(math.degrees, (pitch, yaw, roll))))
+
+
 def check_place(transform: Transform) -> None:
     """Refuse a position out of this world.
 
@@ -449,63 +445,6 @@ def check_place(transform: Transform) -> None:
         raise CallFailed(f"angles must be within {MAX_TURN:.0f} degrees, not {transform.rotation}")
 
 
-def check_attributes(description: wire.ActorDescription) -> None:
-    """Refuse attributes that clients cannot read: all of them are told of every actor's.
-
-    Raises:
-        CallFailed: there are too many or too long ones, or one has another type than its blueprint's, or a value that
-            is none of its type.
-    """
-    text = sum(len(name) + len(value) for name, _, value in description.attributes)
-    if len(description.attributes) > MAX_ATTRIBUTES or text > MAX_TEXT:
-        raise CallFailed(f"an actor has at most {MAX_ATTRIBUTES} attributes, of at most {MAX_TEXT} characters together")
-    definition = blueprints.BY_ID.get(description.id)
-    types = {a.id: a.type for a in definition.attributes} if definition else {}
-    for name, kind, value in description.attributes:
-        if kind not in _READ or types.get(name, kind) != kind:
-            raise CallFailed(f"{name:.40}: the attribute's type is not {kind}")
-        read, wanted = _READ[kind]
-        try:
-            read(value)
-        except (KeyError, ValueError):
-            raise CallFailed(f"{name:.40} must be {wanted}, not {value!r:.40}") from None
-
-
 def _static(name: str) -> wire.Actor:
     """A part of the map as a collision names it."""
     return wire.Actor(0, 0, wire.ActorDescription(0, name, []), wire.BoundingBox(), b"", b"")
-
-
-def _color(text: str) -> tuple[int, int, int]:
-    """Of "r,g,b"; raises ValueError."""
-    r, g, b = bytes(map(int, text.split(",")))
-    return r, g, b
-
-
-def _number(entry: Entry, name: str, low: float, high: float, kind: type = float) -> Any:
-    """An attribute as a number within its range."""
-    text = entry.attributes[name]
-    with contextlib.suppress(ValueError):
-        if low <= (number := kind(text)) <= high:
-            return number
-    raise CallFailed(f"{entry.description.id}: {name} must be between {low} and {high}, not {text!r:.40}")
-
-
-def _noise(entry: Entry, name: str) -> float:
-    if name == "noise_seed":
-        return _integer(entry, name, 0, 2**31 - 1)
-    return _number(entry, name, 0.0 if "stddev" in name else -1e6, 1e6)
-
-
-def _integer(entry: Entry, name: str, low: int, high: int) -> int:
-    return _number(entry, name, low, high, int)
-
-
-_READ: dict[int, tuple[Callable[[str], Any], str]] = {
-    wire.BOOL: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-    wire.INT: (int, "a whole number"),
-    wire.FLOAT: (float, "a number"),
-    wire.STRING: (str, "text"),
-    wire.COLOR: (_color, "'r,g,b', three numbers from 0 to 255"),
-}
-"""How the client library reads a value, by the attribute's type, and what it must be."""

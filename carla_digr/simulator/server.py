@@ -27,7 +27,8 @@ from typing import Any
 from carla_digr.errors import UserError, tell
 from carla_digr.simulator import add_server_options, streaming, wire
 from carla_digr.simulator.calls import METHODS, Answers, answer, apply_batch
-from carla_digr.simulator.episode import CallFailed, Episode
+from carla_digr.simulator.entries import CallFailed
+from carla_digr.simulator.episode import Episode
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.world import Camera
 

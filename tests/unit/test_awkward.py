@@ -13,7 +13,8 @@ import pytest
 from carla_digr.errors import UserError
 from carla_digr.simulator import blueprints, wire
 from carla_digr.simulator.awkward import GROUPS, TRAITS, chosen_traits, episodes
-from carla_digr.simulator.episode import Entry, Episode
+from carla_digr.simulator.entries import Entry
+from carla_digr.simulator.episode import Episode
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 
 ORIGIN = Transform()

@@ -9,7 +9,7 @@ import numpy as np
 
 from carla_digr.simulator import wire
 from carla_digr.simulator.awkward.episode import AwkwardEpisode, Car, Trait
-from carla_digr.simulator.episode import Entry
+from carla_digr.simulator.entries import Entry
 from carla_digr.simulator.vehicle import MAX_BRAKING, MAX_STEER
 from carla_digr.simulator.wire import Transform
 

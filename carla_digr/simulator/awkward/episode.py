@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.simulator import wire
-from carla_digr.simulator.episode import Entry, Episode
+from carla_digr.simulator.entries import Entry
+from carla_digr.simulator.episode import Episode
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.traffic import CLIENT
 from carla_digr.simulator.wire import Rotation, Transform
@@ -259,13 +260,13 @@ class AwkwardEpisode(Episode):
     def place(self, entry: Entry) -> Transform:
         """Where an actor is, in the world with its heights."""
         place = super().place(entry)
-        vehicle = entry.id if entry.kind >= 0 else entry.parent
+        vehicle, mount = (entry.id, entry.transform) if entry.kind >= 0 else self.mount(entry)
         if not vehicle:
             return place
         height, slope = self._tilt(self.world.vehicle(vehicle))
         stance = self.stances.get(vehicle, Stance())
         pitch = math.degrees(math.atan(slope) + stance.pitch)
-        forward = 0.0 if entry.kind >= 0 else entry.transform.location.x
+        forward = 0.0 if entry.kind >= 0 else mount.location.x
         up = height + stance.height + forward * math.sin(math.radians(pitch))
         location = place.location._replace(z=place.location.z + up)
         return Transform(location, Rotation(place.rotation.pitch + pitch, place.rotation.yaw, place.rotation.roll))
@@ -289,8 +290,8 @@ class AwkwardEpisode(Episode):
 
     def picture(self, entry: Entry, camera: Camera) -> NDArray[np.uint8]:
         """What a camera sees after what the traits do to scene and film."""
-        if entry.parent in self.stances:
-            stance = self.stances[entry.parent]
+        if camera.parent in self.stances:
+            stance = self.stances[camera.parent]
             camera = dataclasses.replace(camera, z=camera.z + stance.height, pitch=camera.pitch + stance.pitch)
         hidden: set[int] = set()
         for trait in self.traits:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from carla_digr.simulator import blueprints
 from carla_digr.simulator.awkward.episode import AwkwardEpisode, Car, Trait
 from carla_digr.simulator.calls import set_weather_parameters
-from carla_digr.simulator.episode import Entry
+from carla_digr.simulator.entries import Entry
 from carla_digr.simulator.wire import Transform, Weather
 from carla_digr.simulator.world import STATIC, Camera, Collision
 

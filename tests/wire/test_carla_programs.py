@@ -1,0 +1,154 @@
+"""What programs written for CARLA do, by the unmodified client: sensors of every mounting, controls, steps, queries."""
+
+from __future__ import annotations
+
+import math
+import queue
+
+import carla
+import numpy as np
+import pytest
+
+from carla_digr.driving.session import SensorStream, Session
+
+EGO = "vehicle.tesla.model3"
+SMALL = {"image_size_x": 48, "image_size_y": 32}
+
+
+def listen(session: Session, kind: str, transform: carla.Transform, parent=None, **attributes) -> SensorStream:
+    sensor = session.spawn(session.blueprint(f"sensor.{kind}", **attributes), transform, parent)
+    return SensorStream(session, sensor)
+
+
+def same_pose(a: carla.Transform, b: carla.Transform) -> None:
+    assert a.location.distance(b.location) < 1e-3
+    for name in ("get_forward_vector", "get_right_vector", "get_up_vector"):
+        assert getattr(a, name)().distance(getattr(b, name)()) < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------ sensors
+
+
+def test_sensors_stand_alone(session):
+    place = carla.Transform(carla.Location(3.0, 5.0, 2.0), carla.Rotation(pitch=90.0))
+    gnss, imu = listen(session, "other.gnss", place), listen(session, "other.imu", place)
+    session.spawn(session.blueprint("sensor.other.collision"), place)
+    frame = session.tick().frame
+    reading = imu.take(frame)
+    force = reading.accelerometer
+    assert (force.x, force.y, force.z) == pytest.approx((9.81, 0, 0), abs=1e-5)
+    assert reading.gyroscope.length() == 0.0
+    fix = gnss.take(frame)
+    expected = session.map.transform_to_geolocation(place.location)
+    assert (fix.latitude, fix.longitude) == pytest.approx((expected.latitude, expected.longitude), abs=1e-9)
+    assert fix.altitude == pytest.approx(2.0)
+
+
+def test_a_camera_on_a_sensor_on_a_vehicle_goes_with_both(session):
+    ego = session.spawn(session.blueprint(EGO), session.map.get_spawn_points()[10])
+    first = carla.Transform(carla.Location(-4.0, 1.0, 3.0), carla.Rotation(pitch=-20.0, yaw=30.0, roll=15.0))
+    base = session.spawn(session.blueprint("sensor.camera.rgb", **SMALL), first, ego)
+    second = carla.Transform(carla.Location(0.5, -0.2, 0.3), carla.Rotation(pitch=10.0, yaw=-50.0, roll=-5.0))
+    chained = session.spawn(session.blueprint("sensor.camera.rgb", **SMALL), second, base)
+    pictures = SensorStream(session, chained)
+    ego.set_target_velocity(carla.Vector3D(15.0, 0.0, 0.0))
+    ego.apply_control(carla.VehicleControl(steer=0.05, throttle=0.5))
+    for _ in range(3):
+        frame = session.tick().frame
+    assert chained.parent.id == base.id
+    image = pictures.take(frame)
+    corner = second.transform(carla.Location())
+    expected = base.get_transform().transform(corner)
+    assert chained.get_location().distance(expected) < 1e-3
+    same_pose(image.transform, chained.get_transform())
+    # The same picture as that of a camera that stands where the chained one is, but for rounding at edges.
+    ego.enable_constant_velocity(carla.Vector3D())
+    session.tick()
+    free = listen(session, "camera.rgb", chained.get_transform(), **SMALL)
+    frame = session.tick().frame
+    a, b = (np.frombuffer(stream.take(frame).raw_data, np.uint8).astype(int) for stream in (pictures, free))
+    assert (np.abs(a - b) > 2).mean() < 0.02
+    # Turning the one below turns the one above.
+    before = chained.get_location()
+    base.set_transform(carla.Transform(carla.Location(6.0, 0.0, 3.0)))
+    session.tick()
+    assert chained.get_location().distance(before) > 5.0
+
+
+def test_a_destroyed_vehicle_leaves_its_sensors_where_they_are(session):
+    """As with CARLA, whose server destroys the one actor it is told: clients then destroy the sensors themselves."""
+    ego = session.world.spawn_actor(session.blueprint(EGO), session.map.get_spawn_points()[0])
+    mount = carla.Transform(carla.Location(1.0, 0.5, 2.0), carla.Rotation(pitch=-10.0, yaw=40.0))
+    camera = session.spawn(session.blueprint("sensor.camera.rgb", **SMALL), mount, ego)
+    collision = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), ego)
+    on_camera = session.spawn(session.blueprint("sensor.camera.depth", **SMALL), mount, camera)
+    pictures, depths = SensorStream(session, camera), SensorStream(session, on_camera)
+    frame = session.tick().frame
+    assert camera.parent.id == ego.id
+    before = pictures.take(frame).transform, depths.take(frame).transform
+    assert ego.destroy()
+    frame = session.tick().frame
+    left = {actor.id for actor in session.world.get_actors()}
+    assert ego.id not in left
+    assert {camera.id, collision.id, on_camera.id} <= left
+    same_pose(before[0], pictures.take(frame).transform)
+    same_pose(before[1], depths.take(frame).transform)
+    same_pose(before[0], camera.get_transform())
+
+
+def test_the_mean_rate_of_sensor_tick_is_kept_where_frames_do_not_divide_it(session):
+    settings = session.world.get_settings()
+    settings.fixed_delta_seconds = 0.02
+    session.world.apply_settings(settings)
+    session.frame = session.world.get_snapshot().frame
+    sensor = session.spawn(
+        session.blueprint("sensor.camera.rgb", sensor_tick=0.03, **SMALL), carla.Transform(carla.Location(0, 5, 4))
+    )
+    every = listen(session, "other.gnss", carla.Transform())
+    seen: queue.SimpleQueue = queue.SimpleQueue()
+    session.listen(sensor, lambda image: seen.put(image.frame))
+    frames = [session.tick().frame for _ in range(60)]
+    for frame in frames:
+        every.take(frame)
+    got = [seen.get(timeout=20) for _ in range(39)]
+    assert got[0] == frames[0]
+    steps = np.diff(got)
+    assert set(steps) == {1, 2}
+    assert got[-1] - got[0] == pytest.approx(38 * 1.5, abs=1)
+
+
+# ----------------------------------------------------------------------------------------------------- controls
+
+
+def test_control_that_does_not_stick_lasts_a_frame(session):
+    points = session.map.get_spawn_points()
+    cars = [
+        session.spawn(session.blueprint(EGO, sticky_control=how), points[20 + 8 * i])
+        for i, how in enumerate((True, False))
+    ]
+    session.tick()
+    for car in cars:
+        car.apply_control(carla.VehicleControl(throttle=1.0))
+    told = []
+    for _ in range(4):
+        session.tick()
+        told.append([car.get_control().throttle for car in cars])
+    assert told == [[1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    stuck, free = (car.get_velocity().length() for car in cars)
+    assert stuck > 3.5 * free > 0.0
+    for _ in range(3):  # a client that steers every frame notices nothing
+        cars[1].apply_control(carla.VehicleControl(throttle=1.0))
+        session.tick()
+        assert cars[1].get_control().throttle == 1.0
+
+
+def test_a_frame_may_last_seconds(session):
+    car = session.spawn(session.blueprint(EGO), session.map.get_spawn_points()[0])
+    settings = session.world.get_settings()
+    settings.fixed_delta_seconds = 2.0
+    session.world.apply_settings(settings)
+    session.frame = session.world.get_snapshot().frame
+    car.set_target_velocity(carla.Vector3D(10.0, 0.0, 0.0))
+    before = car.get_location()
+    assert session.tick().timestamp.delta_seconds == pytest.approx(2.0)
+    assert 18.0 < math.dist((before.x, before.y), (car.get_location().x, car.get_location().y)) < 20.0
