@@ -305,7 +305,15 @@ def add_simulator(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "simulator",
         help="serve the embedded highway to CARLA clients",
-        description="Serve the embedded highway by CARLA 0.9.16's protocol until Ctrl-C.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""\
+A server for carla.Client 0.9.16, without Unreal Engine and without a GPU: the map RingHighway, a closed motorway of
+2.7 km with four lanes a side. Programs connect as to CARLA:
+
+    client = carla.Client("localhost", 2000)
+
+It runs until it is told to end, by Ctrl-C, SIGTERM or --parent; 'nohup carla-digr simulator &' outlives its shell.
+What it offers of CARLA, and what to use instead of the rest: docs/embedded_server.md.""",
     )
     add_server_options(parser)
     parser.set_defaults(run=run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -206,7 +207,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
     port = whole_number("port", values["port"], 1, 65534)
     processes = []
     if simulator == "embedded":
-        arguments = ("simulator", "--host", host, "--port", str(port))
+        arguments = ("simulator", "--host", host, "--port", str(port), "--parent", str(os.getpid()))
         processes.append(Process("simulator", module="carla_digr.cli", arguments=arguments))
     recording = values["record"] not in ("false", "")
     if recording:

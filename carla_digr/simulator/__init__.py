@@ -8,17 +8,29 @@ import os
 import sys
 from pathlib import Path
 
-_PROTOCOL = {"blueprints", "calls", "entries", "episode", "sensors", "server", "wire"}  # modules without compiled code
+_PROTOCOL = {  # modules without compiled code
+    *("batches", "blueprints", "calls", "entries", "episode", "process", "refusals", "sensors", "server", "wire"),
+}
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """The options of the server's command line, here because importing the server takes a second."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument(
-        "--port", type=int, default=2000, help="port for calls, streams use the next one (default 2000; 0: any free)"
+        "--port",
+        type=int,
+        default=2000,
+        help="port for carla.Client, streams use the next one (default %(default)s; 0: any two that are free)",
     )
     parser.add_argument(
-        "--parent", type=int, help="end with this process, which must be the parent (default: whoever started this)"
+        "--instances",
+        type=int,
+        default=1,
+        metavar="N",
+        help="start N simulators that know nothing of each other, on PORT, PORT + 10, ... (default %(default)s)",
+    )
+    parser.add_argument(
+        "--parent", type=int, metavar="PID", help="end with this process, which must be the one that starts this"
     )
     parser.add_argument(
         "--like", choices=("carla",), help="be as awkward as a real CARLA server: all traits of docs/carla_server.md"

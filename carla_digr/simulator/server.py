@@ -9,7 +9,6 @@ of a CARLA client, which holds Python's global lock while it waits for answers.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
 import logging
 import os
@@ -26,9 +25,12 @@ from typing import Any
 
 from carla_digr.errors import UserError, tell
 from carla_digr.simulator import add_server_options, streaming, wire
-from carla_digr.simulator.calls import METHODS, Answers, answer, apply_batch
+from carla_digr.simulator.batches import Answers, apply_batch
+from carla_digr.simulator.calls import METHODS, answer
 from carla_digr.simulator.entries import CallFailed
 from carla_digr.simulator.episode import Episode
+from carla_digr.simulator.process import bind, end, exit_with, listen, run_instances
+from carla_digr.simulator.refusals import REFUSED, refusal
 from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.world import Camera
 
@@ -42,6 +44,7 @@ UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before frames wait f
 STALL_LIMIT = 1.0  # s without reading after which a client is no longer waited for
 HOLD_LIMIT = 5.0  # s a frame waits for clients that read slowly; then they are disconnected
 MAX_CONNECTIONS = 500
+MAX_COMPLAINTS = 200  # calls whose refusal goes to the log
 BATCH_SLICE = 0.01  # s of a batch before the other clients are heard again
 CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER value with which closing forgets what the kernel still holds
@@ -97,9 +100,9 @@ class Server:
     def __init__(self, host: str, port: int, new_episode: NewEpisode = Episode):
         self._new_episode = new_episode
         self._selector = selectors.DefaultSelector()
-        self._rpc = _bind(host, port)
+        self._rpc = bind(host, port)
         self.port: int = self._rpc.getsockname()[1]
-        self._streaming = _bind(host, port + 1 if port else 0)
+        self._streaming = bind(host, port + 1 if port else 0)
         self.streaming_port: int = self._streaming.getsockname()[1]
         self._selector.register(self._rpc, selectors.EVENT_READ, RpcConnection)
         self._selector.register(self._streaming, selectors.EVENT_READ, StreamConnection)
@@ -115,13 +118,15 @@ class Server:
         """When the next frame began to wait for clients that have not read the last ones."""
         self._switch: tuple[RpcConnection, float, bool] | None = None
         """A new episode that was asked for: by whom, when at the latest, and whether settings are reset."""
+        self._complained: set[str] = set()
+        """Calls whose refusal the log has."""
         self._next_step = time.monotonic()
         self._leave_at: float | None = None
         self._episode = Episode(1, 0, wire.EpisodeSettings(), self.streaming_port)
         self._warm_up()
         # Only now: a client that got through would time out while the numba code is being compiled.
         for listener in (self._rpc, self._streaming):
-            _listen(listener)
+            listen(listener)
 
     def leave(self) -> None:
         """End soon: when the last client has gone, at the latest after FAREWELL.
@@ -131,8 +136,8 @@ class Server:
         """
         self._leave_at = self._leave_at or time.monotonic() + FAREWELL
 
-    def serve(self, parent: int) -> None:
-        """Serve until :meth:`leave`, which the end of the process ``parent`` of this one calls too."""
+    def serve(self, parent: int | None) -> None:
+        """Serve until :meth:`leave`, which the end of the process ``parent`` of this one calls too, if there is one."""
         check = 0.0
         while True:
             for key, events in self._selector.select(self._timeout()):
@@ -153,7 +158,7 @@ class Server:
             self._step_if_due(now)
             if now >= check:
                 check = now + PARENT_CHECK
-                if os.getppid() != parent:
+                if parent is not None and os.getppid() != parent:
                     self.leave()
                 self._close_silent(now)
 
@@ -259,12 +264,23 @@ class Server:
             if name == "get_episode_info" and self._switch is not None and self._switch[0] is connection:
                 self._begin_episode()  # the client has dropped its old world by now
             result = self._answer(name, arguments)
+            if request.asynchronous and (said := wire.error_in(result)):  # whose client does not look at the answer
+                self._complain(name, said)
         else:
-            self._send(connection, wire.refusal(request.call_id, f"this simulator does not offer {name}"))
-            return
+            self._complain(name, refusal(name))
+            if name not in REFUSED:
+                self._send(connection, wire.refusal(request.call_id, refusal(name)))
+                return
+            result = (wire.value_error if REFUSED[name].returns else wire.void_error)(refusal(name))
         self._send(connection, wire.response(request.call_id, result))
         if name == "destroy_actor":
             self._end_dead_streams()
+
+    def _complain(self, name: str, sentence: str) -> None:
+        """Say in the log what a client will not tell its user; of each call the first time."""
+        if name not in self._complained and len(self._complained) < MAX_COMPLAINTS:
+            self._complained.add(name)
+            log.warning("%.60s: %s", name, sentence)
 
     def _answer(self, name: str, arguments: list[Any]) -> list[Any]:
         try:
@@ -454,84 +470,33 @@ class Server:
             self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket that owns the port but refuses connections until :func:`_listen`."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise _no_port(host, port, error) from None
-    return listener
-
-
-def _listen(listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    try:
-        listener.listen(128)
-    except OSError as error:  # somebody else who had bound it too was faster
-        raise _no_port(host, port, error) from None
-
-
-def _no_port(host: str, port: int, error: Exception) -> UserError:
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return UserError(
-            f"Port {port} of {host} is in use; stop the program that has it or choose another with --port."
-        )
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"Cannot listen on {host}:{port} ({reason}); check --host and --port.")
-
-
-def _end(*_: object) -> None:
-    """End this process now: nothing is left to save, and taking the interpreter apart takes most of a second.
-
-    Not by an exception: numba would take it for a failed compilation.
-    """
-    os._exit(0)
-
-
-def exit_with(parent: int, end: Callable[[], None] = _end) -> None:
-    """End this process when ``parent`` is no longer its parent, in a long computation too.
-
-    The kernel sends the signal also when only the thread that started this process ends, so the handler looks
-    whether the parent is really gone.
-    """
-
-    def look(*_: object) -> None:
-        if os.getppid() != parent:
-            end()
-
-    signal.signal(signal.SIGUSR1, look)
-    ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
-    look()
-
-
 def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode = Episode) -> None:
     """Serve until SIGTERM, SIGINT or the end of the parent process.
 
     SIGTERM ends it at once, SIGINT and the end of the parent when its clients have left, see :meth:`Server.leave`.
 
     Args:
+        parent: the process with which to end, which must be the one that started this; None: with no other.
         new_episode: see :class:`Server`.
 
     Raises:
         UserError: a port cannot be had.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
-    parent = parent or os.getppid()
-    exit_with(parent)
+        signal.signal(number, lambda *_: end())
+    if parent is not None:
+        exit_with(parent)
     server = Server(host, port, new_episode)
     signal.signal(signal.SIGINT, lambda *_: server.leave())
-    exit_with(parent, server.leave)
+    if parent is not None:
+        exit_with(parent, server.leave)
     print(
         f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "
         f"streams on {server.streaming_port}",
         flush=True,
     )
     server.serve(parent)
-    _end()
+    end()
 
 
 def run_with(arguments: argparse.Namespace) -> None:
@@ -540,12 +505,18 @@ def run_with(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: a port cannot be had, or there is no such trait.
     """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     new_episode: NewEpisode = Episode
     if arguments.like or arguments.traits:
         from carla_digr.simulator import awkward
 
         sizes = awkward.chosen_traits(arguments.like, arguments.traits)
         new_episode = awkward.episodes(sizes, abs(arguments.seed))
+    if arguments.instances != 1:
+        options = ["--host", arguments.host, f"--traits={arguments.traits}", "--seed", str(arguments.seed)]
+        options += ["--like", arguments.like] if arguments.like else []
+        run_instances(arguments.instances, arguments.port, arguments.parent, options)
+        return
     run(arguments.host, arguments.port, arguments.parent, new_episode)
 
 
@@ -553,10 +524,8 @@ def main() -> None:
     """``python -m carla_digr.simulator.server``."""
     parser = argparse.ArgumentParser(description="Embedded highway that speaks CARLA 0.9.16's protocol.")
     add_server_options(parser)
-    arguments = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     try:
-        run_with(arguments)
+        run_with(parser.parse_args())
     except UserError as error:
         sys.exit(tell(error))
 

@@ -415,3 +415,11 @@ def done() -> list[Any]:
 def void_error(message: str) -> list[Any]:
     """Envelope of a failure where nothing is returned."""
     return [[True, [message]]]
+
+
+def error_in(envelope: list[Any]) -> str:
+    """What an envelope says of a failure, "" for success."""
+    match envelope:
+        case [[0 | True, [str(message)]]]:
+            return message
+    return ""

@@ -58,8 +58,12 @@ WALLS = {
 PROTOCOL_CODE = {
     "__init__.py",
     "blueprints.py",
+    "batches.py",
     "calls.py",
+    "entries.py",
     "episode.py",
+    "process.py",
+    "refusals.py",
     "sensors.py",
     "server.py",
     "streaming.py",

@@ -152,3 +152,32 @@ def test_a_frame_may_last_seconds(session):
     before = car.get_location()
     assert session.tick().timestamp.delta_seconds == pytest.approx(2.0)
     assert 18.0 < math.dist((before.x, before.y), (car.get_location().x, car.get_location().y)) < 20.0
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+def test_refusals_reach_the_user_where_the_protocol_can_carry_them_and_the_log_always(simulator):
+    client = carla.Client("127.0.0.1", simulator.port)
+    client.set_timeout(20.0)
+    world = client.get_world()
+    car = world.spawn_actor(world.get_blueprint_library().find(EGO), world.get_map().get_spawn_points()[0])
+    for refused, offered in (
+        (lambda: client.start_recorder("drive.log"), "start_recorder; record what clients see"),
+        (lambda: client.replay_file("drive.log", 0.0, 0.0, 0), "replay_file; record"),
+        (car.get_bone_names, "get_actor_bone_names; vehicles are rigid"),
+        (world.get_names_of_all_objects, "get_names_of_all_objects"),
+    ):
+        with pytest.raises(RuntimeError, match=offered + r".*docs/embedded_server\.md"):
+            refused()
+    car.enable_chrono_physics(1, 0.1, "", "", "", "")  # asynchronous: the client looks at no answer
+    world.freeze_all_traffic_lights(True)
+    world.wait_for_tick(20.0)
+    car_id = car.id
+    assert car.destroy()
+    client.apply_batch([carla.command.ApplyVehicleControl(car_id, carla.VehicleControl())])
+    assert client.get_server_version() == "0.9.16"
+    log = simulator.stop()
+    for name in ("start_recorder", "get_actor_bone_names", "enable_chrono_physics", "freeze_all_traffic_lights"):
+        assert sum(f" {name}: " in line for line in log.splitlines()) == 1, log
+    assert "Traceback" not in log

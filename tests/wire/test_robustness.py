@@ -123,7 +123,7 @@ START = """
     import os, subprocess, sys, threading, time
     def start():
         global server
-        server = subprocess.Popen({command} + ["--port", "0"], stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen({command} + ["--port", "0"] + {options}, stdout=subprocess.PIPE, text=True)
     {how}
     line = server.stdout.readline()
     print(server.pid, line.split("127.0.0.1:")[1].split(",")[0], flush=True)
@@ -131,8 +131,8 @@ START = """
 """
 
 
-def start_by_a_parent(how: str) -> tuple[subprocess.Popen, int, int]:
-    program = textwrap.dedent(START).format(command=SERVER, how=how)
+def start_by_a_parent(how: str, options: str = '["--parent", str(os.getpid())]') -> tuple[subprocess.Popen, int, int]:
+    program = textwrap.dedent(START).format(command=SERVER, how=how, options=options)
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     process, port = map(int, parent.stdout.readline().split())
@@ -157,6 +157,72 @@ def test_it_outlives_the_thread_that_started_it():
         parent.kill()
         parent.communicate()
     eventually(lambda: gone(process))
+
+
+def test_without_a_parent_named_it_outlives_whoever_started_it():
+    parent, process, port = start_by_a_parent("start()", "[]")
+    try:
+        parent.kill()
+        parent.communicate()
+        client = carla.Client("127.0.0.1", port)
+        client.set_timeout(20.0)
+        world = client.get_world()
+        for _ in range(30):  # frames of 0.05 s: it looks for a parent every 0.25 s, and would leave within 3 s
+            world.wait_for_tick(20.0)
+        assert client.get_server_version() == "0.9.16"
+    finally:
+        os.kill(process, signal.SIGTERM)
+    eventually(lambda: gone(process))
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` ports ten apart that are free, and so are those above them."""
+    for first in range(21000, 60000, 997):
+        with contextlib.ExitStack() as bound:
+            try:
+                for port in (first + 10 * i + j for i in range(count) for j in range(2)):
+                    bound.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no ports are free")
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "one is killed"])
+def test_several_instances_are_worlds_of_their_own_and_end_together(end):
+    first = free_ports(2)
+    command = [*SERVER, "--port", str(first), "--instances", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        try:
+            ready = sorted(started.stdout.readline() for _ in range(2))
+            assert [f"127.0.0.1:{port}," in line for port, line in zip((first, first + 10), ready, strict=True)]
+            children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(started.pid)], capture_output=True, text=True)
+            processes = list(map(int, children.stdout.split()))
+            if end == "SIGTERM":
+                with Session.connect("127.0.0.1", first) as one, Session.connect("127.0.0.1", first + 10) as other:
+                    car = one.spawn(one.blueprint("vehicle.tesla.model3"), one.map.get_spawn_points()[0])
+                    one.tick(), other.tick()
+                    assert [a.id for a in one.world.get_actors().filter("vehicle.*")] == [car.id]
+                    assert not other.world.get_actors().filter("vehicle.*")
+            if end == "one is killed":
+                os.kill(processes[0], signal.SIGKILL)
+            else:
+                started.send_signal(signal.SIGTERM)
+            _, errors = started.communicate(timeout=30)
+        finally:
+            started.kill()
+    assert len(processes) == 2 and all(map(gone, processes))
+    if end == "one is killed":
+        assert started.returncode == 2 and "was killed by SIGKILL; the other instances were ended too." in errors
+    else:
+        assert (started.returncode, errors) == (0, "")
+
+
+def test_instances_need_their_ports():
+    for options, sentence in (("--instances 0", "between 1 and 64"), ("--port 65500 --instances 9", "65500 to 65581")):
+        done = subprocess.run([*SERVER, *options.split()], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert sentence in done.stderr
 
 
 def test_it_does_not_start_for_a_parent_that_is_dead():
