@@ -352,7 +352,7 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
         from tqdm import tqdm
 
         from carla_digr.config import parse_section, read_yaml
-        from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
+        from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, simulator_name, summary
         from carla_digr.files import atomic_write
 
         config = parse_section(RolloutConfig, read_yaml(args.config), str(args.config), "")
@@ -360,7 +360,7 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
         with tqdm(total=config.episodes, unit="episode") as progress:
             episodes = drive_episodes(config, driver, lambda _: progress.update())
         figures = summary(episodes)
-        on = "the embedded highway" if config.kind == "embedded" else "CARLA 0.9.16"
+        on = simulator_name(config.kind, episodes)
         results = {"simulator": on, "policy": who, "mean": figures, "episodes": episodes}
         with atomic_write(args.out) as file:
             file.write(json.dumps(results, indent=2).encode())

@@ -33,12 +33,13 @@ class DriveProcess:
     """A :class:`carla_digr.driving.control.Drive` in another process, with :class:`Scenario`'s errors.
 
     It takes the arguments of :meth:`Scenario.connect`, which the process calls. It runs from the start on;
-    :meth:`ready` waits until it is connected.
+    :meth:`ready` waits until it is connected, and ``map_name`` says then to which map.
     """
 
     def __init__(self, simulator: str, host: str, port: int, timeout: float, **options: Any):
         self._make: Callable[[], DriveProcess] = lambda: DriveProcess(simulator, host, port, timeout, **options)
         self.address, self._timeout = f"{host}:{port}", timeout
+        self.map_name = ""
         context = multiprocessing.get_context("spawn")  # threads and locks of this process must not be copied
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, simulator, host, port, timeout, options))
@@ -52,7 +53,7 @@ class DriveProcess:
         Raises:
             UserError: there is none.
         """
-        self._answer(START + CALLS * self._timeout)
+        self.map_name = self._answer(START + CALLS * self._timeout)["map"].rpartition("/")[2]
         return self
 
     def reset(self, seed: int) -> DriveFrame:
@@ -139,7 +140,7 @@ def _serve(pipe: Connection, simulator: str, host: str, port: int, timeout: floa
         try:
             driver = ScriptedDriver()
             with Scenario.connect(simulator, host, port, timeout, **options) as drive:
-                pipe.send_bytes(b"{}")
+                pipe.send_bytes(json.dumps({"map": drive.session.map.name}).encode())
                 while True:
                     request = json.loads(pipe.recv_bytes())
                     if "seed" in request:

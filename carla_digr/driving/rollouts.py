@@ -18,6 +18,7 @@ from carla_digr.driving.drive_process import DriveProcess
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
+from carla_digr.simulator.road import MAP_NAME
 
 IDLE = 0.2  # s between looks for an episode
 Decide = Callable[[NDArray[np.uint8]], VehicleCommand]
@@ -56,7 +57,8 @@ def drive_episodes(
         finished: called with each episode as it ends
 
     Returns:
-        One dict an episode, in the order of their seeds: seed, simulator (address), and ``RunningEpisode.figures``.
+        One dict an episode, in the order of their seeds: seed, simulator (address), map (its name), and
+        ``RunningEpisode.figures``.
 
     Raises:
         UserError: a simulator cannot be connected at the start, or none is left.
@@ -89,6 +91,14 @@ def summary(episodes: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean of each figure over the episodes."""
     names = ("clean", "seconds", "distance", "mean_speed")
     return {name: float(np.mean([episode[name] for episode in episodes])) for name in names}
+
+
+def simulator_name(kind: str, episodes: Sequence[dict[str, Any]]) -> str:
+    """On what episodes were driven, whoever their traffic was made by."""
+    maps = sorted({episode["map"] for episode in episodes})
+    if kind == "embedded" or maps == [MAP_NAME]:
+        return "the embedded highway" + (" with a Traffic Manager's traffic" if kind == "carla" else "")
+    return f"CARLA 0.9.16 ({', '.join(maps)})"
 
 
 class _Work:
@@ -141,7 +151,7 @@ class _Work:
                     command = decide(frame.image)
                 frame = drive.step(command)
             episode.count(frame.speed, frame.collision, frame.off_road, frame.road_ends, frame.struck)
-        return {"seed": seed, **episode.figures()}
+        return {"seed": seed, "map": drive.map_name, **episode.figures()}
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -63,6 +63,8 @@ class Session:
         """The frame before the one that a tick under way asks for; other threads may read it."""
         self.found_synchronous = False
         """Whether the world was in synchronous mode when the session came."""
+        self._world_id = 0
+        """Of the world that the session has its actors in; one that is loaded later has another."""
         self._closed = False
         self._tidying = False
         """Whether :meth:`close` has begun to tidy up; a signal may have ended it."""
@@ -123,7 +125,8 @@ class Session:
         settings.synchronous_mode = True
         settings.fixed_delta_seconds = TICK
         self.world.apply_settings(settings)
-        self.frame = self.world.get_snapshot().frame
+        snapshot = self.world.get_snapshot()
+        self.frame, self._world_id = snapshot.frame, snapshot.id
         self.map = self.world.get_map()
         self.blueprints = self.world.get_blueprint_library()
         self._remove_leftovers()
@@ -165,7 +168,7 @@ class Session:
         """Advance one frame and return its state.
 
         Raises:
-            SimulatorGone: no answer comes within the time limit.
+            SimulatorGone: no answer comes within the time limit, or somebody has loaded the world anew.
             UserError: somebody else ticks too.
         """
         try:
@@ -176,6 +179,10 @@ class Session:
             raise self.lost(describe(error)) from None
         finally:
             self.ticking_from = None
+        if snapshot.id != self._world_id:
+            self.gone = True
+            self._actors.clear()  # they went with the old world
+            raise SimulatorGone(f"Another client has loaded the world of {self.address} anew; connect anew.")
         if self.frame and (frame != self.frame + 1 or snapshot.frame != frame):
             raise UserError(
                 f"Another client also ticks {self.address}: frame {max(frame, snapshot.frame)} came after "
@@ -236,6 +243,8 @@ class Session:
         Raises:
             SimulatorGone: the server does not answer.
         """
+        if actor not in self._actors:  # gone with its world
+            return
         try:
             if isinstance(actor, carla.Sensor) and actor.is_listening():
                 actor.stop()

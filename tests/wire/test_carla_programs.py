@@ -9,7 +9,9 @@ import carla
 import numpy as np
 import pytest
 
-from carla_digr.driving.session import SensorStream, Session
+from carla_digr.driving.control import VehicleCommand
+from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.session import SensorStream, Session, SimulatorGone
 
 EGO = "vehicle.tesla.model3"
 SMALL = {"image_size_x": 48, "image_size_y": 32}
@@ -181,3 +183,17 @@ def test_refusals_reach_the_user_where_the_protocol_can_carry_them_and_the_log_a
     for name in ("start_recorder", "get_actor_bone_names", "enable_chrono_physics", "freeze_all_traffic_lights"):
         assert sum(f" {name}: " in line for line in log.splitlines()) == 1, log
     assert "Traceback" not in log
+
+
+def test_a_drive_whose_world_another_client_loads_anew_says_so_and_goes_on(simulator):
+    with Scenario.connect("embedded", "127.0.0.1", simulator.port, 20.0, vehicles=4) as drive:
+        drive.reset(1)
+        drive.step(VehicleCommand(0.5, 0.0, 0.0))
+        client = carla.Client("127.0.0.1", simulator.port)
+        client.set_timeout(20.0)
+        client.reload_world(False)
+        with pytest.raises(SimulatorGone, match=r"Another client has loaded the world of .* anew; connect anew"):
+            drive.step(VehicleCommand(0.5, 0.0, 0.0))
+        with drive.reconnect(patience=20.0) as again:
+            again.reset(1)
+            assert again.step(VehicleCommand(0.5, 0.0, 0.0)).speed > 10.0

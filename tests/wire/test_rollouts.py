@@ -15,7 +15,7 @@ from simulator_process import Simulator
 
 from carla_digr.cli import main
 from carla_digr.driving.control import ACTIONS, VehicleCommand
-from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, summary
+from carla_digr.driving.rollouts import RolloutConfig, drive_episodes, simulator_name, summary
 from carla_digr.driving.session import Session
 from carla_digr.errors import UserError
 from carla_digr.tasks.driving.environment import DrivingEnv
@@ -140,6 +140,8 @@ def test_rollouts_with_the_traffic_manager_survive_a_server_that_hangs():
     episodes = drive_episodes(config(victim, **settings), lambda: decide)
     assert next(calls) > 50
     assert [episode["seed"] for episode in episodes] == [5, 6]
+    assert simulator_name("carla", episodes) == "the embedded highway with a Traffic Manager's traffic"
+    assert simulator_name("carla", [{"map": "Town04"}]) == "CARLA 0.9.16 (Town04)"
     with Session.connect("127.0.0.1", victim.port) as session:
         session.tick()
         assert [a.type_id for a in session.world.get_actors()] == ["spectator"]
