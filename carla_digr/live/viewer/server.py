@@ -416,8 +416,8 @@ class ViewerServer:
 
 
 def _is_no_request_error(record: logging.LogRecord) -> bool:
-    """Whether a log's entry is about more than a malformed request, of which its sender is told."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+    """Whether a log's entry is about more than a malformed request, or a client that is gone."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError))
 
 
 def _is_loopback(host: str) -> bool:
