@@ -74,8 +74,9 @@ def repair(path: Path, out: Path) -> Repaired:
             used[number] = salvage.channels[number]
     # Channels that stand behind their messages (the first chunk was damaged, the summary is whole) count too.
     used |= {number: salvage.channels[number] for number in salvage.unknown & set(salvage.channels)}
+    nothing = UserError(f"Nothing can be saved from {file}: there is no complete message in it.")
     if not used:
-        raise UserError(f"Nothing can be saved from {file}: there is no complete message in it.")
+        raise nothing
     damaged, unreadable, cut = salvage.damaged_chunks, 0, salvage.cut
     first = last = None
     channels = {(channel.topic, channel.type): channel for channel in used.values()}
@@ -90,7 +91,8 @@ def repair(path: Path, out: Path) -> Repaired:
             first, last = min(time, first or time), max(time, last or time)
             bag.flush()
         count = bag.messages
-    assert first is not None and last is not None
+        if first is None or last is None:
+            raise nothing
     return Repaired(count, len(channels), (last - first) * 1e-9, damaged, unreadable, cut)
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sqlite3
 import struct
+from contextlib import closing
+from itertools import pairwise
 
 import crafted_bags
 import drive_bags
@@ -10,8 +15,14 @@ import numpy as np
 import pytest
 from crafted_bags import U32, File, zeros
 from measured import Commands
+from rosbags import rosbag1
+from rosbags.typesys import Stores, get_typestore
 
+from carla_digr.cli import main as command
+from carla_digr.errors import UserError
 from carla_digr.recordings import topics
+from carla_digr.recordings.bag import open_bag
+from carla_digr.recordings.drive import read_drive
 
 SECOND = 10**9
 MEGABYTES, SECONDS = 1000, 20  # what a command may take for any of them
@@ -206,3 +217,119 @@ def test_a_crafted_file_costs_little_and_ends_in_a_sentence(run, tmp_path, weigh
         print(arguments[0], *outcome[:3])
         if summary and read is not None and arguments[0] != "repair":
             assert (outcome.status == 0) == read, (arguments, outcome)
+
+
+def sqlite_bomb(path):
+    """A message of 900 MB that is computed."""
+    with closing(sqlite3.connect(path / "bomb.db3")) as tables:
+        tables.executescript(
+            "CREATE TABLE topics(id INTEGER, name TEXT, type TEXT, serialization_format TEXT);"
+            "CREATE TABLE messages(id INTEGER, topic_id INTEGER, timestamp INTEGER,"
+            " data BLOB GENERATED ALWAYS AS (zeroblob(900000000)));"
+            f"INSERT INTO topics VALUES(1, '{topics.IMAGE}', '{topics.PICTURE_TYPE}', 'cdr');"
+            "INSERT INTO messages(id, topic_id, timestamp) VALUES(1, 1, 1), (2, 1, 2), (3, 1, 3);"
+        )
+    return path / "bomb.db3"
+
+
+def packed_file(path):
+    """A file that is packed as a whole, by rosbag2's mode FILE, and unpacks to 3 GB."""
+    bag = packed_bag(path, "file")
+    (bag / "bag.mcap.zstd").write_bytes(zeros(3 << 30))
+    return bag
+
+
+def packed_messages(path):
+    """Messages that are packed each for itself, one of which unpacks to 3 GB."""
+    bag = packed_bag(path, "message")
+    File(data=b"").write(bag / "bag.mcap")
+    of_pictures(zeros(3 << 30)).write(bag / "bag.mcap")
+    return bag
+
+
+def packed_bag(path, mode: str):
+    drive_bags.record(path / "bag", 2, 8)
+    (file,) = (path / "bag").glob("*.mcap")
+    name = f"bag.mcap{'.zstd' * (mode == 'file')}"
+    metadata = path / "bag" / "metadata.yaml"
+    text = metadata.read_text().replace(file.name, name)
+    text = re.sub(r"compression_mode: .*", f"compression_mode: {mode.upper()}", text)
+    metadata.write_text(re.sub(r"compression_format: .*", "compression_format: zstd", text))
+    file.rename(path / "bag" / name)
+    return path / "bag"
+
+
+def yaml_bomb(path):
+    bag = drive_bags.record(path / "bag", 2, 8)
+    text = (bag / "metadata.yaml").read_text()
+    bomb = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+    bomb += "".join(f"{y}: &{y} [{', '.join(['*' + x] * 9)}]\n" for x, y in pairwise("abcdefghij"))
+    (bag / "metadata.yaml").write_text(bomb + re.sub(r"compression_format: .*", "compression_format: *j", text))
+    return bag
+
+
+def pipe_in_directory(path):
+    bag = drive_bags.record(path / "bag", 2, 8)
+    (file,) = bag.glob("*.mcap")
+    file.unlink()
+    os.mkfifo(file)
+    return bag
+
+
+def pipe(path):
+    os.mkfifo(path / "pipe.mcap")
+    return path / "pipe.mcap"
+
+
+def ros1_bomb(path):
+    """A chunk of 300 MB of zeros in bz2, which is 300 bytes."""
+    store = get_typestore(Stores.ROS1_NOETIC)
+    writer = rosbag1.Writer(path / "old.bag")
+    writer.set_compression(rosbag1.Writer.CompressionFormat.BZ2)
+    with writer:
+        camera = writer.add_connection("/cam", topics.PICTURE_TYPE, typestore=store)
+        writer.write(camera, SECOND, bytes(300_000_000))
+    return path / "old.bag"
+
+
+ODD = [sqlite_bomb, packed_file, packed_messages, yaml_bomb, pipe_in_directory, pipe, ros1_bomb]
+
+
+@pytest.mark.parametrize("make", ODD, ids=lambda make: make.__name__)
+def test_other_recordings_of_an_adversary_are_refused_soon(run, tmp_path, make):
+    path = make(tmp_path)
+    for arguments in (("view", path), ("repair", path, "--out", tmp_path / "repaired")):
+        outcome = run(*arguments)
+        assert "Traceback" not in outcome.said and len(outcome.said) < 900, (arguments, outcome.said[-2000:])
+        assert outcome.status == 2 or (make is yaml_bomb and arguments[0] == "repair"), (arguments, outcome)
+        assert outcome.megabytes < MEGABYTES and outcome.seconds < SECONDS, (arguments, outcome[:3])
+
+
+def test_what_is_allowed_is_set_by_the_environment(tmp_path, monkeypatch):
+    path = at_one_time(1 << 20, 70).write(tmp_path / "large.mcap")
+    with (
+        pytest.raises(UserError, match=r"has chunks of more than 64 MiB at one time.*CARLA_DIGR_UNPACK=10"),
+        open_bag(path),
+    ):
+        pass
+    monkeypatch.setenv("CARLA_DIGR_UNPACK", "2")
+    with open_bag(path) as opened:
+        assert opened.messages
+    monkeypatch.setenv("CARLA_DIGR_UNPACK", "much")
+    with pytest.raises(UserError, match="must be a whole number"), open_bag(path):
+        pass
+
+
+def test_repair_leaves_out_what_nobody_can_read_and_says_so(tmp_path, capsys):
+    good = drive_bags.serialized(
+        topics.DECISION_TYPE, drive_bags.blank(drive_bags.STORE, topics.DECISION_TYPE, header=drive_bags.header(SECOND))
+    )
+    file = File(types={topics.IMAGE: topics.PICTURE_TYPE, topics.DECISION: topics.DECISION_TYPE})
+    file.add_messages([(1, SECOND, GOOD), (2, SECOND, good), (2, SECOND + 1, good[:30]), (2, SECOND + 2, MANY_NAMES)])
+    path = file.write(tmp_path / "bag.mcap")
+    assert command(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "2 messages of 2 topics" in (said := capsys.readouterr().out) and "2 damaged messages were left out" in said
+    with open_bag(tmp_path / "out") as opened:
+        assert {data for _, _, data in opened.read()} == {GOOD, good}
+    with open_bag(path) as opened:
+        assert read_drive(opened).ignored == ["2 messages are damaged"]
