@@ -13,15 +13,15 @@ import carla
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import CRUISE_SPEED, EGO_WHEELBASE, MAX_WHEEL_ANGLE, VehicleCommand
+from carla_digr.driving.control import CRUISE_SPEED, MAX_WHEEL_ANGLE, VehicleCommand
 from carla_digr.driving.highway import LEAST_WIDTH
+from carla_digr.driving.keeper import across, look_ahead, pursuit, straightest
 from carla_digr.driving.scenario import Scenario
 
 LOOK_EVERY = 4  # ticks
 SPACING, AHEAD, BEHIND = 4.0, 120.0, 60.0  # m between looks along a lane, and how far
 LENGTH = 5.5  # m, of a vehicle
 SIDE_SPEED = 1.3  # m/s across, of a lane change
-LOOK_TIME, LEAST_LOOK = 0.6, 6.0  # s and m of the point it steers for
 STEEPEST = 0.12  # rad, wheel angle
 BRAKING = 2.5  # m/s2 that it counts on
 STANDING_GAP, HEADWAY = 7.0, 0.9  # m and s to the vehicle it follows
@@ -70,14 +70,14 @@ class ScriptedDriver:
         """Choose lane and speed."""
         others = _others(drive)
         room = _room(lane, place, others)
-        if abs(_across(lane, place.location)) < 0.5 and self._rest == 0 and room.ahead_speed < CRUISE_SPEED - SLOWER:
+        if abs(across(lane, place.location)) < 0.5 and self._rest == 0 and room.ahead_speed < CRUISE_SPEED - SLOWER:
             need = STANDING_GAP + 4.0 * max(speed - room.ahead_speed, 0.0) + speed
             if room.ahead < need:
                 found = self._better(lane, place, others, room, speed)
                 if found is not None:
                     self._lane, self._rest = found, REST
         ways = [self._lane]
-        if abs(_across(self._lane, place.location)) > STILL_INSIDE:
+        if abs(across(self._lane, place.location)) > STILL_INSIDE:
             ways.append(drive.session.map.get_waypoint(place.location))
         self._speed = min(_following_speed(_room(way, place, others)) for way in ways)
 
@@ -161,7 +161,7 @@ def _path(lane: carla.Waypoint) -> NDArray[np.float64]:
             following = point.next(SPACING) if sign > 0.0 else point.previous(SPACING)
             if not following:
                 break
-            point, along = _straightest(point, following), along + SPACING
+            point, along = straightest(point, following), along + SPACING
     return np.array(rows)
 
 
@@ -171,37 +171,18 @@ def _along(lane: carla.Waypoint, location: carla.Location) -> carla.Waypoint:
     away = location - lane.transform.location
     distance = away.x * forward.x + away.y * forward.y
     following = lane.next(distance) if distance > 0.05 else []
-    return _straightest(lane, following) if following else lane
-
-
-def _across(lane: carla.Waypoint, location: carla.Location) -> float:
-    """m to the right of the lane's middle."""
-    right = lane.transform.get_right_vector()
-    away = location - lane.transform.location
-    return away.x * right.x + away.y * right.y
-
-
-def _straightest(lane: carla.Waypoint, following: list[carla.Waypoint]) -> carla.Waypoint:
-    """Where a lane forks, the widest branch that turns least."""
-
-    def turned(waypoint: carla.Waypoint) -> float:
-        return abs((waypoint.transform.rotation.yaw - lane.transform.rotation.yaw + 180.0) % 360.0 - 180.0)
-
-    return min(following, key=lambda w: (round(turned(w)), -w.lane_width))
+    return straightest(lane, following) if following else lane
 
 
 def _steer(lane: carla.Waypoint, place: carla.Transform, speed: float) -> float:
-    """Pure pursuit of the lane (Coulter, 1992), which a lane change approaches at SIDE_SPEED."""
-    look = max(LEAST_LOOK, LOOK_TIME * speed)
+    """Pursuit of the lane, which a lane change approaches at SIDE_SPEED."""
+    look = look_ahead(speed)
     following = lane.next(look)
     if not following:
         return 0.0
-    goal = _straightest(lane, following).transform
-    off = _across(lane, place.location)
+    goal = straightest(lane, following).transform
+    off = across(lane, place.location)
     left = math.copysign(max(abs(off) - SIDE_SPEED * look / max(speed, 5.0), 0.0), off)
     right = goal.get_right_vector()
-    yaw = math.radians(place.rotation.yaw)
-    x = goal.location.x + left * right.x - place.location.x + 0.5 * EGO_WHEELBASE * math.cos(yaw)
-    y = goal.location.y + left * right.y - place.location.y + 0.5 * EGO_WHEELBASE * math.sin(yaw)
-    angle = math.atan(2.0 * EGO_WHEELBASE * (-x * math.sin(yaw) + y * math.cos(yaw)) / max(x * x + y * y, 1.0))
+    angle = pursuit(place, goal.location.x + left * right.x, goal.location.y + left * right.y)
     return max(-STEEPEST, min(angle, STEEPEST)) / MAX_WHEEL_ANGLE
