@@ -430,7 +430,7 @@ def add_check_simulator(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="where the server runs (default: this machine)")
     parser.add_argument("--port", type=int, default=2000, help="its port for calls (default: 2000)")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds for each call (default: %(default)g)")
-    parser.add_argument("--full", action="store_true", help="measure longer, and more resets: 15 minutes or more")
+    parser.add_argument("--full", action="store_true", help="measure longer, for about ten minutes at most")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where all figures go, a JSON file")
     parser.set_defaults(run=run)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from itertools import pairwise
 from typing import Any
 
 import carla
@@ -26,11 +27,13 @@ from carla_digr.driving.control import (
     MAX_WHEEL_ANGLE,
     TICK,
     WHEEL_ANGLE,
+    DriveFrame,
     VehicleCommand,
     pedals,
 )
 from carla_digr.driving.highway import reach
-from carla_digr.driving.keeper import lane_steer
+from carla_digr.driving.keeper import lane_offset, lane_steer
+from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SensorStream, Session
 from carla_digr.errors import UserError
 
@@ -39,6 +42,7 @@ SPAWN_REST = 50  # ticks after a spawn in which some cars do not move
 OTHER = "vehicle.audi.a2"
 VEHICLE_TAGS = (14, 15, 16)
 PICTURES = (1, 5, 20)  # frames after a change that are compared with the last
+DRIVE_SPEED = 15.0  # m/s of the trial drive: whoever stands ahead can get out of the way
 HELD_COMMAND = VehicleCommand(0.0, target_speed=CRUISE_SPEED)
 
 
@@ -54,7 +58,7 @@ class Bench:
         self.session = session
         self.reaches = [reach(session.map, point) for point in points]
         best = max(range(len(points)), key=lambda i: (self.reaches[i].metres, -self.reaches[i].slope))
-        self.points = points
+        self.points, self.reach = points, self.reaches[best]
         self.place = start.on_road(session.map, points[best])
         self.car = session.spawn(session.blueprint(EGO_BLUEPRINT), points[best])
         self.contacts: deque[tuple[int, str, float]] = deque(maxlen=1000)
@@ -179,6 +183,28 @@ def steering(bench: Bench, ticks: int = 6) -> Figures:
         "lock": max((wheel.max_steer_angle for wheel in bench.physics.wheels), default=0.0),
         "curve": [(point.x, point.y) for point in bench.physics.steering_curve],
     }
+
+
+def keeping(bench: Bench, seconds: float) -> Figures:
+    """How far off its lane a car comes that is steered by nothing but the policy's wheel angles, and how far, m.
+
+    Over its stretch, or for as long as ``seconds``.
+    """
+    bench.roll(CRUISE_SPEED)
+    place, offset, driven = bench.car.get_transform(), 0.0, 0.0
+    for _ in range(round(seconds / TICK)):
+        if driven > bench.reach.metres - 2.0 * CRUISE_SPEED:
+            break
+        speed = bench.car.get_velocity().length()
+        wanted = MAX_WHEEL_ANGLE * lane_steer(bench.session.map, place, speed)
+        angle = min((-WHEEL_ANGLE, 0.0, WHEEL_ANGLE), key=lambda angle: abs(angle - wanted))
+        throttle, brake = pedals(HELD_COMMAND, speed)
+        bench.car.apply_control(carla.VehicleControl(throttle, angle / MAX_WHEEL_ANGLE, brake))
+        bench.session.tick()
+        driven += speed * TICK
+        place = bench.car.get_transform()
+        offset = max(offset, lane_offset(bench.session.map, place))
+    return {"offset": offset, "driven": driven}
 
 
 def contacts(bench: Bench, seconds: float) -> Figures:
@@ -311,6 +337,65 @@ def _pixels(picture: carla.Image) -> np.ndarray:
 
 def _wrapped(degrees: float) -> float:
     return (degrees + 180.0) % 360.0 - 180.0
+
+
+def lanes(session: Session, ego: int) -> dict[int, tuple[tuple[int, int, int], float, float]]:
+    """Of every vehicle but the ego its road, section and lane, m along them, and half its length (m), by its id."""
+    found = {}
+    for vehicle in session.world.get_actors().filter("vehicle.*"):
+        waypoint = session.map.get_waypoint(vehicle.get_location())
+        if vehicle.id != ego and waypoint is not None:
+            lane = waypoint.road_id, waypoint.section_id, waypoint.lane_id
+            found[vehicle.id] = lane, waypoint.s, vehicle.bounding_box.extent.x
+    return found
+
+
+def smallest_gap(vehicles: dict[int, tuple[tuple[int, int, int], float, float]]) -> float:
+    """m between the bumpers of two vehicles in one lane, as `lanes` has them; infinite where no two are in one."""
+    rows = sorted(vehicles.values())
+    pairs = ((a, b) for a, b in pairwise(rows) if a[0] == b[0])
+    return min((b[1] - b[2] - a[1] - a[2] for a, b in pairs), default=math.inf)
+
+
+def traffic(drive: Scenario, times: tuple[float, ...]) -> Figures:
+    """Speeds of the others at times of the drive (s), limits (km/h), the smallest gap in a lane, changes of lane."""
+    speeds: dict[float, list[float]] = {}
+    now = lanes(drive.session, drive.ego.id)
+    gap, changes = smallest_gap(now), 0
+    for seconds in times:
+        while drive.seconds < seconds - 1e-6:
+            steer_on(drive)
+            if round(drive.seconds / TICK) % 10 == 0:
+                before, now = now, lanes(drive.session, drive.ego.id)
+                gap = min(gap, smallest_gap(now))
+                both = ((before[id_][0], now[id_][0]) for id_ in before.keys() & now.keys())
+                changes += sum(a[:2] == b[:2] and a[2] != b[2] for a, b in both)
+        speeds[seconds] = drive.others()
+    vehicles = drive.session.world.get_actors().filter("vehicle.*")
+    limits = sorted({round(vehicle.get_speed_limit()) for vehicle in vehicles})
+    return {
+        "speeds": speeds,
+        "limits": limits,
+        "smallest_gap": gap,
+        "lane_changes": changes,
+    }
+
+
+def repetition(drive: Scenario, seed: int, count: int) -> Figures:
+    """m and mean grey levels of 255 between two drives from one seed, frame by frame."""
+    drives = [[drive.reset(seed), *(steer_on(drive) for _ in range(count - 1))] for _ in range(2)]
+    pairs = list(zip(*drives, strict=True))
+    return {
+        "apart": [math.hypot(a.x - b.x, a.y - b.y) for a, b in pairs],
+        "grey": [float(np.abs(a.image.astype(np.int16) - b.image).mean()) for a, b in pairs],
+    }
+
+
+def steer_on(drive: Scenario) -> DriveFrame:
+    """One tick of the trial drive."""
+    ego = drive.ego
+    steer = lane_steer(drive.session.map, ego.get_transform(), ego.get_velocity().length())
+    return drive.step(VehicleCommand(steer=steer, target_speed=DRIVE_SPEED))
 
 
 def physics_dump(physics: carla.VehiclePhysicsControl) -> Figures:

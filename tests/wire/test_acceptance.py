@@ -17,7 +17,7 @@ from simulator_process import Simulator, run_client
 
 from carla_digr.cli import main
 from carla_digr.driving import acceptance
-from carla_digr.driving.acceptance import CHECKS
+from carla_digr.driving.checks import CHECKS
 from carla_digr.simulator.awkward import TRAITS
 
 ATTEMPTS = 3
@@ -49,8 +49,10 @@ def test_the_embedded_highway_passes_and_is_not_called_carla(shared_simulator):
 
 def test_it_passes_with_the_traffic_of_a_carla_server_too(simulator):
     program = """
+        from carla_digr.driving import checks
         from carla_digr.driving.acceptance import check_simulator
-        raise SystemExit(not check_simulator("127.0.0.1", PORT, simulator="carla"))
+        checks.FULL_SECONDS = 0.0  # all of it is over
+        raise SystemExit(not check_simulator("127.0.0.1", PORT, simulator="carla", full=True))
     """
     for _ in range(ATTEMPTS):
         client = run_client(program, simulator)
@@ -59,6 +61,7 @@ def test_it_passes_with_the_traffic_of_a_carla_server_too(simulator):
             break
     assert client.returncode == 0, said
     assert "saw 20 vehicles, " in said
+    assert " after 3 resets of " in said, "as quick as without --full, where there is no time left"
 
 
 def test_an_absent_server_fails_the_first_check_and_the_others_are_not_tried(capsys):
@@ -100,8 +103,8 @@ UNFIT = """
         time.sleep(0.06 * (50 < world.frame < 120))
         return step(world, delta)
 
-    def without_pedals(episode, vehicle, control):
-        apply_control_to_vehicle(episode, vehicle, control._replace(throttle=0.0, brake=0.0))
+    def without_pedals_and_wheel(episode, vehicle, control):
+        apply_control_to_vehicle(episode, vehicle, control._replace(throttle=0.0, brake=0.0, steer=0.0))
 
     def a_third(episode, vehicle, velocity):
         set_actor_target_velocity(episode, vehicle, Vector3D(*(part / 3.0 for part in velocity)))
@@ -123,7 +126,7 @@ UNFIT = """
     world.render = lambda road, pose, width, height, *rest, **palette: np.zeros((height, width, 4), np.uint8)
     World.spawn_traffic = lambda world, seed, vehicles, *rest: traffic(world, seed, min(vehicles, 3), rest[0], 0)
     for changed, function in {
-        "apply_control_to_vehicle": without_pedals,
+        "apply_control_to_vehicle": without_pedals_and_wheel,
         "set_actor_target_velocity": a_third,
         "spawn_actor": with_a_stranger,
         "set_actor_transform": never_to_the_same_place,
@@ -158,7 +161,7 @@ def test_missing_blueprints_and_roads_that_are_no_highway_are_named(capsys):
 
 
 def test_each_line_that_no_trait_breaks_fails_for_its_own_reason(capsys):
-    """Too slow, without a picture, pedals and traffic, with other places each time and vehicles that stay."""
+    """Too slow, without a picture, pedals, wheel and traffic, with other places each time and vehicles that stay."""
     failed = failures(UNFIT, capsys)
     expected = {
         "ticks": r"saw 0\.0500 s a frame, \d+ frames a second, .*what to do: start the server with -RenderOffScreen",
@@ -166,6 +169,8 @@ def test_each_line_that_no_trait_breaks_fails_for_its_own_reason(capsys):
         "rolling start": r"saw 7\.\d m/s at first, .*what to do: hold the velocity",
         "cruise": r"saw -1\d\.\d+ m/s, .*what to do: lower the damping",
         "pedals": r"throttle 1 -0\.1.*what to do: use CARLA 0",
+        "steering": r"saw 0 % at 5 m/s, .*what to do: divide the steer",
+        "keeping": r"saw \d\.\d\d m off it at the most in \d+ m; what to do: see steering and reach",
         "drive": r"saw \d\d m, \d+ frames a second with pictures; what to do: choose other spawn points",
         "traffic": r"saw \d+ vehicles, .*what to do: where only the limits are low",
         "repetition": r"saw 1\.00 m between the two; what to do: stop other clients that move actors",

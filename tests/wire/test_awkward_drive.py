@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulator_process import Simulator, run_client
 
-from carla_digr.driving.acceptance import LAST_ID
+from carla_digr.driving.checks import LAST_ID
 from carla_digr.driving.control import CRUISE_SPEED
 from carla_digr.driving.rollouts import RolloutConfig, drive_episodes
 from carla_digr.driving.traffic import BEHIND
