@@ -483,83 +483,11 @@ def test_the_package_builds_and_is_tested_copied_into_a_fresh_workspace(tmp_path
     assert executables >= {"carla_bridge", "explainer", "viewer", "measure"}
 
 
-if shutil.which("ros2"):  # a ROS 2 installation: the same for real, besides the tests above
-
-    @pytest.fixture
-    def ros2_launch(domain):
-        processes = []
-
-        def launch(name: str, *arguments: str) -> subprocess.Popen[str]:
-            command = ["ros2", "launch", composition.PACKAGE, f"{name}.launch.py", *arguments]
-            environment = {**live_support.workspace(), "ROS_DOMAIN_ID": str(domain)}
-            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-            return processes[-1]
-
-        yield launch
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
-
-    @pytest.mark.parametrize("name", LAUNCH_FILES)
-    def test_ros2_launch_lists_the_arguments(launched, ros2_launch, name):
-        listed, _ = ros2_launch(name, "--show-args").communicate()
-        assert re.findall(r"^    '(\w+)':$", listed, re.MULTILINE) == list(
-            launched(name, **REQUIRED.get(name, {})).arguments
-        )
-
-    def test_ros2_launch_runs_a_pipeline(ros2_launch, tmp_path):
-        config, out = tmp_path / "config.yaml", tmp_path / "out"
-        teacher = {"total_steps": 256, "environments": 8, "rollout_steps": 16, "minibatch_size": 64}
-        maps = {"maps": 8, "shard_size": 4, "stride": 8, "environments": 4}
-        config.write_text(yaml.safe_dump({"task": "red_fetch_green", "teacher": teacher, "saliency_dataset": maps}))
-        pipeline = ros2_launch(
-            "pipeline", f"config:={config}", f"out:={out}", "seed:=4", "stages:=train_teacher,make_dataset"
-        )
-        said, _ = pipeline.communicate(timeout=live_support.LIMIT)
-        assert pipeline.returncode == 0, said
-        assert json.loads((out / "teacher.json").read_text())["seed"] == 4
-        assert f"{out / 'dataset'}: 8 maps in 2 shards" in said
-        failing = ros2_launch("distill", f"config:={config}", f"out:={tmp_path / 'empty'}")
-        said, _ = failing.communicate(timeout=live_support.LIMIT)
-        assert failing.returncode == 1
-        assert "run_stage ended with status 2, so everything ends" in said
-
-    def test_ros2_launch_drives_until_a_process_dies(ros2_launch):
-        port, page = live_support.free_port(), live_support.free_port()
-        drive = ros2_launch("live", f"port:={port}", f"viewer_port:={page}", "rviz:=false")
-        pids: dict[str, int] = {}
-
-        def until(text: str) -> None:
-            for line in drive.stdout:
-                started = re.search(r"\[(\w+)-\d+\]: process started with pid \[(\d+)\]", line)
-                pids.update({started[1]: int(started[2])} if started else {})
-                if text in line:
-                    return
-            raise AssertionError(f"the launch ended without {text!r}")
-
-        until("Policy ")
-        os.kill(pids["carla_bridge"], signal.SIGABRT)
-        until("carla_bridge was killed by SIGABRT; starting it again")
-        until("process started")
-        os.kill(pids["explainer"], signal.SIGKILL)
-        until("explainer was killed by SIGKILL, so everything ends")
-        drive.communicate(timeout=live_support.LIMIT)
-        assert drive.returncode == 1
-
-    def test_ros2_launch_records_a_drive_and_replays_it(ros2_launch, tmp_path):
-        port, page = live_support.free_port(), live_support.free_port()
-        rviz = shutil.which("rviz2") is not None
-        arguments = [f"port:={port}", f"viewer_port:={page}", f"record:={tmp_path}", *(["rviz:=false"] if rviz else [])]
-        drive = ros2_launch("live", *arguments)
-        heard = iter(drive.stdout.readline, "")
-        assert rviz or any("RViz is not installed" in line for line in heard)
-        assert any("The policy drives" in line for line in heard)
-        live_support.until(lambda: any(file.stat().st_size > 2_000_000 for file in tmp_path.glob("*/*.mcap")))
-        drive.send_signal(signal.SIGINT)
-        drive.communicate(timeout=live_support.LIMIT)
-        (bag,) = tmp_path.iterdir()
-        with open_bag(bag) as opened:
-            assert len(read_drive(opened).frames) > 20
-        replay = ros2_launch("replay", f"bag:={bag}", f"viewer_port:={page}", "rate:=4.0", "rviz:=false")
-        said, _ = replay.communicate(timeout=live_support.LIMIT)
-        assert replay.returncode == 0, said
+@pytest.mark.skipif(shutil.which("ros2") is None, reason="needs a ROS 2 installation")
+@pytest.mark.parametrize("name", LAUNCH_FILES)
+def test_ros2_launch_lists_the_arguments(launched, name):
+    command = ["ros2", "launch", composition.PACKAGE, f"{name}.launch.py", "--show-args"]
+    listed = subprocess.run(command, env=live_support.workspace(), capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^    '(\w+)':$", listed, re.MULTILINE) == list(
+        launched(name, **REQUIRED.get(name, {})).arguments
+    )
