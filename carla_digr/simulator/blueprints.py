@@ -16,6 +16,8 @@ INSTANCE = "sensor.camera.instance_segmentation"
 DEPTH = "sensor.camera.depth"
 IMU = "sensor.other.imu"
 GNSS = "sensor.other.gnss"
+LIDAR = "sensor.lidar.ray_cast"
+SEMANTIC_LIDAR = "sensor.lidar.ray_cast_semantic"
 COLLISION = "sensor.other.collision"
 LANE_INVASION = "sensor.other.lane_invasion"
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
@@ -114,6 +116,25 @@ def _definitions() -> tuple[ActorDefinition, ...]:
     noise = Attribute("noise_seed", INT, "0")
     inertial = [f"noise_{part}_{axis}" for part in ("accel_stddev", "gyro_stddev", "gyro_bias") for axis in "xyz"]
     satellite = [f"noise_{quantity}_{part}" for quantity in ("alt", "lat", "lon") for part in ("stddev", "bias")]
+    beams = (
+        role,
+        tick,
+        Attribute("channels", INT, "32"),
+        Attribute("range", FLOAT, "10.0"),
+        Attribute("points_per_second", INT, "56000"),
+        Attribute("rotation_frequency", FLOAT, "10.0"),
+        Attribute("upper_fov", FLOAT, "10.0"),
+        Attribute("lower_fov", FLOAT, "-30.0"),
+        Attribute("horizontal_fov", FLOAT, "360.0"),
+    )
+    echo = (
+        Attribute("atmosphere_attenuation_rate", FLOAT, "0.004"),
+        Attribute("dropoff_general_rate", FLOAT, "0.45"),
+        Attribute("dropoff_intensity_limit", FLOAT, "0.8"),
+        Attribute("dropoff_zero_intensity", FLOAT, "0.4"),
+        Attribute("noise_stddev", FLOAT, "0.0"),
+        noise,
+    )
     traffic = (
         role,
         Attribute("seed", INT, "0"),
@@ -129,6 +150,8 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         (DEPTH, "sensor,camera,depth", camera),
         (IMU, "sensor,other,imu", (role, tick, noise, *(Attribute(name, FLOAT, "0.0") for name in inertial))),
         (GNSS, "sensor,other,gnss", (role, tick, noise, *(Attribute(name, FLOAT, "0.0") for name in satellite))),
+        (LIDAR, "sensor,lidar,ray_cast", beams + echo),
+        (SEMANTIC_LIDAR, "sensor,lidar,ray_cast_semantic", beams),
         (COLLISION, "sensor,other,collision", (role,)),
         (LANE_INVASION, "sensor,other,lane_invasion", (role,)),
         (HIGHWAY_TRAFFIC, "controller,traffic,highway", traffic),

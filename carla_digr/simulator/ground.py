@@ -154,6 +154,22 @@ def _dash(s, period, footprint):
 
 
 @compiled
+def ground_name(world, x, y):
+    """The id of what the ground shows at a point: terrain, road or a line on it."""
+    piece, along, across, d, _, _ = _road_point(world.pieces, world.origin, world.grid, x, y)
+    e = abs(d)
+    if e > PAVED_EDGE:
+        return ID_TERRAIN
+    border = min(max(math.floor((e - MEDIAN_HALF_WIDTH) / LANE_WIDTH + 0.5), 0.0), float(LANES))
+    if abs(e - MEDIAN_HALF_WIDTH - border * LANE_WIDTH) > 0.5 * LINE_WIDTH:
+        return ID_ROAD
+    if e >= FIRST_DASHED and e < LAST_DASHED:
+        painted = _dash(_arc_length(world.pieces, piece, along, across), world.dash_period, 1e-3)
+        return ID_LINE if painted >= 0.5 else ID_ROAD
+    return ID_LINE
+
+
+@compiled
 def _look_through(depth, ss, j, rays, shown):
     """What the pixels of row j show of the ground layer: HIDDEN if objects cover all samples, GROUND or BEYOND."""
     width = shown.shape[0]

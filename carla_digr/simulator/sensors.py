@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.simulator import streaming, wire
+from carla_digr.simulator import lidar, streaming, wire
 from carla_digr.simulator.blueprints import DEPTH, INSTANCE, LABELS, RGB, SEMANTIC
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import LATITUDE, LONGITUDE
@@ -140,6 +140,48 @@ def inertial(vehicle: np.void, mounted: wire.Rotation, noise: Noise) -> tuple[Ve
     rate = axes @ (0.0, 0.0, float(vehicle["yaw_rate"])) + noise.vector("gyro")
     compass = math.atan2(axes[0, 0], -axes[0, 1]) % (2.0 * math.pi)
     return Vector3D(*acceleration.tolist()), Vector3D(*rate.tolist()), compass
+
+
+class Echoes:
+    """How the echoes of one lidar weaken, get lost and are displaced; equal seeds give equal losses.
+
+    Args:
+        attributes: ``noise_seed``, ``noise_stddev`` and those from ``atmosphere_attenuation_rate`` to
+            ``dropoff_zero_intensity`` of CARLA's blueprint.
+    """
+
+    def __init__(self, attributes: dict[str, float]):
+        self._attributes = attributes
+        self._draw = np.random.default_rng(int(attributes["noise_seed"]))
+
+    def __call__(self, seen: lidar.Scan) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+        """Of a frame's scan the echoes that come back: how many of each channel, and (N,) of streaming.ECHO.
+
+        The intensity is exp(-rate * distance). Of all beams the share ``dropoff_general_rate`` is lost, of the echoes
+        weaker than the limit those of intensity 0 by ``dropoff_zero_intensity``, the others less in proportion.
+        """
+        a = self._attributes
+        distance = np.linalg.norm(seen.points, axis=1)
+        intensity = np.exp(-a["atmosphere_attenuation_rate"] * distance)
+        chance, weak = self._draw.random((2, len(distance)))
+        limit = max(a["dropoff_intensity_limit"], 1e-9)
+        kept = 1.0 - a["dropoff_zero_intensity"] * np.maximum(1.0 - intensity / limit, 0.0)
+        back = (chance >= a["dropoff_general_rate"]) & (weak < kept)
+        farther = 1.0 + self._draw.normal(0.0, a["noise_stddev"], len(distance)) / np.maximum(distance, 1e-6)
+        echoes = np.empty(int(back.sum()), streaming.ECHO)
+        echoes["point"] = (seen.points * farther[:, None])[back]
+        echoes["intensity"] = intensity[back]
+        channel = np.repeat(np.arange(len(seen.counts)), seen.counts)
+        return np.bincount(channel[back], minlength=len(seen.counts)), echoes
+
+
+def labelled_echoes(world: World, seen: lidar.Scan) -> NDArray[np.void]:
+    """All echoes of a scan with what was hit, (N,) of streaming.LABELLED_ECHO."""
+    echoes = np.zeros(len(seen.ids), streaming.LABELLED_ECHO)
+    echoes["point"], echoes["cosine"] = seen.points, seen.cosines
+    echoes["actor"] = np.maximum(seen.ids, 0)
+    echoes["label"] = _labels(world, seen.ids)
+    return echoes
 
 
 def satellite(place: Vector3D, noise: Noise) -> tuple[float, float, float]:

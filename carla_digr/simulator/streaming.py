@@ -18,6 +18,7 @@ WORLD_STREAM = 1
 # Index in the client's registry of sensor types: decides what Python object a message becomes.
 COLLISION, GNSS, IMU, WORLD_STATE = 0, 4, 5, 17
 DEPTH_CAMERA, RGB_CAMERA, SEMANTIC_CAMERA, INSTANCE_CAMERA = 1, 13, 14, 15
+SEMANTIC_LIDAR, LIDAR = 10, 11
 
 FLAG_MAP_CHANGED = 1
 ACTIVE = 1
@@ -27,6 +28,7 @@ _TOKEN = struct.Struct("<IHBB16s")
 _SENSOR_HEADER = struct.Struct("<QQd6f")
 _EPISODE_HEADER = struct.Struct("<Qdf3iI")
 _IMAGE_HEADER = struct.Struct("<IIf")
+_LIDAR_HEADER = struct.Struct("<fI")
 _SIZE = struct.Struct("<I")
 SUBSCRIPTION = struct.Struct("<I")
 """What a client sends on a fresh streaming connection: the stream's id."""
@@ -56,6 +58,9 @@ ACTOR_STATE = np.dtype(
     ]
 )
 """One record of the world state, 119 bytes: m, degrees (pitch, yaw, roll), m/s, deg/s, m/s2, km/h."""
+ECHO = np.dtype([("point", "<f4", 3), ("intensity", "<f4")])
+LABELLED_ECHO = np.dtype([("point", "<f4", 3), ("cosine", "<f4"), ("actor", "<u4"), ("label", "<u4")])
+"""What a lidar and a semantic lidar tell of an echo: m in the sensor's frame."""
 
 
 def token(stream: int, port: int) -> bytes:
@@ -102,6 +107,28 @@ def image(kind: int, frame: int, stamp: float, place: Transform, fov: float, bgr
     height, width = bgra.shape[:2]
     header = _IMAGE_HEADER.pack(width, height, fov)
     return _message(kind, frame, stamp, place, header, bgra.tobytes())
+
+
+def lidar(
+    kind: int,
+    frame: int,
+    stamp: float,
+    place: Transform,
+    angle: float,
+    counts: NDArray[np.integer],
+    echoes: NDArray[np.void],
+) -> bytes:
+    """The echoes of a frame.
+
+    Args:
+        kind: LIDAR or SEMANTIC_LIDAR.
+        place: of the lidar in the world.
+        angle: radians, to which it has turned.
+        counts: (channels,), echoes of each channel.
+        echoes: (sum of the counts,) of ECHO or LABELLED_ECHO, channel by channel.
+    """
+    header = _LIDAR_HEADER.pack(angle, len(counts)) + counts.astype("<u4").tobytes()
+    return _message(kind, frame, stamp, place, header, echoes.tobytes())
 
 
 def collision(frame: int, stamp: float, place: Transform, actor: Actor, other: Actor, impulse: Vector3D) -> bytes:

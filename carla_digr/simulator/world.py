@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.simulator.contacts import box_overlap, collide, static_overlap
+from carla_digr.simulator.lidar import Beams, Scan, scan
 from carla_digr.simulator.palette import Palette
 from carla_digr.simulator.renderer import Pose, VehicleTable, depths, instances, render
 from carla_digr.simulator.road import (
@@ -337,6 +338,10 @@ class World:
         """Metres along the optical axis to what each pixel's centre shows, (height, width) float32, inf for the sky."""
         return depths(*self._scene(camera), self.scenery_seed)
 
+    def scan(self, pose: Pose, beams: Beams, angle: float, seconds: float) -> Scan:
+        """What a lidar at a pose (m, rad) sees in a frame of so many seconds that begins at an angle (degrees)."""
+        return scan(self.road, pose, self._drawn(), beams, angle, seconds, self.scenery_seed)
+
     def _scene(self, camera: Camera) -> tuple[Road, Pose, int, int, float, VehicleTable]:
         """The renderer's arguments up to the vehicles."""
         x, y, yaw = camera.x, camera.y, camera.yaw
@@ -346,8 +351,12 @@ class World:
             x, y = row["x"] + c * camera.x - sn * camera.y, row["y"] + sn * camera.x + c * camera.y
             yaw += row["yaw"]
         pose = (x, y, camera.z, camera.pitch, yaw, camera.roll)
+        return self.road, pose, camera.width, camera.height, camera.fov, self._drawn()
+
+    def _drawn(self) -> VehicleTable:
+        """The vehicles as the renderer takes them."""
         v = self.vehicles
-        table = VehicleTable(
+        return VehicleTable(
             v["id"].astype(np.int32),
             v["kind"].copy(),
             v["x"].copy(),
@@ -356,7 +365,6 @@ class World:
             v["color"].copy(),
             v["brake_light"].copy(),
         )
-        return self.road, pose, camera.width, camera.height, camera.fov, table
 
     # The whole state.
 
