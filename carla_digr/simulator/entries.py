@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from carla_digr.simulator import blueprints, sensors, wire
+from carla_digr.simulator.lidar import Beams
 from carla_digr.simulator.wire import Transform, Vector3D
 from carla_digr.simulator.world import Camera
 
 MAX_ATTRIBUTES, MAX_TEXT = 128, 8192  # of an actor, and characters of all their names and values
+
+MOST_CHANNELS, MOST_POINTS = 512, 10_000_000  # of a lidar, the latter a second
 
 ORIGIN = Transform()
 
@@ -37,6 +40,11 @@ class Entry:
     camera: Camera | None = None
     noise: sensors.Noise | None = None
     """Of inertial and satellite sensors."""
+    beams: Beams | None = None
+    echoes: sensors.Echoes | None = None
+    """Of lidars; a semantic one loses no echoes."""
+    angle: float = 0.0
+    """Degrees, at which a lidar's next frame begins."""
     sensor_tick: float = 0.0
     due: float = -math.inf
     """Simulated second from which the sensor measures again."""
@@ -109,6 +117,29 @@ def noise(entry: Entry, name: str) -> float:
     if name == "noise_seed":
         return integer(entry, name, 0, 2**31 - 1)
     return number(entry, name, 0.0 if "stddev" in name else -1e6, 1e6)
+
+
+def beams(entry: Entry) -> Beams:
+    """The settings of a lidar; raises CallFailed as :func:`number`."""
+    return Beams(
+        channels=integer(entry, "channels", 1, MOST_CHANNELS),
+        range=number(entry, "range", 0.1, 1000.0),
+        points_per_second=integer(entry, "points_per_second", 1, MOST_POINTS),
+        rotation_frequency=number(entry, "rotation_frequency", 0.0, 1000.0),
+        upper_fov=number(entry, "upper_fov", -90.0, 90.0),
+        lower_fov=number(entry, "lower_fov", -90.0, 90.0),
+        horizontal_fov=number(entry, "horizontal_fov", 0.1, 360.0),
+    )
+
+
+def echoes(entry: Entry) -> sensors.Echoes | None:
+    """How a lidar's echoes get lost; None: it loses none. Raises CallFailed as :func:`number`."""
+    if "noise_seed" not in entry.attributes:
+        return None
+    shares = ("dropoff_general_rate", "dropoff_intensity_limit", "dropoff_zero_intensity")
+    given = {name: number(entry, name, 0.0, 1.0) for name in shares}
+    given["atmosphere_attenuation_rate"] = number(entry, "atmosphere_attenuation_rate", 0.0, 1e3)
+    return sensors.Echoes({**given, **{name: noise(entry, name) for name in ("noise_seed", "noise_stddev")}})
 
 
 def integer(entry: Entry, name: str, low: int, high: int) -> int:

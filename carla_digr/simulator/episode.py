@@ -154,6 +154,16 @@ class Episode:
                 picture = self.picture(entry, entry.camera)
                 yield streaming.image(kind, *when, self.place(entry), entry.camera.fov, picture)
             return
+        if entry.beams is not None:
+            place = self.place(entry)
+            pitch, yaw, roll = map(math.radians, place.rotation)
+            seconds = max(self.delta, entry.sensor_tick)
+            seen = world.scan((*place.location, pitch, yaw, roll), entry.beams, entry.angle, seconds)
+            entry.angle = seen.angle
+            counts, echoes = entry.echoes(seen) if entry.echoes else (seen.counts, sensors.labelled(world, seen))
+            kind = sensors.LIDARS[entry.description.id]
+            yield streaming.lidar(kind, *when, place, math.radians(seen.angle), counts, echoes)
+            return
         if entry.noise is not None:
             if entry.description.id == blueprints.IMU:
                 vehicle, mount = self.mount(entry)
@@ -340,7 +350,9 @@ class Episode:
             self.aim(entry)
             if "sensor_tick" in entry.attributes:
                 entry.sensor_tick = entries.number(entry, "sensor_tick", 0.0, 3600.0)
-            if "noise_seed" in entry.attributes:
+            if description.id in sensors.LIDARS:
+                entry.beams, entry.echoes = entries.beams(entry), entries.echoes(entry)
+            elif "noise_seed" in entry.attributes:
                 names = [name for name in entry.attributes if name.startswith("noise_")]
                 entry.noise = sensors.Noise({name: entries.noise(entry, name) for name in names})
         except CallFailed:

@@ -8,6 +8,7 @@ channels and time, and how their echoes weaken, is as CARLA's documentation of i
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,24 @@ from carla_digr.simulator.shading import ID_BARRIER, ID_BUILDING, ID_RAIL, ID_RO
 
 MOST_POLYGONS = 1 << 15  # gathered around one sensor; what is farther away is left out first
 MOST_BALLS = 1 << 12
+MOST_SHOTS = 1 << 18  # of one frame
 SECTORS = 720  # of the horizon
 NOTHING = -100  # id of a beam without an echo
 """Ids are those of `shading`, and positive ones of vehicles."""
+
+
+def _bands() -> NDArray[np.float64]:
+    """What runs along the road: from d, z to d, z across it, the id, and 1 if it is seen from both sides."""
+    rows = []
+    for (d0, z0), (d1, z1) in pairwise(PROFILE):
+        rows += [(d0, z0, d1, z1, ID_BARRIER, 0), (-d1, z1, -d0, z0, ID_BARRIER, 0)]
+    top_d, top_z = PROFILE[-1]
+    rows.append((top_d, top_z, -top_d, top_z, ID_BARRIER, 0))
+    rows += [(d, RAIL_HEIGHT - 0.34, d, RAIL_HEIGHT, ID_RAIL, 1) for d in (-RAIL_OFFSET, RAIL_OFFSET)]
+    return np.array(rows, np.float64)
+
+
+BANDS = _bands()
 
 
 class Beams(NamedTuple):
@@ -72,7 +88,7 @@ def scan(
         seconds: that the frame lasts.
         scenery_seed: of the trees and houses; 0: the usual ones.
     """
-    shots = round(beams.points_per_second * seconds / beams.channels)
+    shots = min(round(beams.points_per_second * seconds / beams.channels), MOST_SHOTS // beams.channels)
     turned = beams.rotation_frequency * beams.horizontal_fov * seconds
     steps = angle + turned / max(shots, 1) * np.arange(shots)
     around = np.radians(steps % beams.horizontal_fov - beams.horizontal_fov / 2)
@@ -121,8 +137,8 @@ def _cast(
 
 
 @compiled
-def _keep(eye, corners, sides, normals, names, used, count, ident, both):
-    """Whether polygon ``used`` faces the sensor; then its normal points there."""
+def _keep(eye, corners, sides, normals, names, used, count, ident):
+    """Finish polygon ``used``, its normal towards the sensor; 1, or 0 of a polygon without area."""
     nx = 0.0
     ny = 0.0
     nz = 0.0
@@ -135,10 +151,8 @@ def _keep(eye, corners, sides, normals, names, used, count, ident, both):
     length = math.sqrt(nx * nx + ny * ny + nz * nz)
     if length < 1e-12:
         return 0
-    sign = 1.0 / length
-    if both:
-        toward = nx * (eye[0] - p[0, 0]) + ny * (eye[1] - p[0, 1]) + nz * (eye[2] - p[0, 2])
-        sign = sign if toward > 0.0 else -sign
+    toward = nx * (eye[0] - p[0, 0]) + ny * (eye[1] - p[0, 1]) + nz * (eye[2] - p[0, 2])
+    sign = 1.0 / length if toward > 0.0 else -1.0 / length
     normals[used, 0] = nx * sign
     normals[used, 1] = ny * sign
     normals[used, 2] = nz * sign
@@ -170,7 +184,7 @@ def _add_model(eye, mesh, model, x, y, yaw, ident, corners, sides, normals, name
             corners[used, k, 0] = x + mesh.corners[face, k, 0] * c - mesh.corners[face, k, 1] * sn
             corners[used, k, 1] = y + mesh.corners[face, k, 0] * sn + mesh.corners[face, k, 1] * c
             corners[used, k, 2] = mesh.corners[face, k, 2]
-        used += _keep(eye, corners, sides, normals, names, used, count, ident, True)
+        used += _keep(eye, corners, sides, normals, names, used, count, ident)
     return used
 
 
@@ -193,7 +207,7 @@ def _add_band(eye, a, b, d0, z0, d1, z1, ident, both, corners, sides, normals, n
         p = corners[used, 0]
         if (eye[0] - p[0]) * out_x + (eye[1] - p[1]) * out_y + (eye[2] - p[2]) * n_z <= 0.0:
             return used
-    return used + _keep(eye, corners, sides, normals, names, used, 4, ident, True)
+    return used + _keep(eye, corners, sides, normals, names, used, 4, ident)
 
 
 @compiled
@@ -201,10 +215,10 @@ def _gather(eye, reach, world, mesh, vehicles, corners, sides, normals, names, b
     """Fills polygons and balls (x, y, z, radius); how many there are of each."""
     used = 0
     for i in range(vehicles.x.shape[0]):
-        kind = vehicles.kind[i]
+        kind = int(vehicles.kind[i])
         if math.hypot(vehicles.x[i] - eye[0], vehicles.y[i] - eye[1]) < reach + mesh.radius[kind]:
             used = _add_model(
-                eye, mesh, kind, vehicles.x[i], vehicles.y[i], vehicles.yaw[i], vehicles.id[i],
+                eye, mesh, kind, vehicles.x[i], vehicles.y[i], vehicles.yaw[i], int(vehicles.id[i]),
                 corners, sides, normals, names, used,
             )  # fmt: skip
     for i in range(world.models.shape[0]):
@@ -230,7 +244,7 @@ def _gather(eye, reach, world, mesh, vehicles, corners, sides, normals, names, b
             corners[used, k, 0] = x + side_x * wide
             corners[used, k, 1] = y + side_y * wide
             corners[used, k, 2] = 0.4 * height if k >= 2 else 0.0
-        used += _keep(eye, corners, sides, normals, names, used, 4, ID_VEGETATION, True)
+        used += _keep(eye, corners, sides, normals, names, used, 4, ID_VEGETATION)
         if kind == 0.0:
             for ball in range(3):
                 if round_ones < balls.shape[0]:
@@ -250,7 +264,7 @@ def _gather(eye, reach, world, mesh, vehicles, corners, sides, normals, names, b
                 corners[used, k, 0] = x + side_x * wide * (k - 1)
                 corners[used, k, 1] = y + side_y * wide * (k - 1)
                 corners[used, k, 2] = ((0.58, 0.80, 1.0) if k == 1 else (0.14, 0.38, 0.62))[tier] * height
-            used += _keep(eye, corners, sides, normals, names, used, 3, ID_VEGETATION, True)
+            used += _keep(eye, corners, sides, normals, names, used, 3, ID_VEGETATION)
     return used, round_ones
 
 
@@ -265,27 +279,11 @@ def _add_course(eye, reach, course, corners, sides, normals, names, used):
         for k in range(block * BLOCK, (block + 1) * BLOCK):
             a = course[k]
             b = course[(k + 1) % count]
-            for side in (-1.0, 1.0):
-                for face in range(PROFILE.shape[0] - 1):
-                    d0, z0 = PROFILE[face]
-                    d1, z1 = PROFILE[face + 1]
-                    if side > 0.0:
-                        used = _add_band(
-                            eye, a, b, d0, z0, d1, z1, ID_BARRIER, False, corners, sides, normals, names, used
-                        )
-                    else:
-                        used = _add_band(
-                            eye, a, b, -d1, z1, -d0, z0, ID_BARRIER, False, corners, sides, normals, names, used
-                        )
-                d = side * RAIL_OFFSET
+            for band in range(BANDS.shape[0]):
+                d0, z0, d1, z1, ident, both = BANDS[band]
                 used = _add_band(
-                    eye, a, b, d, RAIL_HEIGHT - 0.34, d, RAIL_HEIGHT, ID_RAIL, True, corners, sides, normals, names,
-                    used,
-                )  # fmt: skip
-            top_d, top_z = PROFILE[PROFILE.shape[0] - 1]
-            used = _add_band(
-                eye, a, b, top_d, top_z, -top_d, top_z, ID_BARRIER, False, corners, sides, normals, names, used
-            )
+                    eye, a, b, d0, z0, d1, z1, int(ident), both > 0.0, corners, sides, normals, names, used
+                )
     return used
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.simulator import lidar, streaming, wire
-from carla_digr.simulator.blueprints import DEPTH, INSTANCE, LABELS, RGB, SEMANTIC
+from carla_digr.simulator.blueprints import DEPTH, INSTANCE, LABELS, LIDAR, RGB, SEMANTIC, SEMANTIC_LIDAR
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import LATITUDE, LONGITUDE
 from carla_digr.simulator.shading import (
@@ -90,6 +90,10 @@ PICTURES: dict[str, tuple[int, Callable[[World, Camera], NDArray[np.uint8]]]] = 
     DEPTH: (streaming.DEPTH_CAMERA, depth_picture),
 }
 """Blueprint to index in the client's registry of sensors and how the picture is made."""
+
+
+LIDARS = {LIDAR: streaming.LIDAR, SEMANTIC_LIDAR: streaming.SEMANTIC_LIDAR}
+"""Blueprint to index in the client's registry of sensors."""
 
 
 def _labels(world: World, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -175,7 +179,7 @@ class Echoes:
         return np.bincount(channel[back], minlength=len(seen.counts)), echoes
 
 
-def labelled_echoes(world: World, seen: lidar.Scan) -> NDArray[np.void]:
+def labelled(world: World, seen: lidar.Scan) -> NDArray[np.void]:
     """All echoes of a scan with what was hit, (N,) of streaming.LABELLED_ECHO."""
     echoes = np.zeros(len(seen.ids), streaming.LABELLED_ECHO)
     echoes["point"], echoes["cosine"] = seen.points, seen.cosines

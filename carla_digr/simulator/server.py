@@ -28,7 +28,8 @@ from carla_digr.simulator import add_server_options, streaming, wire
 from carla_digr.simulator.batches import Answers, apply_batch
 from carla_digr.simulator.calls import METHODS, answer
 from carla_digr.simulator.entries import CallFailed
-from carla_digr.simulator.episode import Episode
+from carla_digr.simulator.episode import DEFAULT_DELTA, Episode
+from carla_digr.simulator.lidar import Beams
 from carla_digr.simulator.process import bind, end, exit_with, listen, run_instances
 from carla_digr.simulator.refusals import REFUSED, refusal
 from carla_digr.simulator.road import MAP_NAME
@@ -92,12 +93,13 @@ class Server:
         host: address to listen on.
         port: of the RPC channel, streams are one above; 0 takes two free ones.
         new_episode: makes an episode from its number, first frame, settings and the port of the streams.
+        lidars: whether clients may ask for lidars, whose code then is compiled too, 10 s the very first time.
 
     Raises:
         UserError: a port cannot be had.
     """
 
-    def __init__(self, host: str, port: int, new_episode: NewEpisode = Episode):
+    def __init__(self, host: str, port: int, new_episode: NewEpisode = Episode, lidars: bool = True):
         self._new_episode = new_episode
         self._selector = selectors.DefaultSelector()
         self._rpc = bind(host, port)
@@ -123,7 +125,7 @@ class Server:
         self._next_step = time.monotonic()
         self._leave_at: float | None = None
         self._episode = Episode(1, 0, wire.EpisodeSettings(), self.streaming_port)
-        self._warm_up()
+        self._warm_up(lidars)
         # Only now: a client that got through would time out while the numba code is being compiled.
         for listener in (self._rpc, self._streaming):
             listen(listener)
@@ -164,12 +166,14 @@ class Server:
 
     # -------------------------------------------------------------------------------------------------- frames
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, lidars: bool) -> None:
         """Compile or load the numba code before the first client waits for it, and make the first frame."""
         vehicle = self._episode.world.spawn_vehicle(0, *self._episode.world.road.spawn_points[0])
         camera = Camera(vehicle, -9.5, 0.0, 4.2, -0.1, 0.0, 0.0, 32, 32, 48.0)
         self._episode.world.render(camera)
         self._episode.world.depths(camera)
+        if lidars:
+            self._episode.world.scan((0.0, 0.0, 2.0, 0.0, 0.0, 0.0), Beams(), 0.0, DEFAULT_DELTA)
         self._step()
         self._episode = self._new_episode(1, self._episode.world.frame, wire.EpisodeSettings(), self.streaming_port)
         self._step()
@@ -486,7 +490,7 @@ def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode
         signal.signal(number, lambda *_: end())
     if parent is not None:
         exit_with(parent)
-    server = Server(host, port, new_episode)
+    server = Server(host, port, new_episode, lidars=parent is None)  # who starts one for itself has no lidars
     signal.signal(signal.SIGINT, lambda *_: server.leave())
     if parent is not None:
         exit_with(parent, server.leave)
