@@ -73,6 +73,6 @@ setup(
         "aiohttp>=3.9",
         "simplejpeg>=1.7",
     ],
-    extras_require={**EXTRAS, "all": sorted(chain(*EXTRAS.values()))},
+    extras_require={**EXTRAS, "all": sorted(chain(*EXTRAS.values())), "fuzz": ["atheris>=3"]},
     entry_points={"console_scripts": ["carla-digr = carla_digr.cli:main"]},
 )
