@@ -10,6 +10,7 @@ from contextlib import closing
 from itertools import pairwise
 
 import crafted_bags
+import cv2
 import drive_bags
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from carla_digr.cli import main as command
 from carla_digr.errors import UserError
 from carla_digr.recordings import topics
 from carla_digr.recordings.bag import open_bag
-from carla_digr.recordings.drive import read_drive
+from carla_digr.recordings.drive import COMPRESSED_IMAGE, read_drive
 
 SECOND = 10**9
 MEGABYTES, SECONDS = 1000, 20  # what a command may take for any of them
@@ -98,6 +99,31 @@ def with_definition(text: str) -> File:
     return file
 
 
+def long_decisions(count: int) -> File:
+    """Decisions among 8,000 actions, each with its picture."""
+    kind = topics.DECISION_TYPE
+    file = File(types={topics.IMAGE: topics.PICTURE_TYPE, topics.DECISION: kind})
+    names = [chr(97 + number % 26) for number in range(8000)]
+    for number in range(1, count + 1):
+        stamp = drive_bags.header(number * SECOND)
+        decision = drive_bags.blank(drive_bags.STORE, kind, header=stamp, action_names=names)
+        data = drive_bags.serialized(kind, decision)
+        file.add_messages([(1, number * SECOND, picture(number * SECOND, 1, 1)), (2, number * SECOND, data)])
+    return file
+
+
+def png_pictures(count: int) -> File:
+    """Compressed pictures of 33 million pixels of 16 bits, each 100 kB."""
+    ok, png = cv2.imencode(".png", np.zeros((5792, 5792), np.uint16))
+    assert ok
+    file = File(types={COMPRESSED_IMAGE: topics.COMPRESSED_TYPE})
+    for number in range(1, count + 1):
+        fields = {"header": drive_bags.header(number * SECOND), "data": png.ravel()}
+        image = drive_bags.blank(drive_bags.STORE, topics.COMPRESSED_TYPE, **fields)
+        file.add_messages([(1, number * SECOND, drive_bags.serialized(topics.COMPRESSED_TYPE, image))])
+    return file
+
+
 def separated(*types: str) -> str:
     return ("=" * 80 + "\n").join(types)
 
@@ -165,6 +191,8 @@ FILES = {
     "a picture of 1 x 1,000,000": (lambda: of_pictures(GOOD, picture(2 * SECOND, 1, 1_000_000, "mono8")), True),
     "a picture larger than its data": (lambda: of_pictures(GOOD, picture(2 * SECOND, 2**29, 2**31, data=9)), True),
     "a deep picture of 16 million pixels": (lambda: of_pictures(GOOD, picture(2 * SECOND, 4096, 4096, "mono16")), True),
+    "ten PNG pictures of 33 million pixels": (lambda: png_pictures(10), None),
+    "500 decisions among 8,000 actions": (lambda: long_decisions(500), None),
     "a map of height 0": (lambda: of_map(picture(SECOND, 128, 0, "32FC1")), True),
     "a grey map": (lambda: of_map(picture(SECOND, 128, 128, "mono8")), True),
     "facts nested 200,000 deep": (lambda: of_facts("[" * 60_000), True),
@@ -183,6 +211,8 @@ LONG = {
     "200,000 fields",
     "a deep picture of 16 million pixels",
     "2 MB of quality of service",
+    "ten PNG pictures of 33 million pixels",
+    "500 decisions among 8,000 actions",
 }
 
 
