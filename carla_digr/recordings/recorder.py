@@ -26,10 +26,10 @@ WAITING_BYTES = 1 << 26  # that wait for room on a full disk before messages are
 class Timeline:
     """Stamps of a drive as one time that neither runs back nor jumps ahead, whatever clock they are of.
 
-    A simulator that is started again begins anew at 0, and a stranger's messages have a clock of their own. Topics
-    arrive one before the other, so each is watched for itself: where its stamps fall back by more than JUMP_BACK or run
-    ahead by more than ``ahead``, it goes over to the latest clock that they fit, or to a new one, which goes on where
-    the one before is.
+    A simulator that is started again begins anew at 0, and a stranger's messages have a clock of their own. Topics, and
+    what several publishers of one send, arrive one before the other, so each is watched for itself: where its stamps
+    fall back by more than JUMP_BACK or run ahead by more than ``ahead``, it goes over to the latest clock they fit,
+    or to a new one, which goes on where the one before is.
 
     Args:
         ahead: ns; None: a recording's stamps may have gaps of any length.
@@ -44,25 +44,27 @@ class Timeline:
         self.jumps = 0
         self._ahead = math.inf if ahead is None else ahead
         self._offsets = deque([0], CLOCKS)  # ns, of each clock
-        self._topics: dict[str, tuple[int, int]] = {}  # offset and latest stamp
+        self._sources: dict[tuple[str, str], tuple[int, int]] = {}  # offset and latest stamp
+        self._topics: set[str] = set()
 
-    def place(self, topic: str, stamp: int) -> int:
-        """The time in ns of a topic's stamp in ns."""
+    def place(self, topic: str, stamp: int, source: str = "") -> int:
+        """The time in ns of a topic's stamp in ns; ``source``: which of its publishers it is of, if that is known."""
         now = self.now
         if now is None:
             now = max(stamp, 0)
-        known = self._topics.get(topic)
+        known = self._sources.get((topic, source))
         if known is not None and -JUMP_BACK <= stamp - known[1] <= self._ahead:
             offset, latest = known
         else:
-            late = self._ahead if known is None else JUMP_BACK  # a topic's first messages may have waited
+            late = JUMP_BACK if topic in self._topics else self._ahead  # a topic's first messages may have waited
             fitting = [offset for offset in self._offsets if -late <= stamp + offset - now <= self._ahead]
             if not fitting:
                 fitting = [now - stamp]
                 self._offsets += fitting
                 self.jumps += 1
             offset, latest = fitting[-1], stamp
-        self._topics[topic] = offset, max(stamp, latest)
+        self._sources[topic, source] = offset, max(stamp, latest)
+        self._topics.add(topic)
         time = max(stamp + offset, 0)
         self.now = max(now, time)
         return time
@@ -79,6 +81,7 @@ class Recorder:
         path: the new bag's directory.
         channels: the drive's topics.
         facts: what is known at the start.
+        notes: what is known at the end, besides.
     """
 
     path: Path
@@ -86,6 +89,7 @@ class Recorder:
     facts: Mapping[str, str]
     problem: str = ""
     dropped: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
     _early: deque[tuple[Channel, bytes]] = field(default_factory=lambda: deque(maxlen=100))
     _timeline: Timeline = field(default_factory=lambda: Timeline(JUMP_AHEAD))
 
@@ -101,8 +105,8 @@ class Recorder:
         """Messages in the bag."""
         return self._bag.messages
 
-    def add(self, channel: Channel, data: bytes, time: int | None) -> None:
-        """A message (CDR) with its time in ns; None: it has none."""
+    def add(self, channel: Channel, data: bytes, time: int | None, source: str = "") -> None:
+        """A message (CDR) with its time in ns, None: it has none; ``source``: as of `Timeline.place`."""
         now = self._timeline.now
         if now is None and time is None:
             self._early.append((channel, data))
@@ -110,7 +114,7 @@ class Recorder:
         if self._bag.waiting > WAITING_BYTES:
             self.dropped += 1
             return
-        time = now if time is None else self._timeline.place(channel.topic, time)
+        time = now if time is None else self._timeline.place(channel.topic, time, source)
         assert time is not None
         time = min(time, LAST_TIME)
         if now is None:
@@ -138,7 +142,9 @@ class Recorder:
     def close(self) -> None:
         """Finish the bag, or remove it if there is nothing in it; if that fails, ``problem`` says so."""
         try:
-            self._bag.close({**self.facts, **({"jumps_of_the_clock": str(self.jumps)} if self.jumps else {})})
+            if self.jumps:
+                self.notes["jumps_of_the_clock"] = str(self.jumps)
+            self._bag.close({**self.facts, **self.notes})
             if not self.messages:  # the drive was ended before its first frame
                 shutil.rmtree(self.path)
         except OSError as error:

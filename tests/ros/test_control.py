@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+from collections import Counter
 
 import live_support
 import numpy as np
@@ -28,6 +30,7 @@ from carla_digr.driving.control import ACTIONS  # noqa: E402
 from carla_digr.explainer import Explainer  # noqa: E402
 from carla_digr.live.composition import WEIGHTS, Process  # noqa: E402
 from carla_digr.live.supervisor import free_domain  # noqa: E402
+from carla_digr.recordings.bag import open_bag  # noqa: E402
 
 NAMES = [topic.name for topic in topics.TOPICS if topic is not topics.MANUAL]
 
@@ -300,10 +303,42 @@ def test_a_policy_is_checked_before_it_takes_over(drive, weights, tmp_path):
     assert len(frames) > 10 and not braked & set(frames)  # nor did the car brake
 
 
+@pytest.fixture(scope="module")
+def onlookers(drive, weights, tmp_path_factory):
+    """A viewer and a recorder of the drive, and where the recorder makes its bag."""
+    bags = tmp_path_factory.mktemp("bags")
+    recorder = Process("recorder", parameters={"directory": str(bags), "weights": str(weights)})
+    viewer = Process("viewer", parameters={"port": live_support.free_port()})
+    return drive.start(viewer), drive.start(recorder), bags
+
+
+def test_no_frame_is_lost_while_the_onlookers_are_stopped_and_the_drive_goes_on(drive, onlookers):
+    """Three seconds of the drive; afterwards they have them all, or what is newest."""
+    viewer, recorder, _ = onlookers
+
+    def recorded() -> int:
+        return int(drive.status("recorder").get("messages recorded", 0))
+
+    drive.observer.until(lambda: recorded() > 300 and float(drive.status("viewer")["frames (Hz)"]) > 1.0)
+    before, sent = recorded(), len(drive.observer.received[topics.FRAME.name])
+    for running in (viewer, recorder):
+        running.popen.send_signal(signal.SIGSTOP)
+    stopped, _ = drive.new(topics.FRAME, count=2)
+    drive.new(topics.FRAME, lambda m: m.header.stamp.sec >= stopped.header.stamp.sec + 3)
+    reports = len(drive.observer.received[topics.DIAGNOSTICS.name])
+    for running in (viewer, recorder):
+        running.popen.send_signal(signal.SIGCONT)
+    frames = drive.observer.received[topics.FRAME.name]
+    drive.observer.until(lambda: recorded() - before > 8 * (len(frames) - sent) > 8 * 60)
+    drive.observer.until(lambda: len(drive.observer.received[topics.DIAGNOSTICS.name]) > reports + 8)
+    assert drive.status("recorder")["frames lacking"] == "0"
+    assert float(drive.status("viewer")["frames (Hz)"]) > 1.0
+
+
 def nonsense(topic, header) -> list:
     """What is no message of a topic at all, and messages that no node can use, with a frame's header."""
     whole = serialize_message(topic.type())
-    found = [b"", b"\0\1\0\3", whole[:7], whole[:20], whole[:-3], whole[:4] + b"\xff" * (len(whole) - 4)]
+    found = [b"", b"\0\1\0\3", whole[:7], whole[:20], whole[:-3], whole[:4] + b"\xff" * (len(whole) - 8)]
     if topic.type is Image:
         shapes = ("mono8", 8, 8, 8), ("rgb8", 8, 8, 24), ("16UC1", 8, 8, 16), ("32FC1", 8, 8, 32), ("", 8, 8, 8)
         for encoding, height, width, step in shapes:
@@ -322,12 +357,10 @@ def nonsense(topic, header) -> list:
     return found
 
 
-def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, weights, tmp_path):
+def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, onlookers):
     """Each message has the stamp of the frame that is driven on; they come until the node has told of them."""
-    page = live_support.free_port()
-    recorder = Process("recorder", parameters={"directory": str(tmp_path / "bags"), "weights": str(weights)})
-    onlookers = [drive.start(process) for process in (Process("viewer", parameters={"port": page}), recorder)]
-    onlookers.append(drive.start(Process("measure", parameters={"duration": 86400.0})))
+    *watching, bags = onlookers
+    measure = drive.start(Process("measure", parameters={"duration": 86400.0}))
     heard = {
         "carla_bridge": (topics.DECISION, topics.MANUAL, topics.CMD_VEL, topics.ACKERMANN),
         "explainer": (topics.FRAME, topics.IMAGE, topics.INSTANCES, topics.VEHICLES),
@@ -359,10 +392,16 @@ def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, weights, tmp_path)
     assert drive.set("explainer", opacity=0.8) == ""
     drive.policy_drives()
     drive.observer.until(lambda: float(drive.status("viewer")["frames (Hz)"]) > 1.0)
-    for running in onlookers[:2]:
+    for running in watching:
         assert running.end() == 0 and "Traceback" not in running.output, running.output
-    onlookers[2].end()
-    assert "Traceback" not in onlookers[2].output
+    measure.end()
+    assert "Traceback" not in measure.output
+    with open_bag(next(bags.iterdir())) as opened:  # of the test before, too
+        kept = {c.topic: Counter() for c in opened.channels}
+        for channel, time, _ in opened.read():
+            kept[channel.topic][time] += 1
+    pictures = [time for time in sorted(kept[topics.FRAME.name]) if time in kept[topics.CLOCK.name]]
+    assert len(pictures) > 60 and set(pictures) <= set(kept[topics.IMAGE.name])
 
 
 def test_the_life_cycle_stops_and_starts_the_drive(drive):

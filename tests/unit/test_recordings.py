@@ -315,3 +315,11 @@ def test_two_clocks_on_one_topic_are_told_apart():
         assert timeline.place("clock", number * frame) == timeline.place("frame", number * frame) == number * frame
         assert timeline.place("clock", WALL + number * frame) == number * frame
     assert timeline.jumps == 1
+
+
+def test_what_one_publisher_of_a_topic_sends_late_belongs_to_its_own_time():
+    timeline, seconds = Timeline(JUMP_AHEAD), 10**9
+    for stamp, source in ((5, "a"), (5, "b"), (6, "b"), (9, "b"), (6, "a"), (9, "a")):  # the second was held up
+        assert timeline.place("decision", stamp * seconds, source) == stamp * seconds
+    assert timeline.place("decision", 0, "c") == 9 * seconds  # begun anew, by a new process
+    assert timeline.jumps == 1

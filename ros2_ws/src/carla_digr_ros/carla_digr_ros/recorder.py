@@ -6,8 +6,10 @@ import queue
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
+from carla_digr_msgs.msg import DriveFrame
 from rclpy.clock import Clock as NodeClock
 from rclpy.clock import ClockType
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -25,14 +27,17 @@ from carla_digr.recordings.recorder import Recorder
 from carla_digr_ros import topics
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
 from carla_digr_ros.parameters import declare
+from carla_digr_ros.receiving import message_of
 from carla_digr_ros.running import ManagedNode, run
 
 COMMIT_SECONDS = 0.9  # a kill loses what came since: with the time to write, at most a second
 DEPTH = 400  # messages of a topic that wait in the middleware while this process is held up
 EXPLAINER_SECONDS = 30.0  # longest wait for an explainer before the pictures are recorded alone
 QUEUED, QUEUED_BYTES = 10_000, 1 << 28  # messages that wait for the writer thread
+LONGEST_GAP = 10_000  # frames; what is longer is no bridge's
+LONGEST_NOTE = 10_000  # characters, of which frames a recording lacks
 
-Entry = tuple[Channel, bytes, int | None]  # of the queue: a message and its stamp in ns
+Entry = tuple[Channel, bytes, int | None, str]  # of the queue: a message, its stamp in ns and its publisher
 
 
 class RecorderNode(ManagedNode):
@@ -55,6 +60,8 @@ class RecorderNode(ManagedNode):
         self._failure = ""
         self._lost = 0
         self._taken = self._written = 0  # bytes
+        self._last_frame = 0, 0  # its episode and number
+        self._lacking = 0
         self._rate = Recent()
         Reporter(self, "recording", self._status)
 
@@ -80,7 +87,7 @@ class RecorderNode(ManagedNode):
         store = typestore(Path(get_package_share_directory("carla_digr_msgs")) / "msg")
         self._channels = [_channel(topic, store) for topic in topics.TOPICS]
         self._recorder = Recorder(Path(self._directory) / f"drive-{started}", self._channels, facts)
-        self._lost, self._failure = 0, ""
+        self._lost, self._failure, self._lacking = 0, "", 0
         self._writer = threading.Thread(target=self._write, args=(self._recorder,), name="writer")
         self._writer.start()
         self.get_logger().info(f"Recording to {self._recorder.path}")
@@ -125,14 +132,14 @@ class RecorderNode(ManagedNode):
         stamped = topic.type is Clock or listed or (fields[0] == "header" and not wall)
         place = (LISTED if listed else FIRST) if stamped else None
 
-        def keep(data: bytes) -> None:
+        def keep(data: bytes, info: Any) -> None:
             stamp = None if place is None else stamp_of(data, place)
             self._rate.add()
             if self._taken - self._written > QUEUED_BYTES or self._queue.full():
                 self._lost += 1
                 return
             self._taken += len(data)
-            self._queue.put_nowait((channel, data, stamp))
+            self._queue.put_nowait((channel, data, stamp, str(info.get("publisher_gid"))))
 
         qos = QoSProfile(depth=DEPTH, durability=topic.qos.durability)
         self.heard.append(self.create_subscription(topic.type, topic.relative, keep, qos, raw=True))
@@ -161,15 +168,30 @@ class RecorderNode(ManagedNode):
                 self._lost += 1
                 self._failure = f"A message{f' of {entry[0].topic}' if entry else ''} was not recorded: {error!r}"
 
-    def _add(self, recorder: Recorder, channel: Channel, data: bytes, stamp: int | None) -> None:
+    def _add(self, recorder: Recorder, channel: Channel, data: bytes, stamp: int | None, source: str) -> None:
         jumps = recorder.jumps
         self._written += len(data)
-        recorder.add(channel, data, stamp)
+        recorder.add(channel, data, stamp, source)
+        if channel.topic == topics.FRAME.name:
+            self._look_for_a_gap(recorder, message_of(data, topics.FRAME.type))
         if recorder.jumps > jumps:
             self.get_logger().warning(
                 f"The clock of {channel.topic} jumped: in the recording time goes on where it was",
                 throttle_duration_sec=5.0,
             )
+
+    def _look_for_a_gap(self, recorder: Recorder, frame: DriveFrame) -> None:
+        """The bridge numbers the frames of an episode one after the other."""
+        episode, before = self._last_frame
+        self._last_frame = frame.episode, frame.frame
+        lacking = frame.frame - before - 1
+        if episode == frame.episode and 0 < lacking < LONGEST_GAP:
+            self._lacking += lacking
+            part = f"{before + 1}-{frame.frame - 1}"
+            noted = recorder.notes.get("frames_lacking", "")
+            if len(noted) < LONGEST_NOTE:
+                recorder.notes["frames_lacking"] = ", ".join(filter(None, [noted, part]))
+            self.get_logger().warning(f"The recording lacks {lacking} frames, {part}", throttle_duration_sec=5.0)
 
     def _status(self):
         recorder = self._recorder
@@ -182,12 +204,13 @@ class RecorderNode(ManagedNode):
             "messages (Hz)": self._rate.rate(),
             "messages waiting": self._queue.qsize(),
             "messages lost": lost,
+            "frames lacking": self._lacking,
             "jumps of a clock": recorder.jumps,
         }
         if recorder.problem or self._failure:
             return ERROR, recorder.problem or self._failure, values
-        if lost:
-            return WARN, f"{lost} messages were not recorded", values
+        if lost or self._lacking:
+            return WARN, f"{lost} messages and {self._lacking} frames were not recorded", values
         return OK, f"{self._rate.rate():.0f} messages/s", values
 
 

@@ -101,7 +101,7 @@ class ManagedNode(LifecycleNode):
             self._mismatch(publisher.topic_name, event, "a subscriber gets nothing from it")
 
         events = PublisherEventCallbacks(incompatible_qos=mismatch, use_default_callbacks=False)
-        publisher = self.create_lifecycle_publisher(topic.type, topic.relative, topic.qos, event_callbacks=events)
+        publisher = self.create_lifecycle_publisher(topic.type, topic.relative, topic.offered, event_callbacks=events)
         return publisher
 
     def listen(self, topic: Topic, callback: Callable[..., None]) -> None:

@@ -43,6 +43,8 @@ QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.VOLATILE,
 )
+# Five seconds of frames: what a publisher keeps for a subscriber whose process was stopped, such as the recorder's.
+KEPT = 100
 LATCHED = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=1,
@@ -75,9 +77,15 @@ class Topic:
         """The whole name that a node has for it."""
         return node.resolve_topic_name(self.relative)
 
+    @property
+    def offered(self) -> QoSProfile:
+        """A publisher's quality of service: the table's, but deeper."""
+        latched = self.qos.durability is DurabilityPolicy.TRANSIENT_LOCAL
+        return QoSProfile(depth=self.qos.depth if latched else KEPT, durability=self.qos.durability)
+
     def publisher(self, node: Node) -> Publisher:
         """A publisher of this topic."""
-        return node.create_publisher(self.type, self.relative, self.qos)
+        return node.create_publisher(self.type, self.relative, self.offered)
 
     def subscribe(self, node: Node, callback: Any) -> Subscription:
         """A subscription with the table's quality of service to the messages as they are sent, CDR bytes."""
