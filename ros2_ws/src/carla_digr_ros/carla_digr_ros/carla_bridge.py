@@ -99,6 +99,13 @@ class CarlaBridge(ManagedNode):
         )
         self._recovery = Live(self, "recovery", 5, "good decisions in a row that end a stop", (1, 1000))
 
+        self._policies = Live(
+            self, "policies", [""], "hashes of the policies that may drive; empty: that of the first decision"
+        )
+        self._first_policy: str | None = None
+        self._stranger = ""  # the last policy that decided and may not drive
+        self._strange, self._rivals = Recent(), Recent()
+
         self._watchdog = Watchdog(time.monotonic)
         self._manual = ManualControl(time.monotonic)
         self._camera = Camera()
@@ -424,11 +431,24 @@ class CarlaBridge(ManagedNode):
         if self._frame is None or message.header.stamp != self._header.stamp:
             self._foreign += 1
             return
+        if not self._may_drive(message.policy_hash):
+            return
+        if self._answered:
+            self._rivals.add()
         steer = message.steer if len(message.probabilities) == len(message.action_names) else math.nan
         command = VehicleCommand(steer, message.throttle, message.brake, message.target_speed, message.along_lane)
         if self._watchdog.receive(self._frame.frame, command):
             self._answered = True
             self._answers.add((time.monotonic() - self._sent_at) * 1000.0)
+
+    def _may_drive(self, policy: str) -> bool:
+        if self._first_policy is None:
+            self._first_policy = policy
+        allowed = policy in (set(filter(None, self._policies.value)) or {self._first_policy})
+        if not allowed:
+            self._stranger = policy[:12]
+            self._strange.add()
+        return allowed
 
     def _on_manual(self, message: VehicleControl) -> None:
         self._drive_by_hand(VehicleCommand(message.steer, message.throttle, message.brake))
@@ -566,6 +586,7 @@ class CarlaBridge(ManagedNode):
             "frame to decision p50 (ms)": self._answers.latency(50),
             "frame to decision p99 (ms)": self._answers.latency(99),
             "fallbacks": self._fallbacks,
+            "decisions of other policies (Hz)": self._strange.rate(),
             "decisions late or repeated": self._watchdog.ignored + self._foreign,
             "periods missed": self._pacer.missed,
             "episode": self._episode,
@@ -577,8 +598,16 @@ class CarlaBridge(ManagedNode):
             return WARN, self._waiting, values
         if self._paused:
             return OK, "paused", values
+        if self._strange.rate():
+            remedy = "let it drive by ~/set_policy of the explainer, or by the parameter policies of this node"
+            return WARN, f"Decisions of the policy {self._stranger!r} are not applied: {remedy}", values
         if self._watchdog.state is not State.DRIVING:
             return WARN, self._ruling.reason, values
+        if self._rivals.rate():
+            topic = topics.DECISION.of(self)
+            deciders = [info.node_name for info in self.get_publishers_info_by_topic(topic)]
+            names = ", ".join(sorted(name for name in deciders if name != self.get_name())[:5])
+            return WARN, f"Several nodes decide ({names}): for each frame the first answer counts", values
         if self._over_since:
             return WARN, "the episode is over: collision or off the road", values
         if self._camera.warning:

@@ -15,7 +15,10 @@ import numpy as np
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision, MapTrust, Vehicles
 from carla_digr_msgs.srv import SetPolicy
 from numpy.typing import NDArray
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rcl_interfaces.srv import SetParameters
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.client import Client
+from rclpy.clock import Clock, ClockType
 from rclpy.parameter import Parameter
 from rclpy.task import Future
 from sensor_msgs.msg import Image
@@ -41,6 +44,7 @@ from carla_digr_ros.running import ManagedNode, run
 SWITCH_SECONDS = 0.0005  # for which the thread of objects keeps Python's lock when a decision wants it
 SETTLED = 100  # maps after which they are held against perturbation maps
 GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
+ANNOUNCE_SECONDS = 1.0  # longest wait for the bridge's answer
 MOST_VEHICLES = 1000  # of one frame
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
@@ -89,8 +93,9 @@ class ExplainerNode(ManagedNode):
         self._judged: MapTrust | None = None  # the last one
         self._maps = 0  # by this policy
         # In a group of its own: while it waits for a policy, the node's other callbacks go on.
-        loading = MutuallyExclusiveCallbackGroup()
+        loading = ReentrantCallbackGroup()
         self.create_service(SetPolicy, "~/set_policy", self._on_set_policy, callback_group=loading)
+        self._bridge: Client = self.create_client(SetParameters, "carla_bridge/set_parameters", callback_group=loading)
         self._loader = ThreadPoolExecutor(1)  # a policy is loaded while the present one drives on
         self._commands: tuple[VehicleCommand, ...] | None = None  # of the actions
         self._loaded: tuple[str, Explainer] | None = None  # of the service, until the parameter has its value
@@ -199,6 +204,7 @@ class ExplainerNode(ManagedNode):
         await done
         try:
             explainer = loading.result()
+            await self._announce(explainer.policy_hash)
             self._loaded = request.weights, explainer
             verdict = self.set_parameters([Parameter("weights", value=request.weights)])[0]
             response.success, response.message = verdict.successful, verdict.reason
@@ -212,6 +218,17 @@ class ExplainerNode(ManagedNode):
             response.message = "The policy is taken when the node is configured."
         response.policy_hash = self._explainer.policy_hash if self.configured else ""
         return response
+
+    async def _announce(self, policy_hash: str) -> None:
+        """Have the bridge, if there is one, apply the decisions of a policy that was asked for."""
+        if not self._bridge.service_is_ready():
+            return
+        driving = [self._explainer.policy_hash] if self.configured else []
+        policies = Parameter("policies", value=[*driving, policy_hash]).to_parameter_msg()
+        answer = self._bridge.call_async(SetParameters.Request(parameters=[policies]))
+        patience = self.create_timer(ANNOUNCE_SECONDS, answer.cancel, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        await answer
+        self.destroy_timer(patience)
 
     def _refuse_weights(self, weights: str) -> str:
         if not self.configured:

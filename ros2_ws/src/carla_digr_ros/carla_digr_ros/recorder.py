@@ -134,6 +134,8 @@ class RecorderNode(ManagedNode):
 
         def keep(data: bytes, info: Any) -> None:
             stamp = None if place is None else stamp_of(data, place)
+            if topic is topics.FRAME:
+                self._look_for_a_gap(message_of(data, DriveFrame))
             self._rate.add()
             if self._taken - self._written > QUEUED_BYTES or self._queue.full():
                 self._lost += 1
@@ -172,15 +174,13 @@ class RecorderNode(ManagedNode):
         jumps = recorder.jumps
         self._written += len(data)
         recorder.add(channel, data, stamp, source)
-        if channel.topic == topics.FRAME.name:
-            self._look_for_a_gap(recorder, message_of(data, topics.FRAME.type))
         if recorder.jumps > jumps:
             self.get_logger().warning(
                 f"The clock of {channel.topic} jumped: in the recording time goes on where it was",
                 throttle_duration_sec=5.0,
             )
 
-    def _look_for_a_gap(self, recorder: Recorder, frame: DriveFrame) -> None:
+    def _look_for_a_gap(self, frame: DriveFrame) -> None:
         """The bridge numbers the frames of an episode one after the other."""
         episode, before = self._last_frame
         self._last_frame = frame.episode, frame.frame
@@ -188,9 +188,10 @@ class RecorderNode(ManagedNode):
         if episode == frame.episode and 0 < lacking < LONGEST_GAP:
             self._lacking += lacking
             part = f"{before + 1}-{frame.frame - 1}"
-            noted = recorder.notes.get("frames_lacking", "")
+            assert self._recorder is not None
+            noted = self._recorder.notes.get("frames_lacking", "")
             if len(noted) < LONGEST_NOTE:
-                recorder.notes["frames_lacking"] = ", ".join(filter(None, [noted, part]))
+                self._recorder.notes["frames_lacking"] = ", ".join(filter(None, [noted, part]))
             self.get_logger().warning(f"The recording lacks {lacking} frames, {part}", throttle_duration_sec=5.0)
 
     def _status(self):
