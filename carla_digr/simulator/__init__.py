@@ -9,7 +9,19 @@ import sys
 from pathlib import Path
 
 _PROTOCOL = {  # modules without compiled code
-    *("batches", "blueprints", "calls", "entries", "episode", "process", "refusals", "sensors", "server", "wire"),
+    *(
+        "batches",
+        "blueprints",
+        "calls",
+        "entries",
+        "episode",
+        "process",
+        "queries",
+        "refusals",
+        "sensors",
+        "server",
+        "wire",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from carla_digr.simulator import wire
-from carla_digr.simulator.vehicle import BUS, CAR, KINDS, MAX_STEER, TRUCK, VAN, VehicleKind
+from carla_digr.simulator.vehicle import BUS, CAR, DRAG, KINDS, MAX_STEER, TRUCK, VAN, VehicleKind
 from carla_digr.simulator.wire import BOOL, COLOR, FLOAT, INT, STRING, ActorDefinition, Attribute, Vector3D
 
 RGB = "sensor.camera.rgb"
@@ -23,6 +23,7 @@ LANE_INVASION = "sensor.other.lane_invasion"
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
 """Not a blueprint of CARLA's: spawning it fills the ring with the world's own drivers, destroying it removes them."""
 
+GRAVITY = 9.81  # m/s2
 MAX_IMAGE_SIDE = 2048  # px
 MAX_TRAFFIC = 400  # vehicles one traffic controller may ask for
 
@@ -222,4 +223,40 @@ def physics(kind: VehicleKind, x: float, y: float, yaw: float) -> wire.VehiclePh
         steering_curve=[(0.0, 1.0), (120.0, 1.0)],
         wheels=wheels,
         use_sweep_wheel_collision=False,
+    )
+
+
+def telemetry(vehicle: np.void, physics: wire.VehiclePhysics) -> wire.VehicleTelemetry:
+    """What wheels and engine do, from a row of the world's table: forces are shared evenly by the wheels."""
+    speed, yaw = float(vehicle["speed"]), float(vehicle["yaw"])
+    ax, ay = float(vehicle["ax"]), float(vehicle["ay"])
+    share = physics.mass / len(physics.wheels)
+    along, across = share * (ax * math.cos(yaw) + ay * math.sin(yaw)), share * (ay * math.cos(yaw) - ax * math.sin(yaw))
+    load = share * GRAVITY
+    wheels = []
+    for wheel in physics.wheels:
+        radius = wheel.radius / 100.0
+        wheels.append(
+            wire.WheelTelemetry(
+                tire_friction=wheel.tire_friction,
+                omega=speed / radius,
+                tire_load=load,
+                normalized_tire_load=1.0,
+                torque=along * radius,
+                long_force=along,
+                lat_force=across,
+                normalized_long_force=along / load,
+                normalized_lat_force=across / load,
+            )
+        )
+    turns = abs(wheels[0].omega) * 60.0 / (2.0 * math.pi) * physics.final_ratio * physics.forward_gears[-1][0]
+    return wire.VehicleTelemetry(
+        speed=abs(speed),
+        steer=float(vehicle["steer"]),
+        throttle=float(vehicle["throttle"]),
+        brake=float(vehicle["brake"]),
+        engine_rpm=min(turns, physics.max_rpm),
+        gear=-1 if vehicle["reverse"] else 1,
+        drag=physics.mass * DRAG * speed * speed,
+        wheels=wheels,
     )

@@ -11,17 +11,18 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from carla_digr.simulator import streaming, wire
+from carla_digr.simulator import blueprints, queries, streaming, wire
 from carla_digr.simulator.entries import CallFailed, Entry
 from carla_digr.simulator.episode import Episode, check_place
 from carla_digr.simulator.palette import PALETTES
 from carla_digr.simulator.road import MAP_NAME
-from carla_digr.simulator.vehicle import KINDS
+from carla_digr.simulator.vehicle import KINDS, MAX_STEER
 from carla_digr.simulator.wire import Transform, Vector3D
 
 MIN_DELTA, MAX_DELTA = 1e-6, 60.0  # s; rates over a still shorter step would not fit the protocol's 32 bits
 MAX_SPIN = 720.0  # deg/s
 MAX_SPEED = 150.0  # m/s; faster velocities are refused
+REAR_WHEELS = 2  # the first number of one
 BRAKE_LIGHT = 8  # bit of VehicleLightState
 MAX_HOST = 255  # characters of a host's name
 
@@ -326,6 +327,58 @@ def get_navigation_mesh(episode: Episode) -> bytes:
 def get_actor_definitions(episode: Episode) -> tuple[wire.ActorDefinition, ...]:
     """The blueprint library."""
     return episode.definitions
+
+
+@rpc
+def get_environment_objects(episode: Episode, label: wire.U8) -> list[wire.EnvironmentObject]:
+    """Houses, gantries, trees, barrier and guard rails with a label, or all of them."""
+    return queries.environment(episode.world, label)
+
+
+@rpc
+def get_names_of_all_objects(episode: Episode) -> list[str]:
+    """Names of the same things."""
+    return [thing.name for thing in queries.environment(episode.world, queries.ANY)]
+
+
+@rpc
+def get_all_level_BBs(episode: Episode, label: wire.U8) -> list[wire.BoundingBox]:
+    """Boxes in the world of the same things and of vehicles."""
+    boxes = [thing.box for thing in queries.environment(episode.world, label)]
+    for entry in episode.actors.values():
+        if entry.kind >= 0 and label in (queries.ANY, *blueprints.semantic_tags(KINDS[entry.kind])):
+            (x, y, z), (_, yaw, _) = episode.place(entry)
+            boxes.append(queries.box(x, y, math.radians(yaw), z, episode.actor(entry).box.extent))
+    return boxes
+
+
+@rpc
+def project_point(
+    episode: Episode, location: Vector3D, direction: Vector3D, distance: float
+) -> tuple[bool, wire.LabelledPoint]:
+    """The first surface in a direction, as cameras see it, and whether there is one."""
+    hit = queries.project(episode.world, location, direction, distance)
+    return hit is not None, hit or wire.LabelledPoint()
+
+
+@rpc
+def cast_ray(episode: Episode, start: Vector3D, end: Vector3D) -> list[wire.LabelledPoint]:
+    """The surfaces between two points, as cameras see them."""
+    return queries.cast(episode.world, start, end)
+
+
+@rpc
+def get_telemetry_data(episode: Episode, actor_id: int) -> wire.VehicleTelemetry:
+    """What the bicycle model has of a vehicle's mechanics; it slips nowhere, and its engine is in the highest gear."""
+    entry = episode.vehicle(actor_id)
+    return blueprints.telemetry(episode.world.vehicle(actor_id), episode.physics(entry))
+
+
+@rpc
+def get_wheel_steer_angle(episode: Episode, actor_id: int, wheel: wire.U8) -> float:
+    """Degrees to the right: of front wheels, 0 and 1, what the control asks for; rear wheels, 2 and 3, do not turn."""
+    episode.vehicle(actor_id)
+    return float(episode.world.vehicle(actor_id)["steer"]) * math.degrees(MAX_STEER) if wheel < REAR_WHEELS else 0.0
 
 
 @rpc

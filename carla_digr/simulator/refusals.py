@@ -63,7 +63,6 @@ REFUSED: dict[str, Refusal] = {
     **dict.fromkeys(("load_map_layer", "unload_map_layer", "enable_environment_objects"), Refusal(False, _MAP)),
     "update_lights_state": Refusal(False, "there are no street lamps"),
     **dict.fromkeys(("apply_color_texture_to_objects", "apply_float_color_texture_to_objects"), Refusal(False, _LOOKS)),
-    "get_names_of_all_objects": Refusal(True, _LOOKS),
     "get_gbuffer_token": Refusal(True, "cameras of depth, semantic_segmentation and instance_segmentation are offered"),
     **dict.fromkeys(
         (

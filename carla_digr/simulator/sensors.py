@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.simulator import lidar, streaming, wire
-from carla_digr.simulator.blueprints import DEPTH, INSTANCE, LABELS, LIDAR, RGB, SEMANTIC, SEMANTIC_LIDAR
+from carla_digr.simulator.blueprints import DEPTH, GRAVITY, INSTANCE, LABELS, LIDAR, RGB, SEMANTIC, SEMANTIC_LIDAR
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import LATITUDE, LONGITUDE
 from carla_digr.simulator.shading import (
@@ -26,7 +26,6 @@ from carla_digr.simulator.shading import (
 from carla_digr.simulator.wire import Vector3D
 from carla_digr.simulator.world import Camera, World
 
-GRAVITY = 9.81  # m/s2
 EARTH_SCALE = 0.9996 * 6378137.0  # m a radian, of the projection the client uses
 FAR = 1000.0  # m, the largest depth a picture can hold; farther surfaces and the sky have it
 

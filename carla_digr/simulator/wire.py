@@ -225,6 +225,52 @@ class VehiclePhysics(NamedTuple):
     use_sweep_wheel_collision: bool
 
 
+class WheelTelemetry(NamedTuple):
+    """CARLA's WheelTelemetryData: rad/s, N and N m; slips and normalized values are shares."""
+
+    tire_friction: float = 0.0
+    lat_slip: float = 0.0
+    long_slip: float = 0.0
+    omega: float = 0.0
+    tire_load: float = 0.0
+    normalized_tire_load: float = 0.0
+    torque: float = 0.0
+    long_force: float = 0.0
+    lat_force: float = 0.0
+    normalized_long_force: float = 0.0
+    normalized_lat_force: float = 0.0
+
+
+class VehicleTelemetry(NamedTuple):
+    """CARLA's VehicleTelemetryData: m/s, controls as applied, revolutions a minute, N."""
+
+    speed: float
+    steer: float
+    throttle: float
+    brake: float
+    engine_rpm: float
+    gear: int
+    drag: float
+    wheels: list[WheelTelemetry]
+
+
+class LabelledPoint(NamedTuple):
+    """A point of a surface, m, and CARLA's CityObjectLabel of it."""
+
+    location: Vector3D = Vector3D()
+    label: int = 0
+
+
+class EnvironmentObject(NamedTuple):
+    """A thing that is no actor; its box is in the world."""
+
+    transform: Transform
+    box: BoundingBox
+    id: int
+    name: str
+    label: int
+
+
 class SpawnCommand(NamedTuple):
     """Batch command SpawnActor; ``then`` holds raw commands in which actor id 0 stands for the new actor."""
 

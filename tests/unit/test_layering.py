@@ -63,6 +63,7 @@ PROTOCOL_CODE = {
     "entries.py",
     "episode.py",
     "process.py",
+    "queries.py",
     "refusals.py",
     "sensors.py",
     "server.py",

@@ -195,6 +195,113 @@ def test_a_frame_may_last_seconds(session):
     assert 18.0 < math.dist((before.x, before.y), (car.get_location().x, car.get_location().y)) < 20.0
 
 
+# ------------------------------------------------------------------------------------------------------ queries
+
+
+def test_rays_meet_what_the_cameras_show(session):
+    """Against the depth and label pictures of a camera that looks along the road, over a car."""
+    point = session.map.get_spawn_points()[40]
+    car = session.spawn(session.blueprint("vehicle.carlamotors.european_hgv"), point)
+    back = point.get_forward_vector()
+    eye = carla.Transform(
+        carla.Location(point.location.x - 25.0 * back.x, point.location.y - 25.0 * back.y, 6.0),
+        carla.Rotation(pitch=-12.0, yaw=point.rotation.yaw + 4.0, roll=3.0),
+    )
+    depth = listen(session, "camera.depth", eye, **SMALL)
+    labels = listen(session, "camera.semantic_segmentation", eye, **SMALL)
+    frame = session.tick().frame
+    width, height = SMALL["image_size_x"], SMALL["image_size_y"]
+    shape = (height, width, 4)
+    bgra = np.frombuffer(depth.take(frame).raw_data, np.uint8).reshape(shape).astype(float)
+    metres = (bgra[..., 2] + 256 * bgra[..., 1] + 65536 * bgra[..., 0]) / (2**24 - 1) * 1000.0
+    seen = np.frombuffer(labels.take(frame).raw_data, np.uint8).reshape(shape)[..., 2]
+    forward, right, up = eye.get_forward_vector(), eye.get_right_vector(), eye.get_up_vector()
+    met = set()
+    for j in range(1, height, 5):
+        for i in range(1, width, 7):
+            a, b = (i + 0.5 - width / 2) / (width / 2), (height / 2 - j - 0.5) / (width / 2)
+            way = forward + right * a + up * b
+            hit = session.world.project_point(eye.location, way, 900.0)
+            if seen[j, i] == 9 or (hit is not None and int(hit.label) == 9):
+                continue  # leaves are drawn coarser where they are small
+            if metres[j, i] * way.length() > 900.0:
+                assert hit is None
+                continue
+            expected = eye.location + carla.Location(way * float(metres[j, i]))
+            assert hit.location.distance(expected) < 0.02 + 1e-3 * metres[j, i]
+            assert int(hit.label) == seen[j, i]
+            met.add(int(hit.label))
+    assert {1, 15} <= met  # road and truck
+    # Straight down: the ground, and the roof of the truck before it.
+    above = carla.Location(point.location.x, point.location.y, 30.0)
+    roof = 2.0 * car.bounding_box.extent.z
+    assert session.world.ground_projection(above, 100.0).location.z == pytest.approx(roof, abs=0.05)
+    assert session.world.ground_projection(above, 5.0) is None
+    through = session.world.cast_ray(above, carla.Location(above.x, above.y, -1.0))
+    assert [through[0].label, through[-1].label] == [carla.CityObjectLabel.Truck, carla.CityObjectLabel.Roads]
+    heights = [hit.location.z for hit in through]
+    assert heights == sorted(heights, reverse=True)
+    assert heights[-1] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_environment_objects_stand_where_cameras_show_them(session):
+    world, label = session.world, carla.CityObjectLabel
+    everything = world.get_environment_objects(label.Any)
+    assert len({thing.id for thing in everything}) == len({thing.name for thing in everything}) == len(everything)
+    assert world.get_names_of_all_objects() == [thing.name for thing in everything]
+    for kind in (label.Buildings, label.TrafficSigns, label.Vegetation, label.GuardRail):
+        some = world.get_environment_objects(kind)
+        assert len(some) > 4
+        assert {thing.id for thing in some} == {thing.id for thing in everything if thing.type == kind}
+        boxes = world.get_level_bbs(kind)
+        assert [box.location.x for box in boxes] == [thing.bounding_box.location.x for thing in some]
+        for thing in some[::9]:  # a ray along the box's axis meets the thing within its box
+            box = thing.bounding_box
+            if kind == label.Vegetation:  # trees are flat and turned to the camera
+                assert box.location.z == box.extent.z > 2.0
+                continue
+            top = carla.Location(box.location.x, box.location.y, 40.0)
+            if kind == label.TrafficSigns:  # the gantry stands over the own carriageway only
+                right = thing.transform.get_right_vector()
+                top += carla.Location(5.0 * right.x, 5.0 * right.y, 0.0)
+            hit = world.ground_projection(top, 100.0)
+            if thing.name.startswith("Rail"):  # sheet metal, met from the side
+                right = thing.transform.get_right_vector()
+                beside = carla.Location(box.location.x - 2.0 * right.x, box.location.y - 2.0 * right.y, 0.6)
+                hit = world.project_point(beside, right, 10.0)
+            assert hit.label == kind, thing.name
+            assert box.contains(hit.location - carla.Location(z=0.01), carla.Transform()), thing.name
+    assert not world.get_environment_objects(label.Train)
+    car = session.spawn(session.blueprint(EGO), session.map.get_spawn_points()[7])
+    session.tick()
+    (box,) = world.get_level_bbs(label.Car)
+    assert box.location.distance(car.get_transform().transform(car.bounding_box.location)) < 1e-3
+    assert box.extent == car.bounding_box.extent
+
+
+def test_telemetry_and_wheels_follow_the_drive(session):
+    car = session.spawn(session.blueprint(EGO), session.map.get_spawn_points()[2])
+    session.tick()
+    car.set_target_velocity(carla.Vector3D(20.0, 0.0, 0.0))
+    car.apply_control(carla.VehicleControl(throttle=0.5, steer=0.1))
+    session.tick()
+    session.tick()
+    told, physics, speed = car.get_telemetry_data(), car.get_physics_control(), car.get_velocity().length()
+    assert told.speed == pytest.approx(speed, rel=1e-4)
+    assert (told.throttle, told.steer, told.brake) == pytest.approx((0.5, 0.1, 0.0))
+    assert [wheel.omega for wheel in told.wheels] == pytest.approx(
+        [speed / (physics.wheels[0].radius / 100)] * 4, rel=1e-3
+    )
+    assert sum(wheel.tire_load for wheel in told.wheels) == pytest.approx(physics.mass * 9.81, rel=1e-3)
+    acceleration = car.get_acceleration()
+    force = math.hypot(*(sum(getattr(w, name) for w in told.wheels) for name in ("long_force", "lat_force")))
+    assert force == pytest.approx(physics.mass * math.hypot(acceleration.x, acceleration.y), rel=1e-2)
+    assert 0.0 < told.engine_rpm <= physics.max_rpm
+    where = carla.VehicleWheelLocation
+    for wheel, angle in ((where.FL_Wheel, 7.0), (where.FR_Wheel, 7.0), (where.BL_Wheel, 0.0), (where.BR_Wheel, 0.0)):
+        assert car.get_wheel_steer_angle(wheel) == pytest.approx(angle, abs=1e-3)
+
+
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
@@ -207,7 +314,6 @@ def test_refusals_reach_the_user_where_the_protocol_can_carry_them_and_the_log_a
         (lambda: client.start_recorder("drive.log"), "start_recorder; record what clients see"),
         (lambda: client.replay_file("drive.log", 0.0, 0.0, 0), "replay_file; record"),
         (car.get_bone_names, "get_actor_bone_names; vehicles are rigid"),
-        (world.get_names_of_all_objects, "get_names_of_all_objects"),
     ):
         with pytest.raises(RuntimeError, match=offered + r".*docs/embedded_server\.md"):
             refused()
