@@ -164,7 +164,12 @@ def page(directory: Path) -> Target:
     get = f"GET / HTTP/1.1\r\n{host}\r\n"
     posts = f"POST /api/status HTTP/1.1\r\n{host}Content-Length: 5\r\n\r\nabcde", get * 3
     frames = b"\x81\x81\0\0\0\x001", b"\x88\x80\0\0\0\0", b"\x81" + b"\xff" * 13, b"\x01\x81\0\0\0\0a\x80\x80\0\0\0\0"
-    seeds = [get.encode(), *(post.encode() for post in posts), *(upgrade.encode() + frame for frame in frames)]
+    seeds = [
+        get.encode(),
+        b"GET / HTTP/1.1\r\nHost: \xff\r\n\r\n",
+        *(post.encode() for post in posts),
+        *(upgrade.encode() + frame for frame in frames),
+    ]
     return Target(run, seeds, server.close)
 
 

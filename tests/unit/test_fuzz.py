@@ -45,6 +45,7 @@ def mutated(draw, seeds: list[bytes]) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", TARGETS)
 def test_whatever_the_bytes_a_parser_returns_or_refuses(name, tmp_path, long, caplog):
     target = TARGETS[name](tmp_path)

@@ -358,8 +358,9 @@ class ViewerServer:
         """Refuse requests by a name that is not ours: a web site that rebinds its own name to this address."""
         name = _host_name(request.host)
         if name is None or not (name in self._names or _is_address(name)):
+            called = request.host[:80].encode("ascii", "backslashreplace").decode()
             raise web.HTTPMisdirectedRequest(
-                text=f"This server is not known as {request.host}: open it by its address, or allow the name.\n"
+                text=f"This server is not known as {called}: open it by its address, or allow the name.\n"
             )
         return await handler(request)
 
@@ -387,7 +388,10 @@ class ViewerServer:
         if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
             raise web.HTTPForbidden(text="Only this server's own page may open the stream.\n")
         websocket = web.WebSocketResponse(timeout=0.5, heartbeat=PING_SECONDS, compress=False, max_msg_size=1024)
-        await websocket.prepare(request)
+        try:
+            await websocket.prepare(request)
+        except ValueError:  # of a key that is no base64, which aiohttp does not expect
+            raise web.HTTPBadRequest(text="The handshake's key is malformed.\n") from None
         greeted = self._colours
         hello = {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": greeted}
         await websocket.send_json({**hello, "recording": self._recorded is not None})
