@@ -24,6 +24,52 @@ HIGHWAY_TRAFFIC = "controller.traffic.highway"
 """Not a blueprint of CARLA's: spawning it fills the ring with the world's own drivers, destroying it removes them."""
 
 GRAVITY = 9.81  # m/s2
+STAND_INS = {
+    "vehicle.lincoln.mkz_2017": "vehicle.lincoln.mkz_2020",
+    "vehicle.mini.cooper_s_2021": "vehicle.mini.cooper_s",
+    "vehicle.nissan.patrol": "vehicle.nissan.patrol_2021",
+    "vehicle.nissan.micra": "vehicle.audi.a2",
+    "vehicle.citroen.c3": "vehicle.audi.a2",
+    "vehicle.seat.leon": "vehicle.mini.cooper_s",
+    "vehicle.toyota.prius": "vehicle.tesla.model3",
+    "vehicle.audi.etron": "vehicle.nissan.patrol_2021",
+    "vehicle.audi.tt": "vehicle.tesla.model3",
+    "vehicle.bmw.grandtourer": "vehicle.tesla.model3",
+    "vehicle.chevrolet.impala": "vehicle.lincoln.mkz_2020",
+    "vehicle.dodge.charger_2020": "vehicle.lincoln.mkz_2020",
+    "vehicle.dodge.charger_police": "vehicle.lincoln.mkz_2020",
+    "vehicle.dodge.charger_police_2020": "vehicle.lincoln.mkz_2020",
+    "vehicle.ford.crown": "vehicle.lincoln.mkz_2020",
+    "vehicle.ford.mustang": "vehicle.lincoln.mkz_2020",
+    "vehicle.jeep.wrangler_rubicon": "vehicle.nissan.patrol_2021",
+    "vehicle.mercedes.coupe": "vehicle.lincoln.mkz_2020",
+    "vehicle.mercedes.coupe_2020": "vehicle.lincoln.mkz_2020",
+    "vehicle.ford.ambulance": "vehicle.mercedes.sprinter",
+    "vehicle.volkswagen.t2_2021": "vehicle.volkswagen.t2",
+    "vehicle.carlamotors.firetruck": "vehicle.carlamotors.european_hgv",
+}
+"""Other vehicles of CARLA's catalogue, and whose body and mechanics they have here. They have no base_type: who draws
+vehicles by it draws those that are what they are called."""
+WALKERS = tuple(f"walker.pedestrian.{i:04d}" for i in range(1, 53))
+WALKER_EXTENT, PEDESTRIAN = Vector3D(0.19, 0.19, 0.93), 12
+WALKER_CONTROLLER = "controller.ai.walker"
+PROPS = {
+    "static.prop.barrel": Vector3D(0.3, 0.3, 0.45),
+    "static.prop.bench01": Vector3D(0.9, 0.3, 0.45),
+    "static.prop.box01": Vector3D(0.3, 0.3, 0.25),
+    "static.prop.busstop": Vector3D(2.0, 0.9, 1.3),
+    "static.prop.constructioncone": Vector3D(0.17, 0.17, 0.3),
+    "static.prop.container": Vector3D(1.0, 0.9, 0.8),
+    "static.prop.streetbarrier": Vector3D(0.6, 0.2, 0.55),
+    "static.prop.trafficcone01": Vector3D(0.4, 0.4, 0.55),
+    "static.prop.trafficcone02": Vector3D(0.17, 0.17, 0.35),
+    "static.prop.trafficwarning": Vector3D(1.2, 1.4, 1.8),
+    "static.prop.vendingmachine": Vector3D(0.5, 0.45, 1.0),
+    "static.prop.warningconstruction": Vector3D(0.6, 0.3, 0.6),
+}
+STANDING = {**dict.fromkeys(WALKERS, WALKER_EXTENT), **PROPS}
+"""What only stands where it is put, and its half sizes in m: nothing draws it, and nothing collides with it."""
+
 MAX_IMAGE_SIDE = 2048  # px
 MAX_TRAFFIC = 400  # vehicles one traffic controller may ask for
 
@@ -79,10 +125,10 @@ def _fixed(name: str, kind: int, value: str) -> Attribute:
     return Attribute(name, kind, value, modifiable=False)
 
 
-def _vehicle(kind: VehicleKind) -> tuple[str, str, tuple[Attribute, ...]]:
+def _vehicle(kind: VehicleKind, name: str = "") -> tuple[str, str, tuple[Attribute, ...]]:
     colors = tuple(",".join(map(str, c)) for c in kind.colors)
     attributes = (
-        _fixed("base_type", STRING, _BODY[kind.body]),
+        _fixed("base_type", STRING, "" if name else _BODY[kind.body]),
         _fixed("special_type", STRING, ""),
         _fixed("object_type", STRING, ""),
         _fixed("number_of_wheels", INT, "4"),
@@ -94,7 +140,12 @@ def _vehicle(kind: VehicleKind) -> tuple[str, str, tuple[Attribute, ...]]:
         Attribute("sticky_control", BOOL, "true"),
         Attribute("terramechanics", BOOL, "false"),
     )
-    return kind.blueprint, ",".join(kind.blueprint.split(".")), attributes
+    name = name or kind.blueprint
+    return name, name.replace(".", ","), attributes
+
+
+KIND_INDEX = {kind.blueprint: i for i, kind in enumerate(KINDS)}
+KIND_INDEX |= {name: KIND_INDEX[kind] for name, kind in STAND_INS.items()}
 
 
 def _definitions() -> tuple[ActorDefinition, ...]:
@@ -143,6 +194,14 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         Attribute("oncoming", INT, "24"),
         Attribute("hero", INT, "0"),
     )
+    walker = (
+        role,
+        _fixed("gender", STRING, "female"),
+        _fixed("age", STRING, "adult"),
+        _fixed("generation", INT, "2"),
+        Attribute("is_invincible", BOOL, "true"),
+        Attribute("speed", FLOAT, "1.4", ("0.0", "1.4", "2.5")),
+    )
     rows = [
         *map(_vehicle, KINDS),
         (RGB, "sensor,camera,rgb", camera + film),
@@ -156,13 +215,16 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         (COLLISION, "sensor,other,collision", (role,)),
         (LANE_INVASION, "sensor,other,lane_invasion", (role,)),
         (HIGHWAY_TRAFFIC, "controller,traffic,highway", traffic),
+        *(_vehicle(KINDS[KIND_INDEX[kind]], name) for name, kind in STAND_INS.items()),
+        *((name, name.replace(".", ","), walker) for name in WALKERS),
+        *((name, name.replace(".", ","), (role, _fixed("size", STRING, "medium"))) for name in PROPS),
+        (WALKER_CONTROLLER, "controller,ai,walker", (role,)),
     ]
     return tuple(ActorDefinition(i, *row) for i, row in enumerate(rows, start=1))
 
 
 DEFINITIONS = _definitions()
 BY_ID = {definition.id: definition for definition in DEFINITIONS}
-KIND_INDEX = {kind.blueprint: i for i, kind in enumerate(KINDS)}
 
 
 def bounding_box(kind: VehicleKind, actor_id: int) -> wire.BoundingBox:

@@ -293,6 +293,12 @@ class Episode:
         if entry.kind >= 0:
             kind = KINDS[entry.kind]
             box, tags = blueprints.bounding_box(kind, entry.id), blueprints.semantic_tags(kind)
+        elif (extent := blueprints.STANDING.get(entry.description.id)) is not None:
+            walks = (
+                entry.description.id in blueprints.WALKERS
+            )  # the origin of a walker is the middle, of a prop the foot
+            center = Vector3D() if walks else Vector3D(0.0, 0.0, extent.z)
+            box, tags = box._replace(center=center, extent=extent), bytes([blueprints.PEDESTRIAN] if walks else [])
         token = streaming.token(entry.stream, self.streaming_port) if entry.stream else b""
         return wire.Actor(entry.id, entry.parent, entry.description, box, tags, token)
 
@@ -425,6 +431,12 @@ class Episode:
             return self._spawn_vehicle(description, transform)
         if description.id == blueprints.HIGHWAY_TRAFFIC:
             return self._spawn_traffic(description)
+        if description.id == blueprints.WALKER_CONTROLLER:
+            raise CallFailed("walkers only stand here; move them with set_transform")
+        if description.id in blueprints.STANDING:
+            entry = self._add(description, parent and self.entry(parent).id)
+            entry.transform = transform
+            return entry
         if description.id in blueprints.BY_ID:
             return self._spawn_sensor(description, transform, parent)
         raise CallFailed(f"this simulator has no blueprint {description.id!r}")

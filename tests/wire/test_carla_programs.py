@@ -302,6 +302,45 @@ def test_telemetry_and_wheels_follow_the_drive(session):
         assert car.get_wheel_steer_angle(wheel) == pytest.approx(angle, abs=1e-3)
 
 
+# --------------------------------------------------------------------------------------------------- blueprints
+
+
+def test_carlas_usual_ids_spawn_in_a_batch_and_walkers_and_props_stand(session):
+    """As generate_traffic.py does, vehicles and walkers in batches; every blueprint of them once."""
+    library, points = session.blueprints, session.map.get_spawn_points()
+    vehicles = list(library.filter("vehicle.*"))
+    assert {"vehicle.lincoln.mkz_2017", "vehicle.audi.etron", "vehicle.dodge.charger_2020"} <= {b.id for b in vehicles}
+    standing = [*library.filter("walker.pedestrian.*"), *library.filter("static.prop.*")]
+    beside = [carla.Transform(carla.Location(p.location.x, p.location.y, 1.0)) for p in points[: len(standing)]]
+    command = carla.command
+    batch = [
+        command.SpawnActor(b, p)
+        for b, p in zip([*vehicles, *standing], [*points[: len(vehicles)], *beside], strict=True)
+    ]
+    answers = session.client.apply_batch_sync(batch, True)
+    session.frame = session.world.get_snapshot().frame
+    try:
+        assert not [answer.error for answer in answers if answer.error]
+        actors = session.world.get_actors([answer.actor_id for answer in answers])
+        assert sorted(actor.type_id for actor in actors) == sorted(b.id for b in [*vehicles, *standing])
+        for actor in actors:
+            extent = actor.bounding_box.extent
+            assert min(extent.x, extent.y, extent.z) > 0.1
+            if actor.type_id.startswith("vehicle."):
+                assert actor.get_physics_control().mass > 1000.0
+        walker = next(actor for actor in actors if actor.type_id == "walker.pedestrian.0007")
+        assert isinstance(walker, carla.Walker)
+        assert walker.semantic_tags == [12]
+        walker.set_transform(carla.Transform(carla.Location(1.0, 2.0, 1.0)))
+        session.tick()
+        assert walker.get_location().distance(carla.Location(1.0, 2.0, 1.0)) < 1e-3
+        with pytest.raises(RuntimeError, match="walkers only stand"):
+            session.world.spawn_actor(library.find("controller.ai.walker"), carla.Transform(), attach_to=walker)
+    finally:
+        session.client.apply_batch_sync([command.DestroyActor(answer.actor_id) for answer in answers], True)
+        session.frame = session.world.get_snapshot().frame
+
+
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
