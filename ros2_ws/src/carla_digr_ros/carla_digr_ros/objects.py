@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -21,6 +22,7 @@ from carla_digr_ros.conversion import to_message, to_rgb
 from carla_digr_ros.diagnostics import Recent
 
 END_SECONDS = 1.0
+PRACTICE_SECONDS = 10.0  # that a start waits for the practice
 KNOWN_FRAMES = 8  # whose parts wait for the others
 CAR_LABEL, LINE_LABEL, RAIL_LABEL = 14, 24, 28  # CARLA's
 
@@ -57,6 +59,7 @@ class ObjectsStage:
         self._publish = publish
         self._parts: dict[tuple[int, int], dict[type, Explained | Image | Vehicles]] = {}
         self._next: tuple[Explained, Image, Vehicles] | None = None
+        self._practice: tuple[Explained, Image, Vehicles] | None = None
         self._wake = threading.Condition()
         self._ended = False
         self._narrator: tuple[Hashable, objects.Narrator] | None = None
@@ -64,7 +67,10 @@ class ObjectsStage:
         self._thread.start()
 
     def practise(self, explainer: Explainer) -> None:
-        """Work through a made-up frame, so that the first one that is driven on costs no more than the others."""
+        """Work through a made-up frame, so that the first one that is driven on costs no more than the others.
+
+        What fails or hangs in it does so in the stage's thread, as with a frame.
+        """
         height, width, _ = explainer.image_shape
         decision = explainer.decide(np.zeros(explainer.image_shape, np.uint8))
         saliency = explainer.explain(decision).map
@@ -74,8 +80,10 @@ class ObjectsStage:
         labels[height : height + height // 4, width : width + width // 4] = CAR_LABEL, 1, 0
         vehicles = Vehicles(vehicles=[Vehicle(id=1, ahead=20.0)])
         explained = Explained(Header(), 0, explainer, decision, saliency, None)
-        self._message(explained, to_message(labels, "rgb8", Header()), vehicles)
-        self._narrator = None
+        with self._wake:
+            self._practice = explained, to_message(labels, "rgb8", Header()), vehicles
+            self._wake.notify_all()
+            self._wake.wait_for(lambda: self._practice is None, PRACTICE_SECONDS)
         explainer.restart()
 
     def add(self, part: Explained | Image | Vehicles) -> None:
@@ -103,11 +111,20 @@ class ObjectsStage:
         torch.set_num_threads(1)  # is a thread's own
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._ended or self._next is not None)
+                self._wake.wait_for(lambda: self._ended or self._practice is not None or self._next is not None)
                 if self._ended:
                     return
-                assert self._next is not None
-                parts, self._next = self._next, None
+                practice, parts = self._practice, self._next
+                if practice is None:
+                    self._next = None
+            if practice is not None:
+                with contextlib.suppress(Exception):  # the first frame will tell
+                    self._message(*practice)
+                with self._wake:
+                    self._narrator, self._practice = None, None
+                    self._wake.notify_all()
+                continue
+            assert parts is not None
             start = time.monotonic()
             try:
                 message = self._message(*parts)
