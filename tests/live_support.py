@@ -226,7 +226,8 @@ def stage(domain: int, directory: Path) -> Iterator[Callable[..., Running]]:
 
 def simulator(port: int) -> Process:
     """The embedded highway."""
-    return Process("simulator", module="carla_digr.simulator.server", arguments=("--port", str(port)))
+    arguments = ("--port", str(port), "--parent", str(os.getpid()))
+    return Process("simulator", module="carla_digr.simulator.server", arguments=arguments)
 
 
 def bridge(port: int, **parameters) -> Process:

@@ -13,8 +13,8 @@ import pytest
 from carla_digr.driving.benchmark import benchmark_simulator
 
 PARENT = """
-import subprocess, sys, time
-command = [sys.executable, "-m", "carla_digr.simulator.server", "--port", "0"]
+import os, subprocess, sys, time
+command = [sys.executable, "-m", "carla_digr.simulator.server", "--port", "0", "--parent", str(os.getpid())]
 server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 print(server.pid, server.stdout.readline().split("127.0.0.1:")[1].split(",")[0], flush=True)
 time.sleep(600)
