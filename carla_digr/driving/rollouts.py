@@ -135,7 +135,8 @@ class _Work:
                 self._waiting.put(number)
                 raise
             with self._lock:
-                self.results[number] = {**episode, "simulator": self.config.simulators[worker]}
+                where = {"simulator": self.config.simulators[worker], "map": drives[worker].map_name}
+                self.results[number] = {**episode, **where}
                 self.finished(self.results[number])
 
     def _episode(self, drive: DriveProcess, number: int) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class _Work:
                     command = decide(frame.image)
                 frame = drive.step(command)
             episode.count(frame.speed, frame.collision, frame.off_road, frame.road_ends, frame.struck)
-        return {"seed": seed, "map": drive.map_name, **episode.figures()}
+        return {"seed": seed, **episode.figures()}
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -158,6 +158,7 @@ def _transposed(g: Tensor, layer: nn.Conv2d, size: tuple[int, int]) -> Tensor:
 @functools.cache
 def _block_order(out_channels: int, in_channels: int, stride: int) -> Tensor:
     """Where the weights of the 2x2 convolution to blocks stand among those of the convolution, flat int64."""
-    places = torch.arange(out_channels * in_channels * (2 * stride) ** 2)
-    places = places.view(out_channels, in_channels, 2, stride, 2, stride).flip(2, 4)
-    return places.permute(1, 3, 5, 0, 2, 4).flatten()
+    with torch.inference_mode(False):  # what is kept serves training too
+        places = torch.arange(out_channels * in_channels * (2 * stride) ** 2)
+        places = places.view(out_channels, in_channels, 2, stride, 2, stride).flip(2, 4)
+        return places.permute(1, 3, 5, 0, 2, 4).flatten()

@@ -120,7 +120,7 @@ def noise(entry: Entry, name: str) -> float:
 
 
 def beams(entry: Entry) -> Beams:
-    """The settings of a lidar; raises CallFailed as :func:`number`."""
+    """The settings of a lidar; refused ones as :func:`number` does."""
     return Beams(
         channels=integer(entry, "channels", 1, MOST_CHANNELS),
         range=number(entry, "range", 0.1, 1000.0),
@@ -133,7 +133,7 @@ def beams(entry: Entry) -> Beams:
 
 
 def echoes(entry: Entry) -> sensors.Echoes | None:
-    """How a lidar's echoes get lost; None: it loses none. Raises CallFailed as :func:`number`."""
+    """How a lidar's echoes get lost, None where it loses none; refused settings as :func:`number` does."""
     if "noise_seed" not in entry.attributes:
         return None
     shares = ("dropoff_general_rate", "dropoff_intensity_limit", "dropoff_zero_intensity")

@@ -25,8 +25,8 @@ def told(package: str) -> str:
 @pytest.mark.parametrize(
     ("package", "command"),
     [
-        ("rosbags", ["repair", "there"]),
-        ("mcap", ["view", "there"]),
+        ("rosbags", ["view", "there"]),
+        ("mcap", ["repair", "there"]),
         ("carla", ["check-simulator"]),
         ("matplotlib", ["benchmark", "simulator"]),
     ],

@@ -94,7 +94,7 @@ STOPPED_WHILE_COMPILING = """
     from carla_digr.simulator import server
     # llvmlite compiles in C and comes back to Python in a callback, which loses exceptions
     ask = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.{number}))
-    server.Server._warm_up = lambda self: ask()
+    server.Server._warm_up = lambda *_: ask()
     server.run("127.0.0.1", 0)
 """
 
