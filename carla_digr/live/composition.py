@@ -109,6 +109,7 @@ class Process:
     signal has killed it (a status it ends with itself always ends the drive), then with ``respawn_parameters`` too.
     ``finite``: when it ends with status 0 its work is done, and all others end too. ``onlooker``: nothing of the drive
     needs it, so whatever ends it but its own refusal to start, it is started again, or the drive goes on without it.
+    ``restarted``: it takes the place of one that has ended.
     """
 
     name: str
