@@ -95,7 +95,7 @@ def run_instances(count: int, port: int, parent: int | None, options: Sequence[s
         raise UserError(f"--instances must be between 1 and {MAX_INSTANCES}, not {count}.")
     if not 0 < port < last < 65535:
         raise UserError(f"{count} instances need the ports {port} to {last + 1}; choose another --port.")
-    command = [sys.executable, "-m", "carla_digr.simulator.server", "--parent", str(os.getpid()), *options]
+    command = [sys.executable, "-m", "carla_digr.simulator.server", "--whole", "--parent", str(os.getpid()), *options]
     instances: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
     failure: UserError | None = None

@@ -9,24 +9,20 @@ of a CARLA client, which holds Python's global lock while it waits for answers.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
-import selectors
 import signal
-import socket
-import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from carla_digr.errors import UserError, tell
 from carla_digr.simulator import add_server_options, streaming, wire
-from carla_digr.simulator.batches import Answers, apply_batch
+from carla_digr.simulator.batches import apply_batch
 from carla_digr.simulator.calls import METHODS, answer
+from carla_digr.simulator.connections import STALL_LIMIT, Connection, Connections, RpcConnection, StreamConnection
 from carla_digr.simulator.entries import CallFailed
 from carla_digr.simulator.episode import DEFAULT_DELTA, Episode
 from carla_digr.simulator.lidar import Beams
@@ -38,52 +34,15 @@ from carla_digr.simulator.world import Camera
 OPENDRIVE_MAP = "OpenDriveMap"  # what clients call the map of the OpenDRIVE text they sent before
 ANNOUNCED_LIMIT = 0.5  # s a tick waits for streams whose token was handed out
 EPISODE_SWITCH_LIMIT = 1.0  # s after which a new episode begins even if its client does not come back
-SILENT_LIMIT = 10.0  # s a streaming connection may stay without a valid subscription
 PARENT_CHECK = 0.25  # s
 FAREWELL = 3.0  # s that SIGINT leaves clients to disconnect
-UNREAD_LIMIT = 8 * 2**20  # bytes a client may leave unread before frames wait for it or its connection is dropped
-STALL_LIMIT = 1.0  # s without reading after which a client is no longer waited for
 HOLD_LIMIT = 5.0  # s a frame waits for clients that read slowly; then they are disconnected
-MAX_CONNECTIONS = 500
 MAX_COMPLAINTS = 200  # calls whose refusal goes to the log
 BATCH_SLICE = 0.01  # s of a batch before the other clients are heard again
-CHUNK = 1 << 16
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER value with which closing forgets what the kernel still holds
 
 NewEpisode = Callable[[int, int, wire.EpisodeSettings, int], Episode]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Connection:
-    """A client's TCP connection on one of the two ports."""
-
-    socket: socket.socket
-    outgoing: bytearray = field(default_factory=bytearray)
-    """What the kernel has not taken yet."""
-    opened: float = field(default_factory=time.monotonic)
-    taken: float = 0.0
-    """When the kernel last took something of it."""
-
-
-@dataclass(eq=False)
-class RpcConnection(Connection):
-    """Calls come in, answers go out, in the same order."""
-
-    reader: wire.RequestReader = field(default_factory=wire.RequestReader)
-    requests: Iterator[wire.Request] = field(default_factory=lambda: iter(()))
-    """What has arrived and was not answered yet."""
-    batch: tuple[int, Answers] | None = None
-    """The apply_batch under way, and the number of the call."""
-
-
-@dataclass(eq=False)
-class StreamConnection(Connection):
-    """Says once which stream it wants, then only listens."""
-
-    incoming: bytes = b""
-    stream: int = 0
 
 
 class Server:
@@ -93,23 +52,22 @@ class Server:
         host: address to listen on.
         port: of the RPC channel, streams are one above; 0 takes two free ones.
         new_episode: makes an episode from its number, first frame, settings and the port of the streams.
-        lidars: whether clients may ask for lidars, whose code then is compiled too, 10 s the very first time.
+        all_sensors: whether to compile the code of sensors that drives do not have too, 10 s the very first time.
+            Otherwise the first client that has one waits for it.
 
     Raises:
         UserError: a port cannot be had.
     """
 
-    def __init__(self, host: str, port: int, new_episode: NewEpisode = Episode, lidars: bool = True):
+    def __init__(self, host: str, port: int, new_episode: NewEpisode = Episode, all_sensors: bool = True):
         self._new_episode = new_episode
-        self._selector = selectors.DefaultSelector()
+        self._clients = Connections(self._forget)
         self._rpc = bind(host, port)
         self.port: int = self._rpc.getsockname()[1]
         self._streaming = bind(host, port + 1 if port else 0)
         self.streaming_port: int = self._streaming.getsockname()[1]
-        self._selector.register(self._rpc, selectors.EVENT_READ, RpcConnection)
-        self._selector.register(self._streaming, selectors.EVENT_READ, StreamConnection)
-        self._connections: set[Connection] = set()
-        self._subscribers: dict[int, list[StreamConnection]] = {}
+        self._clients.welcome(self._rpc, RpcConnection)
+        self._clients.welcome(self._streaming, StreamConnection)
         self._announced: list[tuple[int, RpcConnection, float]] = []
         """Streams whose token was handed out: id, to whom, and until when ticks wait for them."""
         self._ticks: deque[tuple[RpcConnection, int]] = deque()
@@ -125,7 +83,7 @@ class Server:
         self._next_step = time.monotonic()
         self._leave_at: float | None = None
         self._episode = Episode(1, 0, wire.EpisodeSettings(), self.streaming_port)
-        self._warm_up(lidars)
+        self._warm_up(all_sensors)
         # Only now: a client that got through would time out while the numba code is being compiled.
         for listener in (self._rpc, self._streaming):
             listen(listener)
@@ -142,18 +100,12 @@ class Server:
         """Serve until :meth:`leave`, which the end of the process ``parent`` of this one calls too, if there is one."""
         check = 0.0
         while True:
-            for key, events in self._selector.select(self._timeout()):
-                if key.fileobj in (self._rpc, self._streaming):
-                    self._accept(key.fileobj, key.data)
-                    continue
-                connection: Connection = key.data
-                if events & selectors.EVENT_WRITE:
-                    self._flush(connection)
-                if events & selectors.EVENT_READ and connection in self._connections:
+            for connection in self._clients.wait(self._timeout()):
+                if connection in self._clients:
                     self._read(connection)
             self._go_on_with_batch()
             now = time.monotonic()
-            if self._leave_at is not None and (now >= self._leave_at or not self._connections):
+            if self._leave_at is not None and (now >= self._leave_at or not self._clients):
                 return
             if self._switch is not None and now >= self._switch[1]:
                 self._begin_episode()
@@ -162,17 +114,17 @@ class Server:
                 check = now + PARENT_CHECK
                 if parent is not None and os.getppid() != parent:
                     self.leave()
-                self._close_silent(now)
+                self._clients.close_silent(now)
 
     # -------------------------------------------------------------------------------------------------- frames
 
-    def _warm_up(self, lidars: bool) -> None:
+    def _warm_up(self, all_sensors: bool) -> None:
         """Compile or load the numba code before the first client waits for it, and make the first frame."""
         vehicle = self._episode.world.spawn_vehicle(0, *self._episode.world.road.spawn_points[0])
         camera = Camera(vehicle, -9.5, 0.0, 4.2, -0.1, 0.0, 0.0, 32, 32, 48.0)
         self._episode.world.render(camera)
         self._episode.world.depths(camera)
-        if lidars:
+        if all_sensors:
             self._episode.world.scan((0.0, 0.0, 2.0, 0.0, 0.0, 0.0), Beams(), 0.0, DEFAULT_DELTA)
         self._step()
         self._episode = self._new_episode(1, self._episode.world.frame, wire.EpisodeSettings(), self.streaming_port)
@@ -185,7 +137,9 @@ class Server:
         now = time.monotonic()
         due = now + PARENT_CHECK
         if self._ticks:
-            limits = [limit for _, _, limit in self._announced] + [c.taken + STALL_LIMIT for c in self._awaited(now)]
+            limits = [limit for _, _, limit in self._announced] + [
+                c.taken + STALL_LIMIT for c in self._clients.slow(now)
+            ]
             due = min(limits, default=now)
         if self._switch is not None:
             due = min(due, self._switch[1])
@@ -207,35 +161,25 @@ class Server:
             self._held_since = None  # whoever waited has given up
         if not self._ticks or self._announced:
             return
-        if awaited := self._awaited(now):
+        if awaited := self._clients.slow(now):
             self._held_since = self._held_since or now
             if now - self._held_since > HOLD_LIMIT:
                 log.warning("a client that reads too slowly was disconnected")
                 for connection in awaited:
-                    self._close(connection)
+                    self._clients.close(connection)
         else:
             self._held_since = None
             self._step()  # one frame at a time: other clients are heard in between
             self._answer_tick(self._episode.world.frame)
 
-    def _awaited(self, now: float) -> list[StreamConnection]:
-        """Listeners who read, but have not yet taken so much that the next frame of large pictures would pile up."""
-        return [
-            connection
-            for listeners in self._subscribers.values()
-            for connection in listeners
-            if len(connection.outgoing) > UNREAD_LIMIT and now - connection.taken < STALL_LIMIT
-        ]
-
     def _step(self) -> None:
         """Advance one frame and send its messages: sensors first, then the world state."""
-        for stream, message in self._episode.advance(self._subscribers):
-            for connection in list(self._subscribers.get(stream, ())):
-                self._send(connection, message)
+        for stream, message in self._episode.advance(self._clients.subscribers):
+            self._clients.publish(stream, message)
 
     def _answer_tick(self, frame: int) -> None:
         connection, call_id = self._ticks.popleft()
-        self._send(connection, wire.response(call_id, wire.value(frame)))
+        self._clients.send(connection, wire.response(call_id, wire.value(frame)))
 
     def _begin_episode(self) -> None:
         """Replace the world; its streams end, frames go on counting."""
@@ -273,10 +217,10 @@ class Server:
         else:
             self._complain(name, refusal(name))
             if name not in REFUSED:
-                self._send(connection, wire.refusal(request.call_id, refusal(name)))
+                self._clients.send(connection, wire.refusal(request.call_id, refusal(name)))
                 return
             result = (wire.value_error if REFUSED[name].returns else wire.void_error)(refusal(name))
-        self._send(connection, wire.response(request.call_id, result))
+        self._clients.send(connection, wire.response(request.call_id, result))
         if name == "destroy_actor":
             self._end_dead_streams()
 
@@ -315,21 +259,21 @@ class Server:
             log.exception("apply_batch failed")
             result = [wire.value_error("apply_batch: internal error of the simulator, see its log")]
         connection.batch = None
-        self._send(connection, wire.response(call_id, result))
+        self._clients.send(connection, wire.response(call_id, result))
         self._end_dead_streams()
         self._serve(connection)
 
     def _serve(self, connection: RpcConnection) -> None:
         """Dispatch what a client has sent, up to the first batch."""
         try:
-            while connection.batch is None and connection in self._connections:  # an unread answer may have closed it
+            while connection.batch is None and connection in self._clients:  # an unread answer may have closed it
                 request = next(connection.requests, None)
                 if request is None:
                     return
                 self._dispatch(connection, request)
         except wire.ProtocolError as error:
             log.warning("a client was disconnected: %s", error)
-            self._close(connection)
+            self._clients.close(connection)
 
     def _announce(self, connection: RpcConnection, arguments: list[Any]) -> list[Any]:
         match arguments:
@@ -352,67 +296,26 @@ class Server:
                 return wire.void_error(f"this simulator builds no road from OpenDRIVE but its own, {MAP_NAME}")
         return wire.void_error(f"{name}: wrong arguments")
 
-    # ------------------------------------------------------------------------------------------------- sockets
+    # --------------------------------------------------------------------------------------------- connections
 
-    def _accept(self, listener: socket.socket, kind: type[Connection]) -> None:
-        try:
-            client, _ = listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(0.01)  # the listener stays readable; do not spin until a client leaves
-            return
-        if len(self._connections) >= MAX_CONNECTIONS:
-            client.close()
-            return
-        client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 4 * CHUNK)  # tells slow from stalled
-        connection = kind(client)
-        self._connections.add(connection)
-        self._selector.register(client, selectors.EVENT_READ, connection)
-
-    def _close(self, connection: Connection) -> None:
-        if connection not in self._connections:
-            return
-        self._connections.discard(connection)
-        self._selector.unregister(connection.socket)
-        connection.socket.close()
-        if isinstance(connection, StreamConnection) and connection.stream:
-            listeners = self._subscribers[connection.stream]
-            listeners.remove(connection)
-            if not listeners:
-                del self._subscribers[connection.stream]
-        elif isinstance(connection, RpcConnection):
-            self._announced = [a for a in self._announced if a[1] is not connection]
-            self._ticks = deque(t for t in self._ticks if t[0] is not connection)
-            if connection.batch is not None:
-                self._batches.remove(connection)
-
-    def _close_silent(self, now: float) -> None:
-        """Close streaming connections that never asked for a stream that exists."""
-        for connection in list(self._connections):
-            silent = isinstance(connection, StreamConnection) and not connection.stream
-            if silent and now - connection.opened > SILENT_LIMIT:
-                self._close(connection)
+    def _forget(self, connection: RpcConnection) -> None:
+        """Drop what a client that is gone was waiting for."""
+        self._announced = [a for a in self._announced if a[1] is not connection]
+        self._ticks = deque(t for t in self._ticks if t[0] is not connection)
+        if connection.batch is not None:
+            self._batches.remove(connection)
 
     def _end_dead_streams(self) -> None:
-        for stream in [s for s in self._subscribers if s not in self._episode.streams]:
-            for connection in list(self._subscribers[stream]):
-                self._close(connection)
+        self._clients.close_streams_but(self._episode.streams)
         self._announced = [a for a in self._announced if a[0] in self._episode.streams]
 
     def _read(self, connection: Connection) -> None:
         if isinstance(connection, RpcConnection) and connection.batch is not None:
             return  # what it sends waits for its batch
-        try:
-            data = connection.socket.recv(CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        data = self._clients.receive(connection)
         if not data:
-            self._close(connection)
-        elif isinstance(connection, RpcConnection):
+            return
+        if isinstance(connection, RpcConnection):
             connection.requests = connection.reader.feed(data)
             self._serve(connection)
         elif isinstance(connection, StreamConnection) and not connection.stream:
@@ -425,63 +328,25 @@ class Server:
         # somebody else destroyed would reconnect without pause.
         if stream not in self._episode.streams:
             return
-        connection.stream = stream
-        self._subscribers.setdefault(stream, []).append(connection)
+        self._clients.subscribe(connection, stream)
         for i, (announced, _, _) in enumerate(self._announced):
             if announced == stream:
                 del self._announced[i]
                 break
         if stream == streaming.WORLD_STREAM:
-            self._send(connection, self._episode.state())  # or a client of a halted world would see it empty
-
-    def _send(self, connection: Connection, data: bytes) -> None:
-        """Send without ever waiting; a client that leaves too much unread loses frames, then its connection."""
-        if connection not in self._connections:
-            return
-        if connection.outgoing:
-            if len(connection.outgoing) > UNREAD_LIMIT:
-                if isinstance(connection, StreamConnection) and time.monotonic() - connection.taken < STALL_LIMIT:
-                    return  # it reads, but slower than the clock of an asynchronous world: this frame passes it by
-                log.warning("a client that does not read was disconnected")
-                connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                self._close(connection)
-                return
-            connection.outgoing += data
-            return
-        try:
-            sent = connection.socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._close(connection)
-            return
-        if sent < len(data):
-            connection.taken = time.monotonic()
-            connection.outgoing += memoryview(data)[sent:]
-            self._selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
-
-    def _flush(self, connection: Connection) -> None:
-        try:
-            sent = connection.socket.send(connection.outgoing)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._close(connection)
-            return
-        del connection.outgoing[:sent]
-        connection.taken = time.monotonic()
-        if not connection.outgoing:
-            self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
+            self._clients.send(connection, self._episode.state())  # or a client of a halted world would see it empty
 
 
-def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode = Episode) -> None:
+def run(
+    host: str, port: int, parent: int | None = None, new_episode: NewEpisode = Episode, all_sensors: bool = True
+) -> None:
     """Serve until SIGTERM, SIGINT or the end of the parent process.
 
     SIGTERM ends it at once, SIGINT and the end of the parent when its clients have left, see :meth:`Server.leave`.
 
     Args:
         parent: the process with which to end, which must be the one that started this; None: with no other.
-        new_episode: see :class:`Server`.
+        new_episode, all_sensors: see :class:`Server`.
 
     Raises:
         UserError: a port cannot be had.
@@ -490,7 +355,7 @@ def run(host: str, port: int, parent: int | None = None, new_episode: NewEpisode
         signal.signal(number, lambda *_: end())
     if parent is not None:
         exit_with(parent)
-    server = Server(host, port, new_episode, lidars=parent is None)  # who starts one for itself has no lidars
+    server = Server(host, port, new_episode, all_sensors)
     signal.signal(signal.SIGINT, lambda *_: server.leave())
     if parent is not None:
         exit_with(parent, server.leave)
@@ -521,7 +386,8 @@ def run_with(arguments: argparse.Namespace) -> None:
         options += ["--like", arguments.like] if arguments.like else []
         run_instances(arguments.instances, arguments.port, arguments.parent, options)
         return
-    run(arguments.host, arguments.port, arguments.parent, new_episode)
+    whole = arguments.parent is None or arguments.whole  # who starts one for itself drives by cameras
+    run(arguments.host, arguments.port, arguments.parent, new_episode, whole)
 
 
 def main() -> None:

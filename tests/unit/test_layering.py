@@ -60,6 +60,7 @@ PROTOCOL_CODE = {
     "blueprints.py",
     "batches.py",
     "calls.py",
+    "connections.py",
     "entries.py",
     "episode.py",
     "process.py",
