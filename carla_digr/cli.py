@@ -484,7 +484,8 @@ def add_ctl(commands: argparse._SubParsersAction) -> None:
         "ctl",
         help="pause, step, reset or change a running drive",
         description="Say one thing to a drive that runs on this machine: pause, resume, step, reset [SEED], "
-        "policy FILE, set NAME VALUE, or list: what can be set.",
+        "policy FILE, set NAME VALUE, record on, record off, drive STEER THROTTLE BRAKE [SECONDS], or list: what can "
+        "be set.",
     )
     parser.add_argument("words", metavar="WORD", nargs="+", help="such as: pause; set opacity 0.5; reset 7")
     parser.add_argument("--namespace", default="", help="of the drive's nodes")

@@ -93,9 +93,8 @@ class Explainer:
         target: str | int | None = None,
         resize: bool = False,
     ):
+        self._policy = policy
         self.method = method
-        self._method = METHODS.find(method)
-        self._method.check(policy)
         self._perturbation = Perturbation.from_settings(card.get("config", {}).get("saliency_dataset", {}))
         self.card = card
         self.action_names: tuple[str, ...] = tuple(card["action_names"])
@@ -104,7 +103,6 @@ class Explainer:
         self.image_shape = (height, width, channels // policy.recipe.stack)
         self.target = target
         self.resize = resize
-        self._policy = policy
         policy.eval()
         self._distribution = DISTRIBUTIONS[policy.output]
         self._actor_critic = policy if isinstance(policy, ActorCritic) else None
@@ -139,6 +137,17 @@ class Explainer:
             explainer.explain(explainer.decide(np.zeros(explainer.image_shape, np.uint8)))
         explainer.restart()
         return explainer
+
+    @property
+    def method(self) -> str:
+        """Of the maps, a key of `carla_digr.saliency.METHODS`; it may be changed at any time."""
+        return self._method_name
+
+    @method.setter
+    def method(self, name: str) -> None:
+        method = METHODS.find(name)
+        method.check(self._policy)
+        self._method_name, self._method = name, method
 
     @property
     def target(self) -> int | None:

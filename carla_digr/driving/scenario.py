@@ -47,6 +47,8 @@ FILM = {
 """Attributes of the camera that keep a picture from depending on those before it, and on the sun in the lens."""
 RUN_OUT = 40.0  # m before the end of a stretch at which its drive ends
 RETRY = 0.5  # s between tries to reach a lost server
+WEATHERS = ("ClearNoon", "CloudyNoon", "HardRainNoon", "ClearSunset", "ClearNight", "DustStorm")
+"""CARLA's names of those that the embedded highway, too, paints in different ways."""
 
 
 class Scenario:
@@ -67,13 +69,12 @@ class Scenario:
         self._traffic = traffic
         session.before_close(traffic.close)
         self._ego = self._spawn_ego()
+        self._weather = ""
         self._car: Car | None = None
         """On a server that is not the embedded highway."""
         if isinstance(traffic, ManagedTraffic):
             self._car = Car(self._ego)
-            found = session.world.get_weather()
-            session.before_close(lambda: session.world.set_weather(found))
-            session.world.set_weather(carla.WeatherParameters.ClearNoon)
+            self.weather = "ClearNoon"
         # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
         self._contacts = Contacts(session, self._ego)
         place = carla.Transform(
@@ -235,6 +236,32 @@ class Scenario:
         if at is None or at.road_id not in self._lines:
             return 0.0
         return lane_curvature(self._lines[at.road_id], self._last.x, self._last.y, self._last.yaw)
+
+    @property
+    def weather(self) -> str:
+        """One of WEATHERS; empty: as the server has it, which gets it back when the drive ends."""
+        return self._weather
+
+    @weather.setter
+    def weather(self, name: str) -> None:
+        world = self._session.world
+        try:
+            if not self._weather:
+                found = world.get_weather()
+                self._session.before_close(lambda: world.set_weather(found))
+            world.set_weather(getattr(carla.WeatherParameters, name))
+        except RuntimeError as error:
+            raise self._session.lost(describe(error)) from None
+        self._weather = name
+
+    @property
+    def vehicles(self) -> int:
+        """Other vehicles; another number holds from the next episode on."""
+        return self._traffic.vehicles
+
+    @vehicles.setter
+    def vehicles(self, number: int) -> None:
+        self._traffic.vehicles = number
 
     @property
     def segments(self) -> bool:

@@ -36,7 +36,9 @@ WAKE_AFTER = 1.0  # s that the Traffic Manager may take for a frame that the ser
 
 
 class Traffic(Protocol):
-    """Who else is on the road."""
+    """Who else is on the road; ``vehicles`` of them, which may be changed and holds from the next `fill` on."""
+
+    vehicles: int
 
     def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
         """Put the traffic of an episode on the road; the ego stands at ``place``."""
@@ -58,7 +60,7 @@ class SimulatorTraffic:
     """The embedded simulator's own drivers."""
 
     def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
-        self._session, self._vehicles = session, vehicles
+        self._session, self.vehicles = session, vehicles
         self._controller: carla.Actor | None = None
         if not session.blueprints.filter(HIGHWAY_TRAFFIC):
             raise UserError(
@@ -67,7 +69,7 @@ class SimulatorTraffic:
 
     def fill(self, seed: int, ego: carla.Vehicle, place: carla.Location) -> None:
         """Spawn the traffic controller."""
-        blueprint = self._session.blueprint(HIGHWAY_TRAFFIC, seed=seed, vehicles=self._vehicles, hero=ego.id)
+        blueprint = self._session.blueprint(HIGHWAY_TRAFFIC, seed=seed, vehicles=self.vehicles, hero=ego.id)
         self._controller = self._session.spawn(blueprint, carla.Transform())
 
     def remove(self, ids: Sequence[int]) -> None:
@@ -94,7 +96,7 @@ class ManagedTraffic:
     """
 
     def __init__(self, session: Session, points: list[carla.Transform], vehicles: int):
-        self._session, self._points, self._vehicles = session, points, vehicles
+        self._session, self._points, self.vehicles = session, points, vehicles
         self._kinds = sorted(b.id for b in session.blueprints.filter("vehicle.*") if _is_car(b))
         self._ids: list[int] = []
         self._draw = np.random.default_rng(0)
@@ -111,7 +113,7 @@ class ManagedTraffic:
         self._manager.set_random_device_seed(seed)
         self._draw = np.random.default_rng(seed)
         self._ticks = 0
-        self._spawn(traffic_places(self._points, place, self._vehicles, self._draw))
+        self._spawn(traffic_places(self._points, place, self.vehicles, self._draw))
 
     def _spawn(self, places: Sequence[carla.Transform]) -> None:
         command: Any = carla.command
@@ -139,7 +141,7 @@ class ManagedTraffic:
         if self._ticks % RENEW_EVERY == 0:
             self.remove([i for i, other in there.items() if _is_left_behind(place, other.location)])
         else:  # a tick later: without one the client crashes
-            missing = self._vehicles - len(self._ids)
+            missing = self.vehicles - len(self._ids)
             self._spawn(places_ahead(self._session.map, place, list(there.values()), missing, self._draw))
 
     def remove(self, ids: Sequence[int]) -> None:

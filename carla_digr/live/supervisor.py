@@ -36,6 +36,7 @@ from carla_digr.live.composition import (
     restart_notice,
     shutdown_notice,
 )
+from carla_digr.live.viewer.control import TOKEN, new_token
 
 WORKSPACE = Path(__file__).parents[2] / "ros2_ws"
 SETUP = WORKSPACE / "install" / "setup.bash"
@@ -259,6 +260,7 @@ def started(processes: Iterable[Process], verbose: bool) -> Iterator[Supervisor]
     environment = workspace_environment()
     with free_domain() as domain:
         environment.setdefault("ROS_DOMAIN_ID", str(domain))
+        environment[TOKEN] = new_token()  # which a page's server that is started again keeps
         supervisor = Supervisor(environment, stop, verbose)
         try:
             for process in processes:

@@ -201,6 +201,8 @@ class Watchdog:
 class ManualControl:
     """A human's control of the car: it holds for MANUAL_SECONDS after each command, then the policy drives again.
 
+    Who stands beside the car outranks who looks at its page: while the former's command holds, the page's are ignored.
+
     Args:
         clock: monotonic time in seconds.
     """
@@ -209,15 +211,26 @@ class ManualControl:
         self._clock = clock
         self._command = FULL_BRAKE
         self._until = -math.inf
+        self._by_page = False
 
-    def receive(self, command: VehicleCommand) -> str:
+    def receive(self, command: VehicleCommand, by_page: bool = False) -> str:
         """Take a command; what is wrong with it, "" if nothing. A wrong one means the full brake."""
+        if by_page and not self._by_page and self.command() is not None:
+            return ""
+        self._by_page = by_page
         fault = _fault(command)
         if not fault and _clamped(command) != command:
             fault = f"steer {command.steer}, throttle {command.throttle}, brake {command.brake} are out of range"
         self._command = FULL_BRAKE if fault else command
         self._until = self._clock() + MANUAL_SECONDS
         return fault
+
+    @property
+    def driver(self) -> str:
+        """Whose command holds: "page", "manual" of anybody else, "" of nobody."""
+        if self.command() is None:
+            return ""
+        return "page" if self._by_page else "manual"
 
     def command(self) -> VehicleCommand | None:
         """What the human wants now; None: nothing."""

@@ -478,6 +478,115 @@ def test_frozen_tab_neither_holds_up_the_others_nor_is_flooded(pages: Pages, vie
     expect(frozen.locator("#skipped")).not_to_have_text("0")
 
 
+class Driven:
+    """Controls that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, ...]] = []
+
+    def do(self, words) -> str:
+        self.done.append(words)
+        return " ".join(words)
+
+
+SETTINGS = {
+    "method": {"value": "linear", "choices": ["digr", "linear"]},
+    "target": {"value": ""},
+    "attack_epsilon": {"value": 0.02, "range": [0.0, 0.2]},
+    "opacity": {"value": 0.8, "range": [0.0, 1.0]},
+    "explanation": {"value": True},
+}
+STATE = {"paused": False, "control": "policy", "recording": False, "policies": ["one", "two"], "settings": SETTINGS}
+
+
+@pytest.fixture
+def driven():
+    controls = Driven()
+    with ViewerServer(port=0, controls=controls) as server:
+        server.tell(STATE)
+        yield server, controls
+
+
+def test_the_page_says_what_is_pressed_and_shows_what_others_change(context: BrowserContext, driven):
+    server, controls = driven
+    page = Pages(context).open(server)
+    expect(page.get_by_text("Watching only")).to_be_visible()
+    assert page.locator("#hold").is_disabled()
+    page.get_by_label("Opacity").fill("30")  # for this page alone
+    page.goto(server.address)
+    page.reload()  # the token stays in this tab, and not in its address
+    assert page.url == server.url
+    feed.publish(server, 1)
+    wait_for_frame(page, 1)
+    assert controls.done == []
+    expect(page.locator("#opacity-value")).to_have_text("80 %")
+    page.keyboard.press("h")
+    expect(page.locator("#said")).to_have_text("pause")
+    server.tell({"paused": True})
+    page.get_by_role("button", name="Step", exact=True).click()
+    page.get_by_role("button", name="Go on", exact=True).click()
+    page.get_by_label("Seed of").fill("77")
+    page.get_by_role("button", name="New episode").click()
+    page.get_by_role("button", name="Record").click()
+    page.get_by_label("Opacity").fill("40")
+    page.keyboard.press("g")
+    page.get_by_label("Policy that drives").select_option("two")
+    page.get_by_label("Explained by").select_option("digr")
+    page.get_by_label("Explained action").select_option("brake")
+    page.get_by_label("Its strength").fill("0.1")
+    page.get_by_label("Maps").uncheck()
+    wanted = [("pause",), ("step",), ("resume",), ("reset", "77"), ("record", "on"), ("set", "opacity", "0.40")]
+    wanted += [("policy", "two"), ("set", "method", "digr"), ("set", "target", "brake")]
+    wanted += [("set", "attack_epsilon", "0.1"), ("set", "explanation", "false")]
+    wait_until(lambda: len(controls.done) >= len(wanted))
+    assert sorted(controls.done) == sorted(wanted)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    changed = {
+        **SETTINGS,
+        "opacity": {"value": 0.25, "range": [0, 1]},
+        "method": {**SETTINGS["method"], "value": "digr"},
+    }
+    server.tell({"settings": changed, "paused": False, "control": "watchdog"})
+    expect(page.locator("#driver")).to_have_text("The watchdog brakes")
+    expect(page.locator("#opacity-value")).to_have_text("25 %")
+    expect(page.locator("#set-method")).to_have_value("digr")
+
+
+def test_a_hand_at_the_keys_drives_until_it_lets_go_or_looks_away(context: BrowserContext, driven):
+    server, controls = driven
+    page = Pages(context).open(server)
+    page.goto(server.address)
+    feed.publish(server, 1)
+    wait_for_frame(page, 1)
+
+    def until_commanded(holds: Callable[[float, float, float], bool]) -> None:
+        before = len(controls.done)
+        wait_until(lambda: any(holds(*map(float, words[1:])) for words in controls.done[before:]))
+
+    page.keyboard.press("d")
+    expect(page.get_by_text("You drive.")).to_be_visible()
+    page.keyboard.down("ArrowUp")
+    page.keyboard.down("ArrowRight")
+    until_commanded(lambda steer, throttle, brake: steer > 0.02 and throttle == 1.0 and brake == 0.0)
+    page.keyboard.up("ArrowRight")
+    page.keyboard.up("ArrowUp")
+    page.keyboard.down("ArrowDown")
+    until_commanded(lambda steer, throttle, brake: abs(steer) < 0.001 and throttle == 0.0 and brake == 1.0)
+    server.tell({"control": "page"})
+    expect(page.locator("#driver")).to_have_text("You drive")
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("You drive.")).to_be_hidden()
+    page.keyboard.press("d")
+    page.evaluate("""() => {
+        Object.defineProperty(document, "hidden", { value: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }""")
+    expect(page.locator("#wheel")).to_be_hidden()
+    assert page.locator("#drive").get_attribute("aria-pressed") == "false"
+    assert {words[0] for words in controls.done} == {"drive"}
+
+
 @pytest.mark.parametrize(("width", "height"), [(1920, 1080), (1280, 800), (390, 844)])
 def test_everything_fits_the_screen(context: BrowserContext, viewer: ViewerServer, width: int, height: int):
     page = Pages(context).open(viewer)

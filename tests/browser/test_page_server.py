@@ -25,6 +25,7 @@ import simplejpeg
 from carla_digr.errors import UserError
 from carla_digr.live.viewer import server as server_module
 from carla_digr.live.viewer.client import WINDOW
+from carla_digr.live.viewer.control import BURST, WRONG_TOKENS
 from carla_digr.live.viewer.recorded import Recorded
 from carla_digr.live.viewer.server import ASSETS, ViewerServer
 from carla_digr.recordings import topics
@@ -206,6 +207,108 @@ def test_client_that_talks_nonsense_is_sent_away(viewer: ViewerServer, connect: 
     opcode, payload = client.read()
     assert (opcode, payload[:2]) == (8, (1008).to_bytes(2, "big"))
     wait_until(lambda: viewer.status()["clients"] == [])
+
+
+class Driven:
+    """Controls that keep what they are told, and take as long as a test wants."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, ...]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def do(self, words) -> str:
+        self.go_on.wait(20)
+        self.done.append(words)
+        if words[0] == "no":
+            raise UserError("That cannot be.")
+        return f"{words[0]}!"
+
+
+@pytest.fixture
+def driven() -> Iterator[tuple[ViewerServer, Driven]]:
+    controls = Driven()
+    with ViewerServer(port=0, controls=controls) as server:
+        yield server, controls
+
+
+def says(client: Client, message: dict) -> dict:
+    """What a page is answered."""
+    client.send(json.dumps(message))
+    return next(
+        told for told in iter(lambda: json.loads(client.read()[1]), None) if told["type"] in ("control", "answer")
+    )
+
+
+def test_only_who_has_the_token_controls(driven, connect):
+    server, controls = driven
+    assert server.url in server.address and server.address.partition("#token=")[2] not in server.url
+    token = server.address.partition("#token=")[2]
+    client = Client(server)
+    with closing(client):
+        answer = says(client, {"id": 1, "words": ["pause"]})
+        assert not answer["ok"] and "address with the token" in answer["said"]
+        assert says(client, {"token": "guessed"}) == {"type": "control", "granted": False}
+        assert not says(client, {"id": 2, "words": ["pause"]})["ok"] and controls.done == []
+        assert says(client, {"token": token})["granted"]
+        assert says(client, {"id": 3, "words": ["pause"]}) == {"type": "answer", "id": 3, "ok": True, "said": "pause!"}
+        refused = {"type": "answer", "id": 4, "ok": False, "said": "That cannot be."}
+        assert says(client, {"id": 4, "words": ["no"]}) == refused
+        assert controls.done == [("pause",), ("no",)]
+    with closing(Client(server)) as another:  # a token holds for its connection
+        assert not says(another, {"id": 1, "words": ["pause"]})["ok"]
+        for _ in range(WRONG_TOKENS):
+            another.send(json.dumps({"token": "guessed"}))
+        while another.read()[0] != 8:
+            pass
+    assert Client(server, Origin="http://evil.example").status == 403
+
+
+def test_a_page_that_asks_too_much_is_refused_and_the_frames_go_on(driven):
+    server, controls = driven
+    with closing(Client(server)) as client:
+        says(client, {"token": server.address.partition("#token=")[2]})
+        controls.go_on.clear()
+        for number in range(BURST + 5):
+            client.send(json.dumps({"id": number, "words": ["drive"]}))
+        feed.publish(server, 1)
+        assert client.frame()[0]["frame"] == 1
+        controls.go_on.set()
+        answers = {}
+        client.send(json.dumps({"id": 99, "words": ["last"]}))
+        while len(answers) < BURST + 6:
+            opcode, payload = client.read()
+            if opcode == 1 and (told := json.loads(payload))["type"] == "answer":
+                answers[told["id"]] = told["ok"]
+        assert 0 < len(controls.done) <= BURST and sum(answers.values()) == len(controls.done)
+
+
+@pytest.mark.parametrize(
+    "nonsense", [{"id": "1", "words": ["x"]}, {"id": 1, "words": []}, {"id": 1, "words": [1]}, {"id": 1}, [1], 1.5]
+)
+def test_malformed_requests_end_the_connection(driven, nonsense):
+    server, controls = driven
+    with closing(Client(server)) as client:
+        client.send(json.dumps(nonsense))
+        while (message := client.read())[0] != 8:
+            pass
+        assert message[1][:2] == (1008).to_bytes(2, "big") and controls.done == []
+
+
+def test_pages_are_told_what_is_so_beside_the_frames(driven):
+    server, _ = driven
+
+    def state(client: Client) -> dict:
+        return next(told for told in iter(lambda: json.loads(client.read()[1]), None) if told["type"] == "state")
+
+    with closing(Client(server)) as client:
+        assert json.loads(client.read()[1])["type"] == "hello"
+        server.tell({"paused": True, "control": "policy"})
+        assert state(client) == {"type": "state", "paused": True, "control": "policy"}
+        server.tell({"paused": False})
+        assert state(client) == {"type": "state", "paused": False, "control": "policy"}
+    with closing(Client(server)) as late:
+        assert state(late) == {"type": "state", "paused": False, "control": "policy"}
 
 
 def test_several_threads_may_publish(viewer: ViewerServer, connect: Callable[..., Client]):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import re
 import shutil
 import signal
+import threading
 from collections import Counter
 
+import aiohttp
 import live_support
 import numpy as np
 import pytest
@@ -361,6 +366,121 @@ def test_no_frame_is_lost_while_the_onlookers_are_stopped_and_the_drive_goes_on(
     assert float(drive.status("viewer").get("frames (Hz)", 0.0)) > 1.0
 
 
+class Operator:
+    """A page with the token: says words to the drive, and keeps what it is told."""
+
+    def __init__(self, viewer):
+        live_support.until(lambda: "#token=" in viewer.output)
+        self.url, self.token = re.search(r"The page is at (\S+)#token=(\S+)", viewer.output).groups()
+        self.state, self.answers, self._number = {}, {}, 0
+        self._loop, ready = asyncio.new_event_loop(), threading.Event()
+        self._end = asyncio.Event()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._read(ready)))
+        self._thread.start()
+        assert ready.wait(live_support.LIMIT)
+
+    async def _read(self, ready):
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}ws", max_msg_size=0) as stream:
+            self._stream = stream
+            await stream.send_json({"token": self.token})
+            ready.set()
+            async for message in stream:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    size = int.from_bytes(message.data[:4], "little")
+                    await stream.send_str(str(json.loads(message.data[4 : 4 + size])["sequence"]))
+                    continue
+                told = json.loads(message.data)
+                if told["type"] == "state":
+                    self.state = told
+                elif told["type"] == "answer":
+                    self.answers[told["id"]] = told
+
+    def say(self, *words):
+        self._number += 1
+        request = {"id": self._number, "words": list(words)}
+        asyncio.run_coroutine_threadsafe(self._stream.send_json(request), self._loop).result(live_support.LIMIT)
+        return self._number
+
+    def setting(self, name):
+        return self.state.get("settings", {}).get(name, {}).get("value")
+
+    def close(self):
+        asyncio.run_coroutine_threadsafe(self._stream.close(), self._loop).result(live_support.LIMIT)
+        self._thread.join()
+
+
+def test_a_page_with_the_token_controls_the_drive_and_sees_what_others_change(drive, onlookers):
+    viewer, _, bags = onlookers
+    page, observer = Operator(viewer), drive.observer
+
+    def answer(*words):
+        number = page.say(*words)
+        observer.until(lambda: number in page.answers)
+        return page.answers[number]
+
+    observer.until(lambda: page.setting("vehicles") == 64 and page.setting("opacity") is not None)
+    assert drive.set("explainer", opacity=0.5) == ""
+    observer.until(lambda: page.setting("opacity") == 0.5)
+    assert answer("set", "opacity", "0.8")["said"] == "opacity: 0.8"
+    observer.until(lambda: page.setting("opacity") == 0.8)
+    assert "The page sets no deadline" in answer("set", "deadline", "1")["said"]
+    assert "must be inferno or" in answer("set", "colormap", "beige")["said"]
+    assert "offers no policy /etc/passwd" in answer("policy", "/etc/passwd")["said"]
+
+    assert answer("pause")["said"] == "paused"
+    observer.until(lambda: page.state["paused"])
+    assert drive.call(SetBool, "/carla_bridge/pause", data=False).success
+    observer.until(lambda: not page.state["paused"])
+
+    hand = {"throttle": 0.0, "steer": 0.0, "brake": 0.25}
+
+    def until_braked_by(strength, send):
+        seen = len(observer.received[topics.DECISION.name])
+
+        def found():
+            send()
+            observer.spin()
+            return [m for m in observer.received[topics.DECISION.name][seen:] if m.manual and m.brake == strength]
+
+        live_support.until(found, lambda: None)
+
+    until_braked_by(0.5, lambda: page.say("drive", "0", "0", "0.5"))
+    observer.until(lambda: page.state["control"] == "page")
+
+    def both():
+        drive.manual.publish(VehicleControl(**hand))
+        page.say("drive", "0", "0", "0.5")
+
+    until_braked_by(0.25, both)
+    seen = len(observer.received[topics.DECISION.name])
+    for _ in range(5):
+        both()
+        drive.new(topics.DECISION)
+    manual = [m.brake for m in observer.received[topics.DECISION.name][seen:] if m.manual]
+    assert manual and set(manual) == {0.25}  # whoever stands beside the car
+    drive.policy_drives()
+
+    method = answer("set", "method", "gbp")
+    assert method["ok"], method
+    drive.new(topics.DECISION, lambda m: m.method == "gbp")
+    assert "longer than a frame" in answer("set", "method", "gb")["said"]
+    assert answer("set", "method", "linear")["ok"]
+    drive.new(topics.DECISION, lambda m: m.method == "linear")
+    before = drive.last(topics.IMAGE)
+    assert answer("set", "weather", "ClearNight")["ok"]
+    dark = 0.6 * conversion.to_rgb(before).mean()
+    drive.new(topics.IMAGE, lambda m: conversion.to_rgb(m).mean() < dark)
+    assert answer("set", "weather", "ClearNoon")["ok"]
+
+    assert answer("record", "off")["said"] == "not recording"
+    observer.until(lambda: page.state["recording"] is False)
+    assert answer("record", "on")["said"] == "recording"
+    observer.until(lambda: page.state["recording"])
+    observer.until(lambda: len(list(bags.iterdir())) == 2)
+    page.close()
+    drive.policy_drives()
+
+
 def test_the_policy_of_sros_names_what_the_nodes_hear_publish_and_answer(drive, onlookers):
     root = security.policy().getroot()
     assert (root.tag, root.attrib, [child.tag for child in root]) == ("policy", {"version": "0.2.0"}, ["enclaves"])
@@ -447,7 +567,7 @@ def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, onlookers):
         assert running.end() == 0 and "Traceback" not in running.output, running.output
     measure.end()
     assert "Traceback" not in measure.output
-    with open_bag(next(bags.iterdir())) as opened:  # of the test before, too
+    with open_bag(max(bags.iterdir())) as opened:  # the last one
         kept = {c.topic: Counter() for c in opened.channels}
         for channel, time, _ in opened.read():
             kept[channel.topic][time] += 1

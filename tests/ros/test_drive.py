@@ -230,4 +230,5 @@ def test_only_the_nodes_of_the_table_publish(drive):
     for topic in topics.TOPICS:
         publishers = {info.node_name for info in drive.node.get_publishers_info_by_topic(topic.name)}
         assert publishers <= set(topic.publishers), topic.name
-        assert topic.name == topics.DIAGNOSTICS.name or publishers == set(topic.publishers), topic.name
+        here = set(topic.publishers) - {"viewer"}  # this drive has none
+        assert topic.name == topics.DIAGNOSTICS.name or publishers == here, topic.name

@@ -232,3 +232,19 @@ def test_manual_control_is_exact_in_range_or_the_full_brake_and_ends_by_itself(c
     assert applied == (command if in_range else FULL_BRAKE)
     clock.now += MANUAL_SECONDS
     assert manual.command() is None
+
+
+def test_the_page_gives_way_to_everybody_else_and_drives_again_when_they_have_let_go():
+    clock = Clock()
+    manual = ManualControl(clock)
+    page, human = VehicleCommand(0.1, throttle=1.0), VehicleCommand(-0.1, brake=0.5)
+    manual.receive(page, by_page=True)
+    assert (manual.command(), manual.driver) == (page, "page")
+    manual.receive(human)
+    clock.now += MANUAL_SECONDS / 2
+    assert manual.receive(VehicleCommand(math.nan), by_page=True) == ""  # nor does its nonsense brake
+    assert (manual.command(), manual.driver) == (human, "manual")
+    clock.now += MANUAL_SECONDS / 2
+    assert (manual.command(), manual.driver) == (None, "")
+    manual.receive(page, by_page=True)
+    assert (manual.command(), manual.driver) == (page, "page")

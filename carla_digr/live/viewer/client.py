@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class Client:
         self.ready = asyncio.Event()
         self.silent = False  # nothing has been to be done for BEAT_SECONDS
         self.waiting: Frame | None = None
-        self.colours: list[int] | None = None  # that it has not been told of
+        self.untold: dict[str, Mapping[str, Any]] = {}  # the last message of each kind that it has not been sent
         self.unanswered: deque[int] = deque()
         self.offered = offered  # sequence of the last frame this client was offered
         self.sent = 0
@@ -69,9 +70,9 @@ class Client:
         self.waiting = frame
         self.ready.set()
 
-    def recolour(self, colours: list[int]) -> None:
-        """Tell it of the map's new colours, red, green and blue of 256 levels one after another."""
-        self.colours = colours
+    def tell(self, kind: str, message: Mapping[str, Any]) -> None:
+        """Send it a message, JSON-ready, in the place of one of this kind that still waits."""
+        self.untold[kind] = message
         self.ready.set()
 
     def answered(self, sequence: int) -> None:
@@ -94,9 +95,8 @@ class Client:
                 self.silent = False
                 if not self.unanswered:
                     await self.websocket.send_str('{"type":"beat"}')
-            if self.colours is not None:
-                colours, self.colours = self.colours, None
-                await self.websocket.send_json({"type": "colours", "colormap": colours})
+            while self.untold:
+                await self.websocket.send_json(self.untold.pop(next(iter(self.untold))))
             if self.waiting is None or len(self.unanswered) >= WINDOW:
                 continue
             frame, self.waiting = self.waiting, None

@@ -41,13 +41,14 @@ events              list, optional   short names of what happened in this frame,
 
 Wire format, for other clients of ``/ws`` (all integers little-endian). A text message is JSON: first ``{"type":
 "hello", ...}`` (with ``recording``: whether this page shows recordings, and ``colormap``: red, green and blue of the
-map's 256 levels, one after another), ``{"type": "colours", "colormap": ...}`` when these change, and ``{"type":
-"beat"}`` about once a second while there is no new frame. A binary message is one frame: uint32 n, then n bytes of JSON
-header (``sequence``, ``published`` (s, server's monotonic clock), ``frame``, ``stamp`` (s), ``width``, ``height``,
-``jpeg_bytes``, ``saliency``: [height, width] or null, ``decision``), then the JPEG picture, then the saliency map as
-height x width bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most
-``client.WINDOW`` frames unanswered and then keeps only the newest frame for that client. That bounds the memory and the
-age of the picture for a client that is slow, frozen or gone.
+map's 256 levels, one after another), ``{"type": "colours", "colormap": ...}`` when these change, ``{"type": "state",
+...}`` with what `tell` was given, and ``{"type": "beat"}`` about once a second while there is no new frame. Requests of
+a page: docstring of control.py. A binary message is one frame: uint32 n, then n bytes of JSON header (``sequence``,
+``published`` (s, server's monotonic clock), ``frame``, ``stamp`` (s), ``width``, ``height``, ``jpeg_bytes``,
+``saliency``: [height, width] or null, ``decision``), then the JPEG picture, then the saliency map as height x width
+bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most ``client.WINDOW`` frames
+unanswered and then keeps only the newest frame for that client. That bounds the memory and the age of the picture for a
+client that is slow, frozen or gone.
 
 With recordings instead of a drive, ``GET /api/recording`` is `recorded.Recorded.description` and
 ``GET /api/recording/SIDE/INDEX`` a binary message of one frame, its header without what the description has already.
@@ -57,9 +58,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
-import ipaddress
 import json
 import logging
 import socket
@@ -71,7 +70,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from aiohttp import WSMsgType, web
@@ -79,7 +77,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from carla_digr import __version__
 from carla_digr.errors import UserError
+from carla_digr.live.viewer.address import bind, host_name, is_address, is_loopback
 from carla_digr.live.viewer.client import Client, Frame
+from carla_digr.live.viewer.control import Controls, Gate, done, new_token
 from carla_digr.live.viewer.message import plain
 from carla_digr.saliency.overlay import COLORMAP, colours
 
@@ -96,6 +96,7 @@ ASSETS = {  # path on the server: (file, content type)
     "/": ("index.html", "text/html"),
     "/viewer.js": ("viewer.js", "text/javascript"),
     "/plots.js": ("plots.js", "text/javascript"),
+    "/control.js": ("control.js", "text/javascript"),
     "/recording.js": ("recording.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/viewer.css": ("viewer.css", "text/css"),
@@ -120,11 +121,12 @@ class ViewerServer:
     """Serves the live page; see the module's docstring for use, the decision's fields and the wire format.
 
     Args:
-        host: address to bind. Loopback by default: the page has no login, so bind others only in a trusted network.
+        host: address to bind. Loopback by default: to watch needs no login, so bind others only in a trusted network.
         port: TCP port, 0 for any free one.
         colormap: colours of the map, one of `carla_digr.saliency.overlay.COLORMAPS`; the page mixes them into the
             picture as `overlay` does. `change_colormap` changes them later.
         recorded: recordings to show instead of a live drive; nothing is published then.
+        controls: does what pages ask for that have the token of `address`; None: nothing can be asked for.
         allowed_hosts: names under which browsers may reach the page besides ``localhost``, IP addresses, ``host`` and
             this machine's own name. Other names are refused, so that no web site can reach the page by DNS rebinding.
 
@@ -139,16 +141,21 @@ class ViewerServer:
         *,
         colormap: str = COLORMAP,
         recorded: Recorded | None = None,
+        controls: Controls | None = None,
         allowed_hosts: Iterable[str] = (),
     ):
         self._colours = _numbers(colormap)  # used by the server's thread alone, once that runs
         self._recorded = recorded
+        self._controls = controls
+        self._token = None if controls is None else new_token()
+        self._state: dict[str, Any] = {}  # the server's thread's, as
+        self._doing: set[asyncio.Task[None]] = set()
         self._description = b"" if recorded is None else json.dumps(recorded.description()).encode()
-        self._socket = _bind(host, port)
-        if not _is_loopback(host):
+        self._socket = bind(host, port)
+        if not is_loopback(host):
             log.warning(
-                "The page at %s is open to everybody who reaches this machine, and has no login: better leave it on "
-                "127.0.0.1 and look at it through `ssh -L`.",
+                "The page at %s is open to everybody who reaches this machine, who needs no login to look: better "
+                "leave it on 127.0.0.1 and look at it through `ssh -L`.",
                 host or "every address",
             )
         self.host = host
@@ -179,6 +186,11 @@ class ViewerServer:
         """Address to open in a browser on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)  # noqa: S104
         return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+
+    @property
+    def address(self) -> str:
+        """The same with the token, by which a page may control; for who started the server."""
+        return self.url if self._token is None else f"{self.url}#token={self._token}"
 
     def publish(
         self,
@@ -243,6 +255,17 @@ class ViewerServer:
         with self._lock:
             if not self._closed:
                 self._loop.call_soon_threadsafe(self._recolour, numbers)
+
+    def tell(self, state: Mapping[str, Any]) -> None:
+        """Tell all pages, and those to come, what is so beside the frames. Callable from any thread.
+
+        Args:
+            state: the keys that have changed, with values in JSON's types.
+        """
+        changed = plain(state)
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(self._tell, changed)
 
     def status(self) -> dict[str, Any]:
         """Figures: ``published`` frames, ``rate_hz`` over the last 2 s, ``uptime_s``, the latest frame, the clients.
@@ -349,15 +372,20 @@ class ViewerServer:
     def _recolour(self, numbers: list[int]) -> None:
         self._colours = numbers
         for client in self._clients.values():
-            client.recolour(numbers)
+            client.tell("colours", {"type": "colours", "colormap": numbers})
+
+    def _tell(self, changed: dict[str, Any]) -> None:
+        self._state = {**self._state, **changed}
+        for client in self._clients.values():
+            client.tell("state", {"type": "state", **self._state})
 
     @web.middleware
     async def _refuse_foreign_names(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Refuse requests by a name that is not ours: a web site that rebinds its own name to this address."""
-        name = _host_name(request.host)
-        if name is None or not (name in self._names or _is_address(name)):
+        name = host_name(request.host)
+        if name is None or not (name in self._names or is_address(name)):
             called = request.host[:80].encode("ascii", "backslashreplace").decode()
             raise web.HTTPMisdirectedRequest(
                 text=f"This server is not known as {called}: open it by its address, or allow the name.\n"
@@ -394,7 +422,10 @@ class ViewerServer:
             raise web.HTTPBadRequest(text="The handshake's key is malformed.\n") from None
         greeted = self._colours
         hello = {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": greeted}
+        told = self._state
         await websocket.send_json({**hello, "recording": self._recorded is not None})
+        if told:
+            await websocket.send_json({"type": "state", **told})
         with self._lock:
             newest, published = self._newest, self._sequence
         self._connections += 1
@@ -402,15 +433,29 @@ class ViewerServer:
         if newest is not None:
             client.offer(newest)
         if self._colours is not greeted:  # changed meanwhile
-            client.recolour(self._colours)
+            client.tell("colours", {"type": "colours", "colormap": self._colours})
+        if self._state is not told:
+            client.tell("state", {"type": "state", **self._state})
         self._clients[client.number] = client
         sender = asyncio.create_task(client.send())
         try:
+            gate = Gate(self._token)
             async for message in websocket:
-                if message.type != WSMsgType.TEXT or not message.data.isdecimal():
-                    await websocket.close(code=1008, message=b"expected a frame's sequence number")
+                if message.type == WSMsgType.TEXT and message.data.isdecimal():
+                    client.answered(int(message.data))
+                    continue
+                try:
+                    asked = gate.take(message.data if message.type == WSMsgType.TEXT else "")
+                except (ValueError, TypeError, RecursionError):
+                    await websocket.close(code=1008, message=b"expected a frame's sequence number or a request")
                     break
-                client.answered(int(message.data))
+                if isinstance(asked, dict):
+                    client.tell(f"answer {asked.get('id')}", asked)
+                else:
+                    gate.waiting += 1
+                    task = asyncio.create_task(self._do(client, gate, *asked))
+                    self._doing.add(task)
+                    task.add_done_callback(self._doing.discard)
         finally:
             del self._clients[client.number]
             sender.cancel()
@@ -418,32 +463,16 @@ class ViewerServer:
                 await sender
         return websocket
 
+    async def _do(self, client: Client, gate: Gate, number: int, words: tuple[str, ...]) -> None:
+        assert self._controls is not None
+        answer = await self._loop.run_in_executor(None, done, self._controls, number, words)
+        gate.waiting -= 1
+        client.tell(f"answer {number}", answer)
+
 
 def _is_no_request_error(record: logging.LogRecord) -> bool:
     """Whether a log's entry is about more than a malformed request, or a client that is gone."""
     return record.exc_info is None or not isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError))
-
-
-def _is_loopback(host: str) -> bool:
-    name = host.lower()
-    return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        where = f"Port {port} on {host}"
-        if error.errno == errno.EADDRINUSE:
-            problem = f"{where} is in use: stop the program that has it, or choose another port for the web page."
-        elif error.errno == errno.EACCES:
-            problem = f"{where} needs privileges: choose a port above 1023 for the web page."
-        else:
-            reason = error.strerror or str(error)
-            problem = f"{where} cannot serve the web page ({reason}): choose an address of this machine."
-        raise UserError(problem) from None
-    except OverflowError:
-        raise UserError(f"Port {port} does not exist: choose one from 0 to 65535 for the web page.") from None
 
 
 def _numbers(colormap: str) -> list[int]:
@@ -471,18 +500,3 @@ def _asset(path: Path, content_type: str) -> Callable[[web.Request], Awaitable[w
 
 async def _add_security_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(SECURITY_HEADERS)
-
-
-def _host_name(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

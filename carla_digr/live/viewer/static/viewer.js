@@ -1,6 +1,7 @@
 // The page: receives a live drive's frames over one WebSocket (wire format: docstring of server.py) and keeps the last
 // minute, or has a recording; it shows one frame at a time with everything that belongs to it, changed in one step.
 
+import { Control } from "./control.js";
 import { byId, clock, number, percent, sentence, setText } from "./page.js";
 import { HUES, LATENCY_BUDGET_MS, drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
 import { Recording, parse } from "./recording.js";
@@ -87,6 +88,7 @@ function connect() {
     const message = JSON.parse(data);
     if (message.type === "hello") greet(message);
     if (message.colormap) recolour(message.colormap);
+    if (["state", "control", "answer"].includes(message.type)) control.receive(message);
   };
   socket.onclose = () => lose();
 }
@@ -95,6 +97,7 @@ function greet(hello) {
   Object.assign(connection, { state: "live", attempts: 0, lastSequence: null, recent: [] });
   connection.clockOffset = clock() - hello.now;
   if (hello.recording && !recording) openRecording();
+  control.opened();
   refreshState();
 }
 
@@ -127,6 +130,7 @@ function lose() {
   connection.socket.onclose = connection.socket.onmessage = null;
   connection.socket.close();
   connection.state = "lost";
+  control.closed();
   const wait = RETRY_SECONDS[Math.min(connection.attempts++, RETRY_SECONDS.length - 1)];
   clearTimeout(connection.retry);
   connection.retry = setTimeout(connect, wait * 1000);
@@ -172,7 +176,7 @@ function refreshState() {
     lost: ["Connection lost", `${old} Reconnecting …`],
   }[state];
   // While paused an old picture is what was asked for: the header tells the state, nothing covers the picture.
-  byId("veil").hidden = !title || (paused && shown);
+  byId("veil").hidden = !title || (shown && (paused || (state === "stalled" && control.state.paused)));
   setText(byId("veil-title"), title);
   setText(byId("veil-text"), text);
   document.body.classList.toggle("stale", !byId("veil").hidden);
@@ -317,6 +321,7 @@ let actionNames = [];
 function nameActions(names) {
   if (names.join("\n") === actionNames.join("\n")) return;
   actionNames = names;
+  control.name(names);
   byId("actions").replaceChildren(...names.map((name, index) => {
     const item = document.createElement("div");
     item.className = `hue-${index % HUES.length}`;
@@ -493,6 +498,8 @@ function toggleFullscreen() {
   else byId("stage").requestFullscreen();
 }
 
+const control = new Control({ send: (text) => connection.socket.send(text), opacity: setOpacity });
+
 const KEYS = {
   " ": () => setPaused(!paused),
   ArrowLeft: (event) => step(event.shiftKey ? -20 : -1),
@@ -512,20 +519,27 @@ const KEYS = {
   2: () => setView("camera"),
   3: () => setView("map"),
   4: () => setView("both"),
+  h: () => control.hold(),
+  t: () => control.ask("step"),
+  d: () => control.drive(true),
+  g: () => control.openSettings(),
 };
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || byId("help").open) return;
   const { target, key } = event;
+  if (control.key(event, true)) return;
   // The element in focus keeps the keys it has a use for.
   if (target.matches("button, [type=checkbox]") && key === " ") return;
   if (target.matches("#opacity, [type=radio]") && /^(Arrow|Home|End)/.test(key)) return;
-  if (target.matches("select")) return;
+  if (target.matches("select, [type=number]") || (target.matches("[type=range]") && /^(Arrow|Home|End)/.test(key) && target.id !== "scrub")) return;
   const action = KEYS[key.length === 1 ? key.toLowerCase() : key];
   if (!action) return;
   event.preventDefault();
   action(event);
 });
+
+document.addEventListener("keyup", (event) => control.key(event, false));
 
 byId("pause").addEventListener("click", () => setPaused(!paused));
 byId("back").addEventListener("click", () => step(-1));
@@ -534,7 +548,10 @@ byId("next-event").addEventListener("click", () => seekMark(1));
 byId("previous-event").addEventListener("click", () => seekMark(-1));
 byId("live").addEventListener("click", () => setPaused(false));
 byId("scrub").addEventListener("input", (event) => seek(Number(event.target.value)));
-byId("opacity").addEventListener("input", (event) => setOpacity(event.target.value));
+byId("opacity").addEventListener("input", (event) => {
+  setOpacity(event.target.value);
+  control.set("opacity", (event.target.value / 100).toFixed(2));
+});
 byId("smooth").addEventListener("change", (event) => setSmooth(event.target.checked));
 byId("fullscreen").addEventListener("click", toggleFullscreen);
 byId("help-button").addEventListener("click", () => byId("help").showModal());

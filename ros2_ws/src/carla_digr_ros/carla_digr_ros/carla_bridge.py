@@ -24,7 +24,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from carla_digr.driving.control import MAX_WHEEL_ANGLE, UNKNOWN_LANE, DriveFrame, VehicleCommand, turning
-from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.scenario import WEATHERS, Scenario
 from carla_digr.driving.session import SimulatorGone
 from carla_digr.errors import UserError
 from carla_digr.live.composition import whole_number
@@ -77,7 +77,20 @@ class CarlaBridge(ManagedNode):
         self._port = declare(self, "port", 2000, "the simulator's port", (1, 65535))
         self._start_seconds = declare(self, "start_seconds", 0.0, "time the simulator has to start, s", (0.0, 600.0))
         self._seed = Live(self, "seed", 1, "of the next episode; every further one adds 1", (0, 2**31 - 1))
-        self._vehicles = declare(self, "vehicles", 64, "other vehicles on the ego's carriageway", (0, 400))
+        self._vehicles = Live(
+            self,
+            "vehicles",
+            64,
+            "other vehicles on the ego's carriageway; a change holds from the next episode on",
+            (0, 400),
+        )
+        self._weather = Live(
+            self,
+            "weather",
+            "",
+            "of CARLA's names; empty: as it is (on a CARLA server ClearNoon)",
+            choices=("", *WEATHERS),
+        )
         listeners = declare(self, "listeners", [""], "nodes that must get the pictures too before the drive begins")
         self._listeners = set(filter(None, listeners))
         self._roads, self._spawn_points = (
@@ -198,7 +211,7 @@ class CarlaBridge(ManagedNode):
             self._host,
             self._port,
             CALL_SECONDS,
-            vehicles=self._vehicles,
+            vehicles=self._vehicles.value,
             roads=self._roads,
             spawn_points=self._spawn_points,
             surroundings=self._objects,
@@ -259,10 +272,16 @@ class CarlaBridge(ManagedNode):
         drive = self._drive
         assert drive is not None
         start = time.monotonic()
+        self._change_weather(executor, drive)
         frame: DriveFrame = self._ask(executor, lambda: drive.step(command), watch=True)
         self._ticks.add((time.monotonic() - start) * 1000.0)
         self._account(frame)
         return frame
+
+    def _change_weather(self, executor: SingleThreadedExecutor, drive: Scenario) -> None:
+        wanted = self._weather.value
+        if wanted and wanted != drive.weather:
+            self._ask(executor, lambda: setattr(drive, "weather", wanted))
 
     def _recover(self, lost: SimulatorGone, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         """Wait for a simulator that hung or died, then make ego, camera and traffic anew.
@@ -294,6 +313,8 @@ class CarlaBridge(ManagedNode):
         drive = self._drive
         assert drive is not None
         self._episode_seed = self._seed.value
+        drive.vehicles = self._vehicles.value
+        self._change_weather(executor, drive)
         frame: DriveFrame = self._ask(executor, lambda: drive.reset(self._episode_seed))
         self._seed.value = min(self._seed.value + 1, 2**31 - 1)
         self._episode += 1
@@ -451,7 +472,8 @@ class CarlaBridge(ManagedNode):
         return allowed
 
     def _on_manual(self, message: VehicleControl) -> None:
-        self._drive_by_hand(VehicleCommand(message.steer, message.throttle, message.brake))
+        command = VehicleCommand(message.steer, message.throttle, message.brake)
+        self._drive_by_hand(command, by_page=message.header.frame_id == topics.PAGE)
 
     def _on_twist(self, message: Twist) -> None:
         self._drive_by_hand(turning(message.linear.x, message.angular.z))
@@ -460,8 +482,8 @@ class CarlaBridge(ManagedNode):
         wanted = message.drive
         self._drive_by_hand(VehicleCommand(-wanted.steering_angle / MAX_WHEEL_ANGLE, target_speed=wanted.speed))
 
-    def _drive_by_hand(self, command: VehicleCommand) -> None:
-        if fault := self._manual.receive(command):
+    def _drive_by_hand(self, command: VehicleCommand, by_page: bool = False) -> None:
+        if fault := self._manual.receive(command, by_page):
             self.get_logger().error(f"Full brake: in the manual command {fault}", throttle_duration_sec=5.0)
 
     def _own_decision(self, command: VehicleCommand, manual: bool) -> DrivingDecision:
@@ -485,6 +507,7 @@ class CarlaBridge(ManagedNode):
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._paused = request.data
+        self._reporter.report()
         response.success, response.message = True, "paused" if request.data else "driving"
         return response
 
@@ -579,7 +602,8 @@ class CarlaBridge(ManagedNode):
     def _status(self):
         values = {
             "watchdog": self._watchdog.state.value,
-            "control": "manual" if self._manual.command() else "watchdog" if self._ruling.fallback else "policy",
+            "control": self._manual.driver or ("watchdog" if self._ruling.fallback else "policy"),
+            "paused": self._paused,
             "frames (Hz)": self._frames.rate(),
             "tick p50 (ms)": self._ticks.latency(50),
             "tick p99 (ms)": self._ticks.latency(99),

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections import deque
+from concurrent.futures import Future as LoadedFuture
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,13 @@ class ExplainerNode(ManagedNode):
             "attack_epsilon", 0.02, "the attack's largest change of a channel, 1 being its range", bounds=(0.0, 0.2)
         )
         self._setting("target", "", "action that is explained, by name or number; empty: the one that was decided on")
-        self._method = declare(self, "method", DEFAULT, "how the maps are computed", choices=tuple(METHODS))
+        self._setting("method", DEFAULT, "how the maps are computed", tuple(METHODS))
         self._module = declare(self, "module", "", "the policy's own code, package.module:factory; empty: it has none")
         self._drives = declare(self, "drives", True, "whether the decisions drive a car, whose actions must be known")
         self._camera = declare(self, "camera", 0, "side of the camera's pictures, pixels; 0: not known", (0, 4096))
         check(self, "weights", self._refuse_weights)
         check(self, "target", self._refuse_target)
+        check(self, "method", self._refuse_method)
 
         self._decisions = self.advertise(topics.DECISION)
         self._saliencies = self.advertise(topics.SALIENCY)
@@ -118,6 +120,10 @@ class ExplainerNode(ManagedNode):
                 self._explainer.target = value or None
             if self.configured and name == "wrong_size":
                 self._explainer.resize = value == "resize"
+            if self.configured and name == "method" and value != self._explainer.method:
+                # As another policy's: what a method needs is imported and tried while the present one explains on.
+                loading = self._loader.submit(self._load, self._settings["weights"])
+                loading.add_done_callback(lambda done: self.executor and self.executor.create_task(self._explain, done))
 
         self._settings[name] = declare(self, name, default, description, bounds, choices, change)
 
@@ -156,7 +162,7 @@ class ExplainerNode(ManagedNode):
         explainer = Explainer.from_checkpoint(
             weights,
             "driving" if self._drives else None,
-            self._method,
+            self._settings["method"],
             resize=self._settings["wrong_size"] == "resize",
             module=self._module or None,
         )
@@ -189,6 +195,17 @@ class ExplainerNode(ManagedNode):
             self.get_logger().warning(f"{error} The decision is explained instead")
         names = ", ".join(explainer.action_names)
         self.get_logger().info(f"Policy {explainer.policy_hash} from {Path(self._settings['weights']).name}: {names}")
+
+    def _explain(self, loaded: LoadedFuture[Explainer]) -> None:
+        """By the method that was asked for, or on by the one before."""
+        try:
+            explainer = loaded.result()
+        except Exception as error:  # of a method's own code any
+            self.get_logger().warning(sentence(error) or f"The method cannot be had: {error!r}")
+            self.set_parameters([Parameter("method", value=self._explainer.method)])
+        else:
+            if explainer.policy_hash == self._explainer.policy_hash and explainer.method == self._settings["method"]:
+                self._take(explainer)
 
     def _distrust(self) -> None:
         """Forget what was found of another policy's maps."""
@@ -246,6 +263,12 @@ class ExplainerNode(ManagedNode):
                 action_index(target, self._explainer.action_names)
         except UserError as error:
             return str(error)
+        return ""
+
+    def _refuse_method(self, name: str) -> str:
+        fast = [key for key, method in METHODS.loadable().items() if method.speed == "frame"]
+        if self._drives and name not in fast:
+            return f"The maps of {name} take longer than a frame; choose one of {', '.join(fast)}."
         return ""
 
     # --- one frame ---
@@ -364,7 +387,7 @@ class ExplainerNode(ManagedNode):
             inference_ms=decision.inference_ms,
             saliency_ms=self._saliency_ms,
             unexplained=not self._settings["explanation"],
-            method=self._method,
+            method=self._explainer.method,
             target=self._explainer.target_name,
         )
 
@@ -386,7 +409,7 @@ class ExplainerNode(ManagedNode):
     def _status(self):
         values = {
             "policy hash": self._explainer.policy_hash if self.configured else "",
-            "method": self._method,
+            "method": self._settings["method"],
             "target": self._settings["target"],
             "attack": self._settings["attack"],
             "decisions (Hz)": self._decided.rate(),

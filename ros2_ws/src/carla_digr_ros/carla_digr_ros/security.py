@@ -19,7 +19,7 @@ HEARD: dict[str, tuple[Topic, ...]] = {
     "explainer": (topics.FRAME, topics.IMAGE, topics.INSTANCES, topics.VEHICLES),
     "viewer": (
         *(topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.OBSERVATION),
-        *(topics.SALIENCY, topics.OBJECTS, topics.TRUST),
+        *(topics.SALIENCY, topics.OBJECTS, topics.TRUST, topics.DIAGNOSTICS),
     ),
     "recorder": topics.TOPICS,
     "measure": (topics.FRAME, topics.IMAGE, topics.ODOMETRY, topics.DECISION, topics.SALIENCY, topics.OVERLAY),
@@ -33,7 +33,6 @@ SERVICES = {
     "measure": (),
     "player": ("pause", "step"),
 }
-ASKED = {"explainer": ("carla_bridge/set_parameters",)}  # of others
 PARAMETERS = (
     *("describe_parameters", "get_parameter_types", "get_parameters", "get_type_description"),
     *("list_parameters", "set_parameters", "set_parameters_atomically"),
@@ -41,6 +40,15 @@ PARAMETERS = (
 LIFE_CYCLE = (
     *("change_state", "get_available_states", "get_available_transitions", "get_state", "get_transition_graph"),
 )
+ASKED = {  # of others
+    "explainer": ("carla_bridge/set_parameters",),
+    "viewer": (
+        *(f"carla_bridge/{service}" for service in SERVICES["carla_bridge"]),
+        *("explainer/set_policy", "recorder/change_state", "recorder/get_state"),
+        *(f"{node}/{service}" for node in ("carla_bridge", "explainer", "viewer") for service in PARAMETERS),
+    ),
+}
+EVENTS = ("viewer",)  # who hears of others' parameters
 UNMANAGED = ("measure",)
 HUMAN = "operator"  # who may steer and call services
 
@@ -60,7 +68,8 @@ def policy(namespace: str = "") -> ElementTree:
         everything += own
         published += [f"{node}/transition_event"] if managed else []
         profile = _profile(enclaves, under, node, space)
-        _grant(profile, "topics", "subscribe", [topic.relative for topic in heard])
+        events = ["parameter_events"] if node in EVENTS else []
+        _grant(profile, "topics", "subscribe", [*(topic.relative for topic in heard), *events])
         _grant(profile, "topics", "publish", [*published, "rosout", "parameter_events"])
         _grant(profile, "services", "reply", own)
         _grant(profile, "services", "request", ASKED.get(node, ()))

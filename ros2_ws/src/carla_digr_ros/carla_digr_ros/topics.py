@@ -110,7 +110,8 @@ OVERLAY = Topic(names.OVERLAY, Image, ("explainer",))  # rgb8
 OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",))  # rgb8: what the policy saw, during an attack
 OBJECTS = Topic(names.OBJECTS, ExplainedObjects, ("explainer",))  # those that come late are left out
 TRUST = Topic(names.TRUST, MapTrust, ("explainer",), rate=0.2)  # at most, where a core is free for it
-MANUAL = Topic(names.MANUAL, VehicleControl, ())  # from a human
+MANUAL = Topic(names.MANUAL, VehicleControl, ("viewer",))  # from a human
+PAGE = "page"  # frame_id of a manual command that comes from the web page
 # Beside the drive's own topics, neither recorded nor replayed: what a user's teleop sends, and pictures for a slow
 # network, made while somebody listens.
 CMD_VEL = Topic("/cmd_vel", Twist, ())

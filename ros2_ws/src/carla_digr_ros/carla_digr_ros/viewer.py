@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects, MapTrust
+from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
+from rcl_interfaces.msg import ParameterEvent
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -21,6 +24,7 @@ from carla_digr.saliency.overlay import COLORMAP, COLORMAPS
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_array, to_rgb
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
+from carla_digr_ros.page_control import PageControl
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.running import ManagedNode, run
 
@@ -28,6 +32,7 @@ PATIENCE = 4  # newer pictures after which a frame is shown without what is stil
 SAID = 1.0  # s of the drive that a sentence is shown; it comes after its frame is on the page
 MOST_ACTIONS, LONGEST_NAME, LONGEST_SENTENCE = 1000, 100, 1000  # that the page is sent
 KNOWN_FRAMES = 40  # whose parts wait for their picture
+EVENTS_KEPT = 100  # changes of parameters
 JUMP = 1.0  # s that a frame must be older than the newest to be taken for a new beginning of time
 
 
@@ -66,6 +71,8 @@ class ViewerNode(ManagedNode):
             self, "colormap", COLORMAP, "colours of the map", choices=tuple(COLORMAPS), changed=self._change_colormap
         )
         self._server: ViewerServer | None = None
+        self._manual = self.advertise(topics.MANUAL)
+        self._control: PageControl | None = None
         self._frames: dict[tuple[int, int], Parts] = {}  # by stamp, in order of arrival
         self._shown = Recent()
         self._incomplete = 0
@@ -76,8 +83,11 @@ class ViewerNode(ManagedNode):
 
     def configure(self) -> None:
         """Serve the page."""
-        self._server = ViewerServer(host=self._host, port=self._port, colormap=self._colormap)
-        self.get_logger().info(f"{PAGE_IS_AT}{self._server.url}")
+        self._control = PageControl(self, self._manual, self._tell)
+        self._server = ViewerServer(host=self._host, port=self._port, colormap=self._colormap, controls=self._control)
+        self._tell(self._control.told)
+        # Not by the log, which all nodes of the domain can read: the address has the token.
+        print(f"{PAGE_IS_AT}{self._server.address}", flush=True)
 
     def activate(self) -> None:
         """Feed it."""
@@ -89,9 +99,15 @@ class ViewerNode(ManagedNode):
         self.listen(topics.SALIENCY, self._on_saliency)
         self.listen(topics.OBJECTS, self._on_objects)
         self.listen(topics.TRUST, self._on_trust)
+        self.listen(topics.DIAGNOSTICS, self._on_diagnostics)
+        events = self.create_subscription(ParameterEvent, "/parameter_events", self._on_parameters, EVENTS_KEPT)
+        self.heard.append(events)
 
     def close(self) -> None:
         """End the page's server."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -100,6 +116,18 @@ class ViewerNode(ManagedNode):
         self._colormap = colormap
         if self._server is not None:
             self._server.change_colormap(colormap)
+
+    def _tell(self, state: Mapping[str, Any]) -> None:
+        if self._server is not None:
+            self._server.tell(state)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        if self._control is not None:
+            self._control.hear(message)
+
+    def _on_parameters(self, event: ParameterEvent) -> None:
+        if self._control is not None:
+            self._control.changed(event)
 
     def _on_frame(self, message: DriveFrame) -> None:
         with self._parts_of(message.header) as parts:
