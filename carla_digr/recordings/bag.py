@@ -261,6 +261,7 @@ class Bag:
             raise too_much(path, f"has definitions of more than {ALL_STATEMENTS} lines")
         self._parts = [_part(reader, connection) for reader in filled for connection in reader.connections]
         self._files = [file for reader in readers if isinstance(reader, Reader) for file in reader.mcap_files]
+        self._older = [reader for reader in readers if isinstance(reader, Ros1Reader)]
         self.channels = list(dict.fromkeys(part.channel for part in self._parts))
         self.start = min(reader.start_time for reader in filled)
         self.end = max(reader.end_time for reader in filled)
@@ -272,7 +273,7 @@ class Bag:
     @property
     def damage(self) -> list[str]:
         """A sentence about the chunks, of those that have been read so far, that are damaged; none: there are none."""
-        count = sum(len(file.damaged) for file in self._files)
+        count = sum(len(file.damaged) for file in self._files) + sum(len(file.damaged) for file in self._older)
         return [f"{count} damaged chunks are left out, with the messages in them."] if count else []
 
     def times(self, channels: Iterable[Channel]) -> dict[Channel, list[int]] | None:
@@ -401,7 +402,8 @@ def storage_file(path: Path) -> Path:
 def _damaged(path: Path, error: Exception) -> str:
     known = isinstance(error, (ReaderError, Ros1ReaderError, sqlite3.Error, OSError))
     why = reason(error) if known else f"its content is not readable ({type(error).__name__})"
-    remedy = "`rosbag reindex`" if path.suffix == ".bag" else f"`carla-digr repair {path}`"
+    remedies = {".bag": "`rosbag reindex`", ".db3": "sqlite3's `.recover`"}
+    remedy = remedies.get(path.suffix, f"`carla-digr repair {path}`")
     return f"The recording {path} is unfinished or damaged: {why}; {remedy} saves what is whole."
 
 

@@ -1,4 +1,4 @@
-"""rosbags' readers within `bounds.Limits`, of which that of MCAP leaves out damaged chunks and counts them."""
+"""rosbags' readers within `bounds.Limits`; those of files made of chunks leave out damaged ones and count them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, suppress
 from functools import partial
-from io import BytesIO
+from io import SEEK_CUR, BytesIO
 from operator import itemgetter
 from pathlib import Path
 from struct import Struct
@@ -18,7 +18,7 @@ from zlib import crc32
 from backports import zstd
 from rosbags import rosbag1
 from rosbags.interfaces import Connection
-from rosbags.rosbag1.reader import decompressors
+from rosbags.rosbag1.reader import Header, IndexData, RecordType, decompressors, read_bytes, read_uint32
 from rosbags.rosbag2 import Reader as AnyReader
 from rosbags.rosbag2 import ReaderError
 from rosbags.rosbag2 import reader as rosbag2
@@ -26,6 +26,7 @@ from rosbags.rosbag2.storage_mcap import DECOMPRESSORS, ChunkInfo
 from rosbags.rosbag2.storage_mcap import McapReader as Mcap
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader as Sqlite3
 
+from carla_digr.errors import UserError
 from carla_digr.files import read_regular
 from carla_digr.recordings.bounds import CHANNELS, Limits, check_chunks, check_yaml, too_much, unpack
 
@@ -333,9 +334,17 @@ class Reader(AnyReader):
 
 
 class Ros1Reader(rosbag1.Reader):
-    """A bag of ROS 1."""
+    """A bag of ROS 1.
+
+    Attributes:
+        damaged: where the chunks begin that could not be read.
+    """
 
     path: Path
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.damaged: set[int] = set()
 
     def open(self) -> None:
         """Open it.
@@ -384,10 +393,42 @@ class Ros1Reader(rosbag1.Reader):
     def messages(
         self, connections: Collection[Connection] = (), start: int | None = None, stop: int | None = None
     ) -> Generator[Message, None, None]:
-        """The messages in order of time.
+        """The messages in order of time, without those of damaged chunks.
 
         Raises:
             UserError: they are too large unpacked.
         """
         self._unpacked = 0
-        yield from super().messages(connections, start, stop)
+        by_id = {connection.id: connection for connection in connections or self.connections}
+        for entry in heapq.merge(*(self.indexes[number] for number in by_id)):
+            if stop is not None and entry.time >= stop:
+                return
+            if entry.chunk_pos in self.damaged or (start is not None and entry.time < start):
+                continue
+            try:
+                number, data = self._message_at(entry)
+                connection = by_id[number]
+            except UserError:
+                raise
+            except Exception:  # bz2's, lz4's, struct's, rosbags'
+                self.damaged.add(entry.chunk_pos)
+                continue
+            yield connection, entry.time, data
+
+    def _message_at(self, entry: IndexData) -> tuple[int, bytes]:
+        """Connection and content of a message, http://wiki.ros.org/Bags/Format/2.0."""
+        if self.current_chunk[0] != entry.chunk_pos:
+            chunk = self.chunks[entry.chunk_pos]
+            assert self.bio
+            self.bio.seek(chunk.datapos)
+            content = chunk.decompressor(read_bytes(self.bio, chunk.datasize))
+            self.current_chunk = entry.chunk_pos, BytesIO(content)
+        stream = self.current_chunk[1]
+        stream.seek(entry.offset)
+        header = Header.read(stream)
+        while header.get_uint8("op") == RecordType.CONNECTION:
+            stream.seek(read_uint32(stream), SEEK_CUR)
+            header = Header.read(stream)
+        if header.get_uint8("op") != RecordType.MSGDATA or header.get_time("time") != entry.time:
+            raise ReaderError("a message is not where the index says")
+        return header.get_uint32("conn"), read_bytes(stream, read_uint32(stream))

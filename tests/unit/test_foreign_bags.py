@@ -230,6 +230,28 @@ def test_a_ros_1_bag_is_explained(tmp_path, weights, capsys):
     assert re.search("unfinished or damaged: .*rosbag reindex", capsys.readouterr().err)
 
 
+def test_damaged_chunks_of_a_ros_1_bag_are_left_out(tmp_path, weights, capsys):
+    store, path = get_typestore(Stores.ROS1_NOETIC), tmp_path / "old.bag"
+    writer = rosbag1.Writer(path)
+    writer.set_compression(rosbag1.Writer.CompressionFormat.BZ2)
+    with writer:
+        writer.chunk_threshold = 40_000  # a picture a chunk
+        camera = writer.add_connection("/cam", topics.PICTURE_TYPE, typestore=store)
+        for number in range(1, 7):
+            stamp = store.types["builtin_interfaces/msg/Time"](sec=number, nanosec=0)
+            first = store.types["std_msgs/msg/Header"](seq=number, stamp=stamp, frame_id="cam")
+            noise = np.random.default_rng(number).integers(256, size=128 * 128 * 3).astype(np.uint8)
+            message = store.types[topics.PICTURE_TYPE](first, 128, 128, "rgb8", 0, 384, noise)
+            writer.write(camera, number * SECOND, store.serialize_ros1(message, topics.PICTURE_TYPE))
+    content = bytearray(path.read_bytes())
+    for place in (len(content) // 6, len(content) // 2):  # in the first chunk, and in the third or fourth
+        content[place : place + 400] = bytes(400)
+    path.write_bytes(content)
+    explained(path, tmp_path / "out", "--camera", "/cam", weights=weights)
+    said = capsys.readouterr()
+    assert "4 frames explained" in said.out and "2 damaged chunks are left out" in said.out + said.err
+
+
 def test_a_crop_is_explained_and_shown(tmp_path, weights, capsys):
     bag = Foreign(tmp_path / "bag.mcap")
     bag.compressed(SECOND, png(smooth(1, 300)))

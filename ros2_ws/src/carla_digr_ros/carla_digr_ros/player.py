@@ -121,6 +121,8 @@ class Player(ManagedNode):
             self._wait_for_the_listeners(executor, going)
             while going():
                 self._replay(executor, going)
+                for sentence in self._bag.damage if self._bag else ():
+                    self.get_logger().warning(sentence)
                 if going() and not self._loop:
                     self._wait_for_the_last()
                     return
@@ -286,6 +288,7 @@ class Player(ManagedNode):
             "rate": self._playback.rate,
             "passes": self._passes,
             "messages left out": self._damaged,
+            "damage": " ".join(self._bag.damage),
             "messages (Hz)": self._sent.rate(),
             "lateness p99 (ms)": self._sent.latency(99),
         }
