@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from carla_digr.errors import UserError
-from carla_digr.files import atomic_write, exclusive
+from carla_digr.files import atomic_write, exclusive, open_regular
 
 # What a resumed job may change without becoming another job.
+STATE_BYTES = 16 << 30  # of the largest state that is read
 _FREE = {"total_steps", "checkpoint_interval", "iterations"}
 # Settings that jobs begun by an earlier version do not know, and what they did.
 _NEWER = {
@@ -47,10 +48,11 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: the file is damaged.
     """
     try:
+        open_regular(path, STATE_BYTES).close()
         with safe_open(path, framework="pt") as file:
             values = json.loads(file.metadata()["values"])
             return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"The saved state {path} is damaged; delete it to start this job from its beginning."
         ) from error

@@ -23,6 +23,8 @@ READERS = {
     "weights": "from carla_digr.checkpoint import load as read",
     "a policy to import": "from pathlib import Path; from carla_digr.importing.reading import read as r; "
     "read = lambda path: r(Path(path))",
+    "a job's saved state": "from pathlib import Path; from carla_digr.training.state import load_state; "
+    "read = lambda path: load_state(Path(path))",
     "notes": "from carla_digr.files import read_json as read",
 }
 READ = """
