@@ -25,6 +25,7 @@ ENDURANCE_FRAMES = 6000  # 5 minutes, from which on drift and growth of memory m
 DRIFT_PERCENT = 0.1
 GROWTH_PERCENT = 5.0
 ANSWERS = ("decision", "saliency", "overlay")
+OBJECTS = "objects"  # may be left out where they would come late, and then are not counted as lost
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Measurement:
         self._look_for_the_start(stamp)
 
     def answer(self, kind: str, stamp: int, arrived: float) -> None:
-        """A message of a kind in ANSWERS arrived."""
+        """A message of a kind in ANSWERS, or the frame's objects, arrived."""
         self._at(stamp).answers.setdefault(kind, arrived)
         self._look_for_the_start(stamp)
 
@@ -117,12 +118,14 @@ class Measurement:
             "first_frame": pictures[0].number if pictures else None,
             "frames_lost": _gaps(pictures),
             **{f"frames_without_{kind}": sum(kind not in frame.answers for frame in pictures) for kind in ANSWERS},
+            "frames_without_objects": sum(OBJECTS not in frame.answers for frame in pictures),
             "stamps_without_picture": sum(frame.published is None for frame in window),
             "rate_hz": (len(published) - 1) / seconds if seconds else 0.0,
             "rate_drift_percent": _drift(np.diff(published)),
             "period_ms": _percentiles(np.diff(published)),
             "frame_to_decision_ms": _percentiles(_latencies(pictures, "decision")),
             "frame_to_overlay_ms": _percentiles(_latencies(pictures, "overlay")),
+            "frame_to_objects_ms": _percentiles(_latencies(pictures, OBJECTS)),
             "frames_read_from_page": sum(frame.page_age is not None for frame in pictures),
             "page_age_ms": _percentiles([frame.page_age for frame in pictures if frame.page_age is not None]),
             "fallbacks": sum(frame.fallback for frame in pictures),

@@ -306,6 +306,7 @@ def test_a_measured_drive_writes_its_figures_and_says_whether_they_held(live, tm
     assert measured["frames"] == 60
     assert measured["frames_without_decision"] == measured["frames_without_overlay"] == 0
     assert measured["stamps_without_picture"] == measured["frames_lost"] == 0
+    assert measured["frames_without_objects"] < 60
     assert measured["frames_read_from_page"] > 0
     assert 0 < measured["frame_to_decision_ms"]["p50"] < measured["frame_to_overlay_ms"]["p50"]
     assert measured["distance_m"] > 10

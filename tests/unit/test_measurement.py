@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carla_digr.live.measurement import ANSWERS, ENDURANCE_FRAMES, Measurement, Memory, ProcessorTime, criteria
+from carla_digr.live.measurement import ANSWERS, ENDURANCE_FRAMES, OBJECTS, Measurement, Memory, ProcessorTime, criteria
 
 FRAMES = 40
 PERIOD = 50_000_000  # ns
@@ -68,6 +68,13 @@ def test_a_missing_answer_is_named(kind, number):
     figures = measure([m for m in messages() if m != (kind, number)]).figures()
     assert broken(figures) == {f"frames_without_{kind}"}
     assert figures[f"frames_without_{kind}"] == 1
+
+
+def test_objects_are_counted_but_may_be_left_out():
+    course = [m for entry in messages() for m in ([entry, (OBJECTS, entry[1])] if entry[0] == "overlay" else [entry])]
+    figures = measure([m for m in course if m not in {(OBJECTS, 7), (OBJECTS, 9)}]).figures()
+    assert figures["frames_without_objects"] == 2 and figures["frame_to_objects_ms"]["p50"] == pytest.approx(10.0)
+    assert not broken(figures)
 
 
 @given(st.integers(1, FRAMES - 1))

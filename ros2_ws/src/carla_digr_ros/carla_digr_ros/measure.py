@@ -13,7 +13,7 @@ from rclpy.node import Node
 from std_msgs.msg import Header
 
 from carla_digr.errors import UserError
-from carla_digr.live.measurement import RATE, Measurement, Memory, ProcessorTime, criteria
+from carla_digr.live.measurement import OBJECTS, RATE, Measurement, Memory, ProcessorTime, criteria
 from carla_digr.live.page_reader import PageReader
 from carla_digr_ros import topics
 from carla_digr_ros.parameters import declare
@@ -48,6 +48,7 @@ class Measure(Node):
         subscribe(self, topics.DECISION, self._on_decision)
         topics.SALIENCY.subscribe(self, self._on_saliency)
         topics.OVERLAY.subscribe(self, self._on_overlay)
+        topics.OBJECTS.subscribe(self, self._on_objects)
 
     def close(self) -> None:
         """Leave the page."""
@@ -107,6 +108,9 @@ class Measure(Node):
 
     def _on_overlay(self, message: bytes) -> None:
         self._measurement.answer("overlay", _stamp_of(message), time.time())
+
+    def _on_objects(self, message: bytes) -> None:
+        self._measurement.answer(OBJECTS, _stamp_of(message), time.time())
 
 
 def _stamp(header: Header) -> int:
