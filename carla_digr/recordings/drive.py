@@ -43,6 +43,7 @@ TYPES = {
 
 PICTURES = (PICTURE_TYPE, COMPRESSED_TYPE)
 COMPRESSED_IMAGE = f"{IMAGE}/compressed"  # the pictures, where a recording was explained that has compressed ones
+LEADING = 4  # things that decide, which are kept of a frame
 MOTION_AGE = 500_000_000  # ns that another recorder's odometry may be older than the picture it is shown with
 
 
@@ -140,6 +141,23 @@ def converted(store: Typestore, message_type: str, message: Any) -> Any:
     return blank(store, message_type, **{name: getattr(message, name) for name in names})
 
 
+class Thing(NamedTuple):
+    """What decides on a frame, with the fields of carla_digr_msgs/ExplainedObject."""
+
+    id: int
+    kind: str
+    lane: int
+    distance: float
+    share: float
+    effect: float
+    action: int
+    flips: bool
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
 @dataclass
 class Frame:
     """One frame of a drive.
@@ -147,7 +165,8 @@ class Frame:
     ``stamp`` is the header's, ns; ``time`` the same on the drive's `Timeline`. ``camera``, ``observation`` (what the
     policy saw, during an attack) and ``saliency`` are the times of these messages in the bag, ns; ``policy`` is the
     policy's decision and ``fallback`` the bridge's in its place. ``trust`` is what was known then of an earlier
-    frame's map. None: there is no such message. ``sentence`` says what decides, empty if nobody did.
+    frame's map. None: there is no such message. ``sentence`` says what decides, empty if nobody did; ``objects`` are
+    those with the largest effects.
     """
 
     stamp: int
@@ -160,6 +179,7 @@ class Frame:
     policy: Any = None
     fallback: Any = None
     sentence: str = ""
+    objects: tuple[Thing, ...] = ()
     trust: Any = None
 
     def picture(self, camera: str) -> tuple[str, int]:
@@ -320,6 +340,9 @@ def _read_all(
                 frame["fallback" if message.fallback else "policy"] = message
             elif channel.topic == OBJECTS:
                 frame["sentence"] = message.sentence
+                frame["objects"] = tuple(
+                    Thing(*(getattr(thing, name) for name in Thing._fields)) for thing in message.objects[:LEADING]
+                )
             elif channel.topic == TRUST:
                 frame["trust"] = message
             else:

@@ -33,9 +33,13 @@ WAIT_FOR_FRAME = """async (frame) => {
         await new Promise((resolve) => setTimeout(resolve, 5));
     }
 }"""
+# Crisp, a pixel of the canvas is one of the camera.
 PIXELS = """() => {
-    const canvas = document.getElementById("picture");
+    const [canvas, smooth] = ["picture", "smooth"].map((id) => document.getElementById(id));
+    const smoothed = smooth.checked;
+    if (smoothed) smooth.click();
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    if (smoothed) smooth.click();
     return btoa(Array.from(data, (value) => String.fromCharCode(value)).join(""));
 }"""
 
@@ -228,6 +232,59 @@ def test_the_sentence_of_the_frame_is_shown_and_gone_where_there_is_none(pages: 
     expect(page.locator("#sentence")).to_be_hidden()
 
 
+def thing(number: int, **changes: object) -> dict[str, object]:
+    """What decides, as the page is told of it."""
+    usual = {"id": number, "kind": "truck", "lane": 0, "distance": 24.2, "share": 0.5, "effect": 0.8}
+    return {**usual, "without": "left", "flips": True, "box": [40, 50, 60, 70], **changes}
+
+
+def test_what_decides_is_listed_and_outlined_and_changes_calmly(pages: Pages, viewer: ViewerServer):
+    page = pages.open(viewer)
+    outlined = """() => {
+        const canvas = document.getElementById("outlines");
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        let [count, left, right] = [0, Infinity, 0];
+        for (let i = 0; i < data.length / 4; i++) {
+            if (!data[4 * i + 3]) continue;
+            count++;
+            [left, right] = [Math.min(left, i % canvas.width), Math.max(right, i % canvas.width)];
+        }
+        const picture = document.getElementById("picture").getBoundingClientRect();
+        const side = Math.min(picture.width, picture.height);
+        const column = (x) => ((x - (picture.width - side) / 2) / side) * 128;
+        return [count, column(left), column(right)];
+    }"""
+    car = thing(3, kind="car", lane=-2, distance=None, share=0.1, effect=0.05, flips=False, box=[2, 60, 12, 70])
+    feed.publish(viewer, 1, objects=[thing(7), car, thing(8, share=0.001, effect=0.001)])
+    wait_for_frame(page, 1)
+    rows = page.locator("#objects tbody tr")
+    assert rows.all_inner_texts() == ["1\ttruck\tmy lane\t24 m\t50 %\tleft", "2\tcar\t2 left\t–\t10 %\tsame"]
+    count, left, right = page.evaluate(outlined)
+    assert count > 100 and left == pytest.approx(2, abs=3) and right == pytest.approx(61, abs=3)
+    page.evaluate("""() => {  // keeps what the list says from now on
+        window.said = [];
+        const list = document.querySelector("#objects tbody");
+        const note = () => window.said.push([performance.now(), list.innerText]);
+        new MutationObserver(note).observe(list, { childList: true });
+    }""")
+    for frame in range(2, 42):  # which of two weighs more changes with every frame
+        weights = (0.6, 0.2) if frame % 2 else (0.2, 0.6)
+        feed.publish(viewer, frame, objects=[thing(7, effect=weights[0]), thing(9, kind="bus", effect=weights[1])])
+        wait_for_frame(page, frame)
+    page.keyboard.press(" ")
+    feed.publish(viewer, 42)
+    times = [moment for moment, _ in page.evaluate("() => window.said")]
+    assert all(later - earlier > 400 for earlier, later in itertools.pairwise(times[:-1]))
+    page.keyboard.press("End")
+    wait_for_frame(page, 42)
+    for frame in range(43, 10_000):  # a second after the last word it is gone
+        feed.publish(viewer, frame)
+        wait_for_frame(page, frame)
+        if page.locator("#objects").is_hidden():
+            break
+    assert page.evaluate(outlined)[0] == 0
+
+
 def test_the_trust_of_the_map_is_shown_with_its_age(pages: Pages, viewer: ViewerServer):
     page = pages.open(viewer)
     feed.publish(viewer, 7, trust=0.913, trust_age=6.2)
@@ -406,9 +463,12 @@ def test_lost_connection_is_shown_and_recovers_when_the_server_is_back(pages: Pa
         feed.publish(again, 500)
         wait_for_frame(page, 500)
         assert shown(page) == (500, 500)
-        expect(page.locator("#connection")).to_have_text("Connected")
+        feed.publish(again, 501)
         expect(page.locator("#veil")).to_be_hidden()
-        page.keyboard.press("ArrowLeft")  # the history has survived
+        expect(page.locator("#connection")).to_have_text("Connected")
+        wait_for_frame(page, 501)
+        for _ in range(2):  # the history has survived
+            page.keyboard.press("ArrowLeft")
         wait_for_frame(page, 3)
 
 

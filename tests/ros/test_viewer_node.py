@@ -16,7 +16,7 @@ import yaml
 live_support.workspace()
 
 from builtin_interfaces.msg import Time  # noqa: E402
-from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObjects  # noqa: E402
+from carla_digr_msgs.msg import DriveFrame, DrivingDecision, ExplainedObject, ExplainedObjects  # noqa: E402
 from carla_digr_ros import conversion, topics  # noqa: E402
 from carla_digr_ros.viewer import PATIENCE  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
@@ -85,7 +85,16 @@ class Feed:
                 **more,
             ),
             topics.OBSERVATION.name: conversion.to_message(np.full((128, 128, 3), 255, np.uint8), "rgb8", header),
-            topics.OBJECTS.name: ExplainedObjects(header=header, frame=number, sentence=f"Brakes because of {number}."),
+            topics.OBJECTS.name: ExplainedObjects(
+                header=header,
+                frame=number,
+                sentence=f"Brakes because of {number}.",
+                objects=[
+                    ExplainedObject(
+                        id=7, kind="truck", lane=127, distance=24.0, share=0.5, effect=1.0, action=2, flips=True
+                    )
+                ],
+            ),
         }
         for topic in topics_to_send:
             self.out[topic.name].publish(messages[topic.name])
@@ -137,6 +146,8 @@ def test_the_page_says_what_was_said_last_and_for_a_second(feed_and_page):
         number += 1
         assert number <= 61
     assert sentence(61) == "Brakes because of 41."
+    (truck,) = page.frames[61]["decision"]["objects"]
+    assert (truck["kind"], truck["lane"], truck["without"], truck["share"]) == ("truck", None, "right", 0.5)
     assert sentence(62) is None
     assert page.frames[61]["decision"]["saliency_ms"] is not None  # nothing waited for it
 

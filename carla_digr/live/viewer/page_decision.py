@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from carla_digr.driving.control import VehicleCommand, pedals
+from carla_digr.driving.control import UNKNOWN_LANE, VehicleCommand, pedals
 from carla_digr.errors import UserError
 from carla_digr.saliency import METHODS
+
+SHOWN_OBJECTS = 6  # of a frame, at most
 
 
 def map_title(method: str, target: str = "") -> str:
@@ -19,8 +22,37 @@ def map_title(method: str, target: str = "") -> str:
     return f"{title} of {target}" if target else title
 
 
+def page_objects(objects: Sequence[Any], action_names: Sequence[str]) -> list[dict[str, Any]]:
+    """What of a frame decides, JSON-ready but for NaN, those with the largest effects first.
+
+    Args:
+        objects: of carla_digr_msgs/ExplainedObjects.
+        action_names: of the policy.
+    """
+    return [
+        {
+            "id": thing.id,
+            "kind": thing.kind,
+            "lane": None if thing.lane == UNKNOWN_LANE else thing.lane,
+            "distance": thing.distance,
+            "share": thing.share,
+            "effect": thing.effect,
+            "without": action_names[thing.action] if 0 <= thing.action < len(action_names) else None,
+            "flips": thing.flips,
+            "box": [thing.left, thing.top, thing.right, thing.bottom],
+        }
+        for thing in objects[:SHOWN_OBJECTS]
+    ]
+
+
 def page_decision(
-    policy: Any, fallback: Any, facts: Any, odometry: Any, sentence: str = "", trust: tuple[float, float] | None = None
+    policy: Any,
+    fallback: Any,
+    facts: Any,
+    odometry: Any,
+    sentence: str = "",
+    trust: tuple[float, float] | None = None,
+    objects: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """The decision as `ViewerServer.publish` wants it; a fallback's control replaces the policy's.
 
@@ -31,6 +63,7 @@ def page_decision(
         odometry: nav_msgs/Odometry of the ego.
         sentence: what decides, of carla_digr_msgs/ExplainedObjects; empty: nobody says it.
         trust: agreement of the last map that was held against a perturbation map, and the s since its frame.
+        objects: what decides, of carla_digr_msgs/ExplainedObjects.
     """
     shown: dict[str, Any] = {"fallback": fallback is not None}
     message = fallback if policy is None else policy
@@ -53,6 +86,8 @@ def page_decision(
         shown["trust"], shown["trust_age"] = trust
     if sentence and fallback is None:
         shown["sentence"] = sentence
+    if len(objects) and message is not None and fallback is None:
+        shown["objects"] = page_objects(objects, message.action_names)
     applied = policy if fallback is None else fallback
     if applied is not None:
         wanted = VehicleCommand(applied.steer, applied.throttle, applied.brake, applied.target_speed)

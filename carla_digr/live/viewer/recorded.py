@@ -89,7 +89,13 @@ class Side:
         """What the page shows about a frame."""
         frame = self.drive.frames[index]
         return page_decision(
-            frame.policy, frame.fallback, frame.facts, frame.odometry, frame.sentence, self._trust[index]
+            frame.policy,
+            frame.fallback,
+            frame.facts,
+            frame.odometry,
+            frame.sentence,
+            self._trust[index],
+            frame.objects,
         )
 
     def message(self, index: int) -> bytes:

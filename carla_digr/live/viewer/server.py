@@ -26,6 +26,7 @@ value               float            critic's value
 policy_hash         str              first digits of the weights' SHA-256
 map                 str              how the map is made, such as "DIGR" or "Vanilla Gradient of brake"
 sentence            str, optional    what in view decides, in words
+objects             list, optional   the same in figures: `page_decision.page_objects`
 trust               float [-1, 1]    agreement of a recent map with a perturbation map of its frame
 trust_age           float, s         since that frame
 inference_ms        float, ms        policy forward pass
@@ -97,6 +98,8 @@ ASSETS = {  # path on the server: (file, content type)
     "/viewer.js": ("viewer.js", "text/javascript"),
     "/plots.js": ("plots.js", "text/javascript"),
     "/control.js": ("control.js", "text/javascript"),
+    "/objects.js": ("objects.js", "text/javascript"),
+    "/picture.js": ("picture.js", "text/javascript"),
     "/recording.js": ("recording.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/viewer.css": ("viewer.css", "text/css"),

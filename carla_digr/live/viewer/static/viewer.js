@@ -3,6 +3,8 @@
 
 import { Control } from "./control.js";
 import { byId, clock, number, percent, sentence, setText } from "./page.js";
+import { Objects } from "./objects.js";
+import { Picture } from "./picture.js";
 import { HUES, LATENCY_BUDGET_MS, drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
 import { Recording, parse } from "./recording.js";
 
@@ -11,7 +13,6 @@ const EVENT_SECONDS = 3; // an event stays on the page this long after its frame
 const STALLED_SECONDS = 1; // connected, but the newest picture is older than this
 const SILENCE_SECONDS = 5; // the server beats once a second: longer silence is a lost connection
 const RETRY_SECONDS = [0.25, 0.5, 1, 2]; // pauses between attempts to connect; the last one repeats
-const GAP_PIXELS = 2; // between two pictures side by side
 
 // ---------------------------------------------------------------- frames
 
@@ -87,7 +88,7 @@ function connect() {
     if (typeof data !== "string") return receive(data);
     const message = JSON.parse(data);
     if (message.type === "hello") greet(message);
-    if (message.colormap) recolour(message.colormap);
+    if (message.colormap) picture.colour(message.colormap);
     if (["state", "control", "answer"].includes(message.type)) control.receive(message);
   };
   socket.onclose = () => lose();
@@ -204,15 +205,11 @@ function refreshRecording() {
 
 // ---------------------------------------------------------------- picture
 
-const picture = byId("picture");
-const context = picture.getContext("2d", { alpha: false });
-const saliency = document.createElement("canvas");
-const colours = new Uint8Array(768); // the colour map: 256 times red, green, blue
-let view = "overlay";
+const picture = new Picture();
+const objects = new Objects();
 let asked = null; // the frame last asked for; it becomes the one shown once its picture is decoded
 let wanted = null; // the frame to draw next
 let drawing = false;
-let shots = []; // what of the shown frame is drawn: {camera: canvas, map, saliency: [height, width]}
 
 function show(frame) {
   asked = wanted = frame;
@@ -227,83 +224,33 @@ async function draw() {
     wanted = null;
     const decoded = await decode(frame);
     if (!decoded) continue;
-    shots = decoded;
+    picture.shots = decoded;
     shown = frame;
-    compose();
+    picture.compose();
     describe(frame);
   }
   drawing = false;
 }
 
-// The pictures of a frame on canvases, or null. A side without the frame is left black.
+// The pictures of a frame, or null.
 async function decode(frame) {
   try {
-    const parts = await frame.pictures();
-    return await Promise.all(parts.map(async (part) => {
-      if (!part) return null;
-      const bitmap = await createImageBitmap(new Blob([part.jpeg], { type: "image/jpeg" }));
-      const camera = document.createElement("canvas");
-      [camera.width, camera.height] = [part.width, part.height];
-      camera.getContext("2d").drawImage(bitmap, 0, 0);
-      bitmap.close();
-      return { ...part, camera };
-    }));
+    return await picture.decode(frame);
   } catch (error) {
     if (recording) setText(byId("ignored"), error.message);
     return null;
   }
 }
 
-// Over the camera a pixel's colour and its opacity are the map's value, as in the overlay topic.
-function paintMap(map, height, width, opaque) {
-  saliency.width = width;
-  saliency.height = height;
-  const image = new ImageData(width, height);
-  for (let i = 0, o = 0; i < map.length; i++, o += 4) {
-    const c = 3 * map[i];
-    image.data[o] = colours[c];
-    image.data[o + 1] = colours[c + 1];
-    image.data[o + 2] = colours[c + 2];
-    image.data[o + 3] = opaque ? 255 : map[i];
-  }
-  saliency.getContext("2d").putImageData(image, 0, 0);
-}
-
-function compose() {
-  const first = shots.find(Boolean);
-  if (!shown || !first) return;
-  const { width, height } = first.camera;
-  // The camera alone stands before the others when both are asked for.
-  const panels = view === "both" ? [{ ...first, map: null }, ...shots] : shots;
-  const total = panels.length * (width + GAP_PIXELS) - GAP_PIXELS;
-  if (picture.width !== total || picture.height !== height) {
-    picture.width = total;
-    picture.height = height;
-  }
-  context.globalAlpha = 1;
-  context.fillRect(0, 0, total, height);
-  panels.forEach((shot, i) => {
-    if (!shot) return;
-    const left = i * (width + GAP_PIXELS);
-    context.globalAlpha = 1;
-    if (view !== "map") context.drawImage(shot.camera, left, 0, width, height);
-    if (!shot.map || view === "camera") return;
-    paintMap(shot.map, ...shot.saliency, view === "map");
-    context.globalAlpha = view === "map" ? 1 : byId("opacity").value / 100;
-    context.drawImage(saliency, left, 0, width, height);
+// The outlines around what decides, where there is a map or a camera under it.
+function outline() {
+  const alone = Number(picture.view === "both");
+  const panels = picture.places().map((place, i) => {
+    const side = Math.max(0, i - alone);
+    const decision = shown && (recording ? shown.decisions[side] : shown.decision);
+    return place && { ...place, things: decision?.objects };
   });
-}
-
-function recolour(colormap) {
-  colours.set(colormap);
-  paintScale();
-  compose();
-}
-
-function paintScale() {
-  const image = new ImageData(256, 1);
-  for (let i = 0; i < 256; i++) image.data.set([colours[3 * i], colours[3 * i + 1], colours[3 * i + 2], 255], 4 * i);
-  byId("scale").getContext("2d").putImageData(image, 0, 0);
+  objects.outline(byId("outlines"), panels.filter(Boolean));
 }
 
 // ---------------------------------------------------------------- figures of the frame shown
@@ -341,7 +288,7 @@ function nameActions(names) {
 function describe(frame) {
   const { decision } = frame;
   if (decision.action_names?.length) nameActions(decision.action_names); // a frame without decision keeps them
-  picture.dataset.frame = frame.frame;
+  byId("picture").dataset.frame = frame.frame;
   setText(byId("frame"), String(frame.frame));
   setText(byId("stamp"), number(frame.stamp, 2));
   setText(byId("policy"), decision.policy_hash || "–");
@@ -375,6 +322,8 @@ function describe(frame) {
       return item;
     }));
   }
+  objects.take(frame, !paused && !recording);
+  outline();
   recording?.describe(frame);
   placeScrub(frame);
   refreshState();
@@ -472,19 +421,23 @@ let opacityBefore = 60;
 function setOpacity(value) {
   byId("opacity").value = value;
   setText(byId("opacity-value"), `${byId("opacity").value} %`);
-  compose();
+  picture.opacity = byId("opacity").value / 100;
+  picture.compose();
 }
 
 function setView(name) {
-  view = name;
+  picture.view = name;
   document.querySelector(`input[name=view][value=${name}]`).checked = true;
   byId("captions").dataset.view = name;
-  compose();
+  picture.compose();
+  outline();
 }
 
 function setSmooth(smooth) {
   byId("smooth").checked = smooth;
-  picture.classList.toggle("crisp", !smooth);
+  picture.smooth = smooth;
+  byId("picture").classList.toggle("crisp", !smooth);
+  picture.compose();
 }
 
 function toggleMap() {
@@ -561,5 +514,9 @@ document.addEventListener("visibilitychange", () => {
 });
 
 new ResizeObserver(resizePlots).observe(byId("latency-plot"));
+new ResizeObserver(() => {
+  picture.compose();
+  outline();
+}).observe(byId("stage"));
 setInterval(tick, 250);
 connect();

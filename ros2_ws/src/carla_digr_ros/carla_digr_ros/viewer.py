@@ -30,6 +30,7 @@ from carla_digr_ros.running import ManagedNode, run
 
 PATIENCE = 4  # newer pictures after which a frame is shown without what is still missing
 SAID = 1.0  # s of the drive that a sentence is shown; it comes after its frame is on the page
+MOST_OBJECTS = 100  # of a frame
 MOST_ACTIONS, LONGEST_NAME, LONGEST_SENTENCE = 1000, 100, 1000  # that the page is sent
 KNOWN_FRAMES = 40  # whose parts wait for their picture
 EVENTS_KEPT = 100  # changes of parameters
@@ -169,6 +170,10 @@ class ViewerNode(ManagedNode):
     def _on_objects(self, message: ExplainedObjects) -> None:
         if len(message.sentence) > LONGEST_SENTENCE:
             raise ValueError(f"a sentence of more than {LONGEST_SENTENCE} characters")
+        if len(message.objects) > MOST_OBJECTS or any(len(thing.kind) > LONGEST_NAME for thing in message.objects):
+            raise ValueError(
+                f"more than {MOST_OBJECTS} objects, or one with a name of more than {LONGEST_NAME} characters"
+            )
         self._said = message
 
     def _on_trust(self, message: MapTrust) -> None:
@@ -182,13 +187,13 @@ class ViewerNode(ManagedNode):
         since = _seconds(key) - _seconds((told.sec, told.nanosec))
         return (self._judged.agreement, self._judged.age + since) if since >= 0.0 else None
 
-    def _sentence(self, key: tuple[int, int]) -> str:
-        """What was said last, if that is not too long ago."""
+    def _what_decides(self, key: tuple[int, int]) -> ExplainedObjects:
+        """What was said last; nothing, if that is too long ago."""
         if self._said is None:
-            return ""
+            return ExplainedObjects()
         said = self._said.header.stamp
         recent = 0.0 <= _seconds(key) - _seconds((said.sec, said.nanosec)) <= SAID
-        return self._said.sentence if recent else ""
+        return self._said if recent else ExplainedObjects()
 
     @contextmanager
     def _parts_of(self, header: Header) -> Iterator[Parts]:
@@ -215,8 +220,15 @@ class ViewerNode(ManagedNode):
         # What is older comes too late; the page runs forward only.
         self._newest = max(self._newest, key)
         self._frames = {stamp: parts for stamp, parts in self._frames.items() if stamp > key}
+        said = self._what_decides(key)
         decision = page_decision(
-            frame.decision, frame.fallback, frame.facts, frame.odometry, self._sentence(key), self._trust(key)
+            frame.decision,
+            frame.fallback,
+            frame.facts,
+            frame.odometry,
+            said.sentence,
+            self._trust(key),
+            said.objects,
         )
         if frame.saliency is not None:
             decision["saliency_flat"] = not frame.saliency.any()
