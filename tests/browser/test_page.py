@@ -15,6 +15,7 @@ import cv2
 import feed
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from chromium import find_chromium
 from playwright.sync_api import BrowserContext, Page, expect
 
@@ -678,6 +679,30 @@ def test_every_control_has_a_name(pages: Pages, viewer: ViewerServer):
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_axe_finds_no_serious_fault(context: BrowserContext, driven, scheme: str):
+    server, _ = driven
+    page = Pages(context).open(server)
+    page.emulate_media(color_scheme=scheme)
+    page.goto(server.address)
+    feed.publish(server, 1, objects=[thing(7)], sentence="Keeps the lane.", events=["collision"])
+    wait_for_frame(page, 1)
+    server.tell({"paused": True})  # what has no new pictures is dimmed
+    expect(page.locator("#driver")).to_have_text("Held")
+    expect(page.locator("#hold")).to_be_enabled()
+    for width, height in ((1280, 800), (640, 400), (390, 844)):  # the second is the first at 200 %
+        page.set_viewport_size({"width": width, "height": height})
+        page.keyboard.press("g" if width < 1280 else "?")
+        faults = [
+            f"{fault['id']}: {fault['help']} {[node['html'] for node in fault['nodes']]}"
+            for fault in Axe().run(page).response["violations"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert faults == [], (scheme, width)
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_vendored_plot_library_is_the_pinned_one():

@@ -20,8 +20,11 @@ let plotted = []; // frames of the plots' window
 // The car was not driven by the policy, or something happened.
 export const isMarked = (frame) => frame.decision.fallback || Boolean(frame.decision.events?.length);
 
+// A colour of the style sheet, which has them for dark and light.
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+
 function makePlot(element, series, range, pick) {
-  const axis = { stroke: "#9aa8ba", grid: { stroke: "#212b39", width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+  const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
   const plot = new uPlot({
     width: element.clientWidth || 300,
     height: element.clientHeight || 100,
@@ -73,7 +76,7 @@ function drawBudget(plot) {
   if (plot !== latencyPlot || plot.scales.y.max < LATENCY_BUDGET_MS) return;
   const { ctx, bbox } = plot;
   const y = Math.round(plot.valToPos(LATENCY_BUDGET_MS, "y", true));
-  ctx.fillStyle = "#ff8d91";
+  ctx.fillStyle = colour("--alarm");
   ctx.fillRect(bbox.left, y, bbox.width, devicePixelRatio);
   ctx.textAlign = "left";
   ctx.textBaseline = "bottom";
@@ -85,7 +88,7 @@ function drawHere(plot) {
   if (!here) return;
   const left = column(plot, here.time);
   if (left < bbox.left || left > bbox.left + bbox.width) return;
-  ctx.fillStyle = "#e8eef6";
+  ctx.fillStyle = colour("--text");
   ctx.fillRect(left, bbox.top, devicePixelRatio, bbox.height);
 }
 
