@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from carla_digr.simulator import calls, wire
+from carla_digr.simulator import calls, rpc, wire
 from carla_digr.simulator.entries import CallFailed
 from carla_digr.simulator.episode import Episode
 
@@ -46,7 +46,7 @@ def _command(episode: Episode, command: Any, depth: int) -> Answers:
                 return wire.value(actor_id)
             case [[int(kind), [int(actor_id), *arguments]]] if kind in _COMMANDS:
                 episode.entry(actor_id)
-                calls.call(episode, _COMMANDS[kind], [actor_id, *arguments])
+                rpc.call(episode, _COMMANDS[kind], [actor_id, *arguments])
                 return wire.value(actor_id)
             case [[int(kind), _]]:
                 raise CallFailed(f"batch command {kind} is not implemented by this simulator")
@@ -74,8 +74,10 @@ _COMMANDS = {
     1: "destroy_actor",
     2: "apply_control_to_vehicle",
     3: "apply_ackermann_control_to_vehicle",
+    4: "apply_control_to_walker",
     5: "apply_physics_control",
     6: "set_actor_transform",
+    7: "set_walker_state",
     8: "set_actor_target_velocity",
     9: "set_actor_target_angular_velocity",
     10: "add_actor_impulse",

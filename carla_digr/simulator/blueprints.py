@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from carla_digr.simulator import wire
+from carla_digr.simulator.shapes import SHAPES, WALKER
 from carla_digr.simulator.vehicle import BUS, CAR, DRAG, KINDS, MAX_STEER, TRUCK, VAN, VehicleKind
 from carla_digr.simulator.wire import BOOL, COLOR, FLOAT, INT, STRING, ActorDefinition, Attribute, Vector3D
 
@@ -14,10 +15,15 @@ RGB = "sensor.camera.rgb"
 SEMANTIC = "sensor.camera.semantic_segmentation"
 INSTANCE = "sensor.camera.instance_segmentation"
 DEPTH = "sensor.camera.depth"
+NORMALS = "sensor.camera.normals"
+COSMOS = "sensor.camera.cosmos_visualization"
+FLOW = "sensor.camera.optical_flow"
+DVS = "sensor.camera.dvs"
 IMU = "sensor.other.imu"
 GNSS = "sensor.other.gnss"
 LIDAR = "sensor.lidar.ray_cast"
 SEMANTIC_LIDAR = "sensor.lidar.ray_cast_semantic"
+RADAR = "sensor.other.radar"
 COLLISION = "sensor.other.collision"
 LANE_INVASION = "sensor.other.lane_invasion"
 HIGHWAY_TRAFFIC = "controller.traffic.highway"
@@ -51,24 +57,10 @@ STAND_INS = {
 """Other vehicles of CARLA's catalogue, and whose body and mechanics they have here. They have no base_type: who draws
 vehicles by it draws those that are what they are called."""
 WALKERS = tuple(f"walker.pedestrian.{i:04d}" for i in range(1, 53))
-WALKER_EXTENT, PEDESTRIAN = Vector3D(0.19, 0.19, 0.93), 12
 WALKER_CONTROLLER = "controller.ai.walker"
-PROPS = {
-    "static.prop.barrel": Vector3D(0.3, 0.3, 0.45),
-    "static.prop.bench01": Vector3D(0.9, 0.3, 0.45),
-    "static.prop.box01": Vector3D(0.3, 0.3, 0.25),
-    "static.prop.busstop": Vector3D(2.0, 0.9, 1.3),
-    "static.prop.constructioncone": Vector3D(0.17, 0.17, 0.3),
-    "static.prop.container": Vector3D(1.0, 0.9, 0.8),
-    "static.prop.streetbarrier": Vector3D(0.6, 0.2, 0.55),
-    "static.prop.trafficcone01": Vector3D(0.4, 0.4, 0.55),
-    "static.prop.trafficcone02": Vector3D(0.17, 0.17, 0.35),
-    "static.prop.trafficwarning": Vector3D(1.2, 1.4, 1.8),
-    "static.prop.vendingmachine": Vector3D(0.5, 0.45, 1.0),
-    "static.prop.warningconstruction": Vector3D(0.6, 0.3, 0.6),
-}
-STANDING = {**dict.fromkeys(WALKERS, WALKER_EXTENT), **PROPS}
-"""What only stands where it is put, and its half sizes in m: nothing draws it, and nothing collides with it."""
+PROPS = tuple(name for name in SHAPES if name != WALKER)
+FIGURES = dict.fromkeys(WALKERS, WALKER) | {name: name for name in PROPS}
+"""Walkers and props, and the shape that each has."""
 
 MAX_IMAGE_SIDE = 2048  # px
 MAX_TRAFFIC = 400  # vehicles one traffic controller may ask for
@@ -187,6 +179,23 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         Attribute("noise_stddev", FLOAT, "0.0"),
         noise,
     )
+    events = (
+        Attribute("positive_threshold", FLOAT, "0.3"),
+        Attribute("negative_threshold", FLOAT, "0.3"),
+        Attribute("sigma_positive_threshold", FLOAT, "0.0"),
+        Attribute("sigma_negative_threshold", FLOAT, "0.0"),
+        Attribute("refractory_period_ns", INT, "0"),
+        Attribute("use_log", BOOL, "true"),
+        Attribute("log_eps", FLOAT, "0.001"),
+    )
+    cone = (
+        role,
+        tick,
+        Attribute("horizontal_fov", FLOAT, "30.0"),
+        Attribute("vertical_fov", FLOAT, "30.0"),
+        Attribute("range", FLOAT, "100.0"),
+        Attribute("points_per_second", INT, "1500"),
+    )
     traffic = (
         role,
         Attribute("seed", INT, "0"),
@@ -219,6 +228,9 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         *((name, name.replace(".", ","), walker) for name in WALKERS),
         *((name, name.replace(".", ","), (role, _fixed("size", STRING, "medium"))) for name in PROPS),
         (WALKER_CONTROLLER, "controller,ai,walker", (role,)),
+        *((name, name.replace(".", ","), camera) for name in (NORMALS, COSMOS, FLOW)),
+        (DVS, "sensor,camera,dvs", camera + film + events),
+        (RADAR, "sensor,other,radar", cone),
     ]
     return tuple(ActorDefinition(i, *row) for i, row in enumerate(rows, start=1))
 
@@ -231,6 +243,14 @@ def bounding_box(kind: VehicleKind, actor_id: int) -> wire.BoundingBox:
     """The vehicle's box; its origin is on the ground, so the centre is half a height up."""
     extent = Vector3D(kind.length / 2, kind.width / 2, kind.height / 2)
     return wire.BoundingBox(Vector3D(0.0, 0.0, kind.height / 2), extent, wire.Rotation(), actor_id)
+
+
+def figure_box(name: str, actor_id: int) -> wire.BoundingBox:
+    """The box of a walker, whose origin is its middle, or of a prop, whose origin is its foot."""
+    shape = SHAPES[FIGURES[name]]
+    extent = Vector3D(shape.half_length, shape.half_width, shape.height / 2)
+    center = Vector3D() if name in WALKERS else Vector3D(0.0, 0.0, extent.z)
+    return wire.BoundingBox(center, extent, wire.Rotation(), actor_id)
 
 
 def semantic_tags(kind: VehicleKind) -> bytes:

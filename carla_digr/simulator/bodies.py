@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.simulator import road as r
+from carla_digr.simulator.shapes import SHAPES, Shape
 from carla_digr.simulator.vehicle import BUS, CAR, KINDS, TRUCK, VAN, VehicleKind
 
 # Materials. PAINT takes the instance's colour, BRAKE glows while the brake light is on.
@@ -405,17 +406,37 @@ def _gantry() -> _Builder:
     return b
 
 
+_MATERIAL = {
+    "PAINT": PAINT,
+    "GLASS": GLASS,
+    "TRIM": TRIM,
+    "BRAKE": BRAKE,
+    "WALL": WALL,
+    "SIGN": SIGN,
+    "STRIPE": STRIPE,
+}
+
+
+def _figure(shape: Shape) -> _Builder:
+    b = _Builder(2 * shape.half_length, 2 * shape.half_width, shape.height)
+    for x0, x1, half, z0, z1, material in shape.blocks:
+        b.box(x0, x1, half, z0, z1, _MATERIAL[material])
+    return b
+
+
 _BUILD = {CAR: _car, VAN: _van, TRUCK: _truck, BUS: _bus}
 
 HOUSE_MODELS = (len(KINDS), len(KINDS) + 1, len(KINDS) + 2)
 GANTRY_MODEL = len(KINDS) + 3
+FIRST_SHAPE = GANTRY_MODEL + 1
 
 
 @lru_cache(maxsize=1)
 def models() -> Models:
-    """All models: one per entry of ``KINDS`` (same index), then HOUSE_MODELS and GANTRY_MODEL."""
+    """All models: one per entry of ``KINDS`` (same index), then HOUSE_MODELS, GANTRY_MODEL and `SHAPES`."""
     builders = [_BUILD[kind.body](kind) for kind in KINDS]
     builders += [_house(11, 9, 5.4, 8.6, 2), _house(14, 10, 3.1, 7.0, 1), _house(24, 13, 5.0, 8.2, 1), _gantry()]
+    builders += map(_figure, SHAPES.values())
     total = sum(len(b.faces) for b in builders)
     out = Models(
         start=np.cumsum([0] + [len(b.faces) for b in builders]),

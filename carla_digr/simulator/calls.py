@@ -1,21 +1,16 @@
-"""The calls of CARLA's RPC protocol on an Episode.
-
-One function a call; its name is the call's, its annotations say how arguments are checked and whether a value is
-returned. What is not here, the simulator does not offer.
-"""
+"""The calls of CARLA's RPC protocol on an Episode, but for those of walkers and of the recorder."""
 
 from __future__ import annotations
 
 import math
-import typing
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from carla_digr.simulator import blueprints, queries, streaming, wire
+from carla_digr.simulator import blueprints, queries, streaming, walkers, wire
 from carla_digr.simulator.entries import CallFailed, Entry
 from carla_digr.simulator.episode import Episode, check_place
 from carla_digr.simulator.palette import PALETTES
 from carla_digr.simulator.road import MAP_NAME
+from carla_digr.simulator.rpc import rpc
 from carla_digr.simulator.vehicle import KINDS, MAX_STEER
 from carla_digr.simulator.wire import Transform, Vector3D
 
@@ -25,27 +20,6 @@ MAX_SPEED = 150.0  # m/s; faster velocities are refused
 REAR_WHEELS = 2  # the first number of one
 BRAKE_LIGHT = 8  # bit of VehicleLightState
 MAX_HOST = 255  # characters of a host's name
-
-
-class Method(NamedTuple):
-    """One RPC: the function, how its arguments are checked, and whether it returns a value."""
-
-    function: Callable[..., Any]
-    arguments: tuple[wire.Decoder, ...]
-    returns: bool
-
-
-METHODS: dict[str, Method] = {}
-"""Every call an Episode answers; filled by the decorator below."""
-
-
-def rpc(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Offer a function to clients under its own name."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    returns = hints.pop("return") is not type(None)
-    _, *arguments = hints.values()
-    METHODS[function.__name__] = Method(function, tuple(map(wire.decoder, arguments)), returns)
-    return function
 
 
 @rpc
@@ -159,9 +133,14 @@ def add_actor_torque(episode: Episode, actor_id: int, torque: Vector3D) -> None:
 
 @rpc
 def set_actor_collisions(episode: Episode, actor_id: int, enabled: bool) -> None:
-    """Let everything pass through a vehicle, or not; other actors collide with nothing anyway."""
-    if episode.entry(actor_id).kind >= 0:
+    """Let everything pass through a vehicle or prop, or not.
+
+    Walkers are hit all the same: their controllers switch it off when they start, and CARLA on again at a hit.
+    """
+    entry = episode.entry(actor_id)
+    if entry.kind >= 0:
         episode.world.vehicle(actor_id)["ghost"] = not enabled
+    entry.solid = enabled or walkers.is_walker(entry)
 
 
 @rpc
@@ -312,18 +291,6 @@ def get_map_data(episode: Episode) -> str:
 
 
 @rpc
-def get_required_files(episode: Episode, folder: str) -> list[str]:
-    """None: there is nothing to download."""
-    return []
-
-
-@rpc
-def get_navigation_mesh(episode: Episode) -> bytes:
-    """None: there are no pedestrians."""
-    return b""
-
-
-@rpc
 def get_actor_definitions(episode: Episode) -> tuple[wire.ActorDefinition, ...]:
     """The blueprint library."""
     return episode.definitions
@@ -343,12 +310,14 @@ def get_names_of_all_objects(episode: Episode) -> list[str]:
 
 @rpc
 def get_all_level_BBs(episode: Episode, label: wire.U8) -> list[wire.BoundingBox]:
-    """Boxes in the world of the same things and of vehicles."""
+    """Boxes in the world of the same things, of vehicles, walkers and props."""
     boxes = [thing.box for thing in queries.environment(episode.world, label)]
     for entry in episode.actors.values():
-        if entry.kind >= 0 and label in (queries.ANY, *blueprints.semantic_tags(KINDS[entry.kind])):
+        told = episode.actor(entry)
+        if told.tags and label in (queries.ANY, *told.tags):
             (x, y, z), (_, yaw, _) = episode.place(entry)
-            boxes.append(queries.box(x, y, math.radians(yaw), z, episode.actor(entry).box.extent))
+            foot = z + told.box.center.z - told.box.extent.z
+            boxes.append(queries.box(x, y, math.radians(yaw), foot, told.box.extent))
     return boxes
 
 
@@ -435,29 +404,6 @@ def add_traffic_manager_running(episode: Episode, address: tuple[str, wire.U16])
 def destroy_traffic_manager(episode: Episode, port: int) -> bool:
     """Forget a Traffic Manager."""
     return episode.traffic_managers.pop(port, None) is not None
-
-
-def call(episode: Episode, name: str, arguments: list[Any]) -> Any:
-    """Check the arguments of an RPC and run it; raises CallFailed or ProtocolError."""
-    method = METHODS[name]
-    if len(arguments) != len(method.arguments):
-        raise CallFailed(f"{name} takes {len(method.arguments)} arguments, not {len(arguments)}")
-    checked = [d(a) for d, a in zip(method.arguments, arguments, strict=True)]
-    try:
-        return method.function(episode, *checked)
-    except (ValueError, OverflowError) as error:  # numbers out of this world
-        raise CallFailed(f"{name}: {error}") from None
-
-
-def answer(episode: Episode, name: str, arguments: list[Any]) -> Any:
-    """The envelope with the result or the failure of an RPC in METHODS."""
-    returns = METHODS[name].returns
-    try:
-        result = call(episode, name, arguments)
-        return wire.value(result) if returns else wire.done()
-    except (CallFailed, wire.ProtocolError) as error:
-        message = f"{name}: {error}" if isinstance(error, wire.ProtocolError) else str(error)
-    return wire.value_error(message) if returns else wire.void_error(message)
 
 
 def palette_of(weather: wire.Weather) -> str:

@@ -78,7 +78,7 @@ def static_overlap(v, pieces):
 
 
 @njit(cache=True, nogil=True)
-def _push(v, nx, ny, depth, impulse):
+def push(v, nx, ny, depth, impulse):
     """Apply an impulse (N s) along (nx, ny) to a vehicle's speed and move a client's one out by depth."""
     speed = v.speed + impulse / v.mass * (nx * math.cos(v.yaw) + ny * math.sin(v.yaw))
     v.speed = speed if v.driver == CLIENT else max(speed, 0.0)
@@ -119,8 +119,8 @@ def collide(vehicles, pieces, contacts):
             closing -= w.speed * (math.cos(w.yaw) * nx + math.sin(w.yaw) * ny)
             impulse = max(closing, 0.0) * v.mass * w.mass / (v.mass + w.mass)
             share = 0.5 if v.driver == CLIENT and w.driver == CLIENT else 1.0
-            _push(v, -nx, -ny, share * depth, impulse)
-            _push(w, nx, ny, share * depth, impulse)
+            push(v, -nx, -ny, share * depth, impulse)
+            push(w, nx, ny, share * depth, impulse)
             contacts[count, 0], contacts[count, 1] = i, j
             contacts[count, 2], contacts[count, 3], contacts[count, 4] = nx, ny, impulse
             count += 1
@@ -131,7 +131,7 @@ def collide(vehicles, pieces, contacts):
                 nx, ny = -math.sin(heading) * direction, math.cos(heading) * direction
                 closing = v.speed * (math.cos(v.yaw) * nx + math.sin(v.yaw) * ny)
                 impulse = max(closing, 0.0) * v.mass
-                _push(v, -nx, -ny, depth, impulse)
+                push(v, -nx, -ny, depth, impulse)
                 contacts[count, 0], contacts[count, 1] = i, -1 - which
                 contacts[count, 2], contacts[count, 3], contacts[count, 4] = nx, ny, impulse
                 count += 1

@@ -8,8 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from carla_digr.simulator import blueprints, sensors, wire
+from carla_digr.simulator.events import LEAST_THRESHOLD, Contrast, EventCamera
 from carla_digr.simulator.lidar import Beams
+from carla_digr.simulator.optics import Look
+from carla_digr.simulator.radar import Cone
 from carla_digr.simulator.wire import Transform, Vector3D
 from carla_digr.simulator.world import Camera
 
@@ -18,6 +23,7 @@ MAX_ATTRIBUTES, MAX_TEXT = 128, 8192  # of an actor, and characters of all their
 MOST_CHANNELS, MOST_POINTS = 512, 10_000_000  # of a lidar, the latter a second
 
 ORIGIN = Transform()
+STILL = Vector3D()
 
 
 class CallFailed(Exception):
@@ -46,6 +52,19 @@ class Entry:
     angle: float = 0.0
     """Degrees, at which a lidar's next frame begins."""
     sensor_tick: float = 0.0
+    memory: EventCamera | Look | None = None
+    """Of cameras that compare a frame with the one before."""
+    cone: Cone | None = None
+    draw: np.random.Generator | None = None
+    """Of radars."""
+    walk: wire.WalkerControl = field(default_factory=wire.WalkerControl)
+    """Of walkers, what they do until they are told otherwise."""
+    moved: bool = False
+    """Whether a walker was put where it is by who leads it, since the last frame."""
+    velocity: Vector3D = STILL
+    """m/s, of walkers."""
+    solid: bool = True
+    """Whether vehicles hit a walker or prop."""
     due: float = -math.inf
     """Simulated second from which the sensor measures again."""
     lights: int = 0
@@ -140,6 +159,32 @@ def echoes(entry: Entry) -> sensors.Echoes | None:
     given = {name: number(entry, name, 0.0, 1.0) for name in shares}
     given["atmosphere_attenuation_rate"] = number(entry, "atmosphere_attenuation_rate", 0.0, 1e3)
     return sensors.Echoes({**given, **{name: noise(entry, name) for name in ("noise_seed", "noise_stddev")}})
+
+
+def cone(entry: Entry) -> Cone:
+    """The settings of a radar; refused ones as :func:`number` does."""
+    return Cone(
+        horizontal_fov=number(entry, "horizontal_fov", 0.0, 170.0),
+        vertical_fov=number(entry, "vertical_fov", 0.0, 170.0),
+        range=number(entry, "range", 0.1, 1000.0),
+        points_per_second=integer(entry, "points_per_second", 0, MOST_POINTS),
+    )
+
+
+def event_camera(entry: Entry) -> EventCamera:
+    """What a dynamic vision sensor remembers; refused settings as :func:`number` does."""
+    thresholds = {
+        f"{sigma}{side}_threshold": number(entry, f"{sigma}{side}_threshold", 0.0 if sigma else LEAST_THRESHOLD, 1e3)
+        for sigma in ("", "sigma_")
+        for side in ("positive", "negative")
+    }
+    contrast = Contrast(
+        **thresholds,
+        refractory_period_ns=integer(entry, "refractory_period_ns", 0, 2**62),
+        use_log=entry.attributes["use_log"].lower() == "true",
+        log_eps=number(entry, "log_eps", 1e-9, 1e3),
+    )
+    return EventCamera(contrast, entry.id)
 
 
 def integer(entry: Entry, name: str, low: int, high: int) -> int:

@@ -1,14 +1,13 @@
-"""The embedded highway as CARLA clients see it: actors, sensors and the messages of each frame.
+"""The embedded highway as CARLA clients see it: actors and where they are.
 
-An Episode maps CARLA's notions to the world's: actors to vehicles and cameras, degrees to radians. calls.py offers it
-to clients, server.py moves the bytes.
+An Episode maps CARLA's notions to the world's: actors to vehicles and cameras, degrees to radians. frames.py lets it
+go on, calls.py offers it to clients, server.py moves the bytes.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from carla_digr.simulator import blueprints, entries, sensors, streaming, wire
 from carla_digr.simulator.entries import CallFailed, Entry
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import SPEED_LIMIT, Road
-from carla_digr.simulator.traffic import VEHICLE
-from carla_digr.simulator.vehicle import DRAG, KINDS, MAX_ACCELERATION, MAX_BRAKING, MAX_STEER, ROLLING
+from carla_digr.simulator.shapes import SHAPES, WALKER
+from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 from carla_digr.simulator.world import Camera, SpawnCollision, World
 
@@ -73,40 +72,6 @@ class Episode:
         """Seconds a frame takes."""
         return self.settings.fixed_delta or DEFAULT_DELTA
 
-    def advance(self, wanted: Collection[int]) -> Iterator[tuple[int, bytes]]:
-        """Step the world and yield (stream id, message) of the new frame, the world state last.
-
-        Only sensors whose stream is in ``wanted`` measure: a camera nobody listens to costs nothing.
-        """
-        still, spinning = [], []
-        for entry in self.actors.values():
-            if entry.held:
-                still.append((entry.id, self.pose(entry.id)))
-            elif entry.kind >= 0:
-                if not (entry.sticky or entry.steered):
-                    self.control(entry, wire.VehicleControl())
-                entry.steered = False
-                if entry.ackermann is not None:
-                    self._drive_ackermann(entry, entry.ackermann)
-                if entry.constant_velocity is not None:
-                    self._drive_constantly(entry)
-                if entry.spin:
-                    spinning.append(entry)
-        for entry in spinning:
-            self.world.vehicle(entry.id)["yaw"] += entry.spin * self.delta
-        self.step()
-        for entry in spinning:
-            self.world.vehicle(entry.id)["yaw_rate"] += entry.spin
-            entry.spin = 0.0
-        for vehicle, pose in still:
-            self.world.place(vehicle, *pose)
-        for entry in list(self.actors.values()):
-            if entry.stream in wanted and entry.stream and entry.measures(self.world.elapsed):
-                for message in self._measure(entry):
-                    yield entry.stream, message
-        yield streaming.WORLD_STREAM, self.state()
-        self.map_changed = False
-
     def step(self) -> None:
         """Move the world by a frame."""
         self.world.step(self.delta)
@@ -143,78 +108,17 @@ class Episode:
         for record, entry in zip(records[len(vehicles) :], others, strict=True):
             place = self.place(entry)
             record["id"], record["location"], record["rotation"] = entry.id, place.location, place.rotation
+        walkers = records.view(streaming.WALKER_STATE)[len(vehicles) :]
+        for walker, entry in zip(walkers, others, strict=True):
+            if entry.description.id in blueprints.WALKERS:
+                walker["velocity"] = entry.velocity
+                walker["direction"], walker["speed"], walker["jump"] = entry.walk
         return records
-
-    def _measure(self, entry: Entry) -> Iterator[bytes]:
-        world = self.world
-        when = world.frame, world.elapsed
-        if entry.camera is not None:
-            if not self.settings.no_rendering:
-                kind, _ = sensors.PICTURES[entry.description.id]
-                picture = self.picture(entry, entry.camera)
-                yield streaming.image(kind, *when, self.place(entry), entry.camera.fov, picture)
-            return
-        if entry.beams is not None:
-            place = self.place(entry)
-            pitch, yaw, roll = map(math.radians, place.rotation)
-            seconds = max(self.delta, entry.sensor_tick)
-            seen = world.scan((*place.location, pitch, yaw, roll), entry.beams, entry.angle, seconds)
-            entry.angle = seen.angle
-            counts, echoes = entry.echoes(seen) if entry.echoes else (seen.counts, sensors.labelled(world, seen))
-            kind = sensors.LIDARS[entry.description.id]
-            yield streaming.lidar(kind, *when, place, math.radians(seen.angle), counts, echoes)
-            return
-        if entry.noise is not None:
-            if entry.description.id == blueprints.IMU:
-                vehicle, mount = self.mount(entry)
-                moving = world.vehicle(vehicle) if vehicle else np.zeros(1, VEHICLE)[0]
-                reading = sensors.inertial(moving, mount.rotation, entry.noise)
-                yield streaming.imu(*when, self.place(entry), reading)
-            else:
-                place = self.place(entry)
-                yield streaming.gnss(*when, place, sensors.satellite(place.location, entry.noise))
-            return
-        for contact in world.collisions:
-            if contact.id == entry.parent:
-                other = self.actors.get(contact.other)
-                struck = _static(contact.other_name) if other is None else self.actor(other)
-                yield streaming.collision(
-                    *when,
-                    self.place(entry),
-                    self.actor(self.actors[contact.id]),
-                    struck,
-                    Vector3D(*map(float, contact.impulse)),
-                )
 
     def picture(self, entry: Entry, camera: Camera) -> NDArray[np.uint8]:
         """What a camera sees now, (H, W, 4) uint8 BGRA, encoded as its kind does."""
         _, draw = sensors.PICTURES[entry.description.id]
         return draw(self.world, camera)
-
-    def _drive_ackermann(self, entry: Entry, wanted: wire.AckermannControl) -> None:
-        """Pedals and wheels that bring the vehicle nearest to an Ackermann target within the next frame."""
-        row = self.world.vehicle(entry.id)
-        speed, dt = float(row["speed"]), self.delta
-        limit = min(abs(wanted.acceleration) or MAX_BRAKING, 2.0 * MAX_BRAKING)
-        change = min(max((wanted.speed - speed) / dt, -limit), limit)
-        reverse = speed < 0.0 or (speed == 0.0 and wanted.speed < 0.0)
-        push = (-change if reverse else change) + ROLLING + DRAG * speed * speed
-        if wanted.speed == 0.0 and abs(speed) < MAX_BRAKING * dt:
-            push = -MAX_BRAKING  # stands, and goes on standing
-        angle = float(row["steer"]) * MAX_STEER
-        turn = min(max(wanted.steer, -MAX_STEER), MAX_STEER) - angle
-        if wanted.steer_speed:
-            turn = min(max(turn, -abs(wanted.steer_speed) * dt), abs(wanted.steer_speed) * dt)
-        self.world.set_control(
-            entry.id, push / MAX_ACCELERATION, (angle + turn) / MAX_STEER, -push / MAX_BRAKING, False, reverse
-        )
-
-    def _drive_constantly(self, entry: Entry) -> None:
-        _, _, yaw = self.pose(entry.id)
-        assert entry.constant_velocity is not None
-        forward, right, _ = entry.constant_velocity
-        cos, sin = math.cos(yaw), math.sin(yaw)
-        self.world.set_target_velocity(entry.id, forward * cos - right * sin, forward * sin + right * cos)
 
     # ------------------------------------------------------------------------------------------------- actors
 
@@ -293,12 +197,9 @@ class Episode:
         if entry.kind >= 0:
             kind = KINDS[entry.kind]
             box, tags = blueprints.bounding_box(kind, entry.id), blueprints.semantic_tags(kind)
-        elif (extent := blueprints.STANDING.get(entry.description.id)) is not None:
-            walks = (
-                entry.description.id in blueprints.WALKERS
-            )  # the origin of a walker is the middle, of a prop the foot
-            center = Vector3D() if walks else Vector3D(0.0, 0.0, extent.z)
-            box, tags = box._replace(center=center, extent=extent), bytes([blueprints.PEDESTRIAN] if walks else [])
+        elif entry.description.id in blueprints.FIGURES:
+            shape = SHAPES[blueprints.FIGURES[entry.description.id]]
+            box, tags = blueprints.figure_box(entry.description.id, entry.id), bytes([shape.label])
         token = streaming.token(entry.stream, self.streaming_port) if entry.stream else b""
         return wire.Actor(entry.id, entry.parent, entry.description, box, tags, token)
 
@@ -358,6 +259,10 @@ class Episode:
                 entry.sensor_tick = entries.number(entry, "sensor_tick", 0.0, 3600.0)
             if description.id in sensors.LIDARS:
                 entry.beams, entry.echoes = entries.beams(entry), entries.echoes(entry)
+            elif description.id == blueprints.RADAR:
+                entry.cone, entry.draw = entries.cone(entry), np.random.default_rng(entry.id)
+            elif description.id == blueprints.DVS:
+                entry.memory = entries.event_camera(entry)
             elif "noise_seed" in entry.attributes:
                 names = [name for name in entry.attributes if name.startswith("noise_")]
                 entry.noise = sensors.Noise({name: entries.noise(entry, name) for name in names})
@@ -375,7 +280,7 @@ class Episode:
         Raises:
             CallFailed: the attributes of one are impossible.
         """
-        if entry.description.id in sensors.PICTURES:
+        if entry.description.id in sensors.PICTURES or entry.description.id == blueprints.FLOW:
             vehicle, ((x, y, z), angles) = self.mount(entry)
             pitch, yaw, roll = map(math.radians, angles)
             entry.camera = Camera(
@@ -432,10 +337,16 @@ class Episode:
         if description.id == blueprints.HIGHWAY_TRAFFIC:
             return self._spawn_traffic(description)
         if description.id == blueprints.WALKER_CONTROLLER:
-            raise CallFailed("walkers only stand here; move them with set_transform")
-        if description.id in blueprints.STANDING:
+            if not parent or self.entry(parent).description.id not in blueprints.WALKERS:
+                raise CallFailed("a walker's controller needs a walker to be attached to")
+            return self._add(description, parent)
+        if description.id in blueprints.FIGURES:
             entry = self._add(description, parent and self.entry(parent).id)
             entry.transform = transform
+            if description.id in blueprints.WALKERS and not parent:
+                place = transform.location
+                half = SHAPES[WALKER].height / 2
+                entry.transform = transform._replace(location=place._replace(z=max(place.z, half)))
             return entry
         if description.id in blueprints.BY_ID:
             return self._spawn_sensor(description, transform, parent)
@@ -467,8 +378,3 @@ def check_place(transform: Transform) -> None:
         raise CallFailed(f"positions must be within {MAX_DISTANCE:.0f} m of the origin, not {transform.location}")
     if max(map(abs, transform.rotation)) > MAX_TURN:
         raise CallFailed(f"angles must be within {MAX_TURN:.0f} degrees, not {transform.rotation}")
-
-
-def _static(name: str) -> wire.Actor:
-    """A part of the map as a collision names it."""
-    return wire.Actor(0, 0, wire.ActorDescription(0, name, []), wire.BoundingBox(), b"", b"")

@@ -102,14 +102,14 @@ def scan(
         axis=-1,
     )
     rays = along.reshape(-1, 3) @ camera_axes(*pose[3:])
-    distance, ids, cosines = _cast(road, np.array(pose[:3]), vehicles, rays, beams.range, scenery_seed)
+    distance, ids, cosines = cast(road, np.array(pose[:3]), vehicles, rays, beams.range, scenery_seed)
     hit = ids != NOTHING
     points = (along.reshape(-1, 3)[hit] * distance[hit, None]).astype(np.float32)
     counts = hit.reshape(beams.channels, shots).sum(axis=1)
     return Scan((angle + turned) % beams.horizontal_fov, counts, points, ids[hit], cosines[hit].astype(np.float32))
 
 
-def _cast(
+def cast(
     road: Road, eye: NDArray[np.float64], vehicles: VehicleTable, rays: NDArray[np.float64], reach: float, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]:
     """Distance (m) to what each ray meets first, its id, and the cosine at which it meets it."""

@@ -25,7 +25,7 @@ _LIGHTS = "the highway has no traffic lights"
 _MAP = "the highway is one piece, all of which is there"
 _LOOKS = "weather and seeds of the scenery change what cameras show"
 _PARTS = "vehicles are rigid boxes with drawn bodies; get_transform and bounding_box say where they are"
-_WALKERS = "walkers stand; set_transform moves them"
+_WALKERS = "walkers are a few boxes; they walk by controller.ai.walker and WalkerControl"
 _PHYSICS = "vehicles follow a bicycle model; 'carla-digr simulator --like carla' has gears, springs and slow brakes"
 _FILES = "nothing has to be loaded from this server; get_map_data has the map"
 _ROS = "'carla-digr live' has ROS 2 topics"
@@ -81,9 +81,7 @@ REFUSED: dict[str, Refusal] = {
     ),
     **dict.fromkeys(("open_vehicle_door", "close_vehicle_door"), Refusal(False, _PARTS)),
     "get_bones_transform": Refusal(True, _WALKERS),
-    **dict.fromkeys(
-        ("set_bones_transform", "blend_pose", "get_pose_from_animation", "set_actor_dead"), Refusal(False, _WALKERS)
-    ),
+    **dict.fromkeys(("set_bones_transform", "blend_pose", "get_pose_from_animation"), Refusal(False, _WALKERS)),
     **dict.fromkeys(
         (
             "set_wheel_steer_direction",
@@ -96,7 +94,6 @@ REFUSED: dict[str, Refusal] = {
         Refusal(False, _PHYSICS),
     ),
     "get_cache_file": Refusal(True, _FILES),
-    "request_file": Refusal(False, _FILES),
     **dict.fromkeys(("enable_sensor_for_ros", "disable_sensor_for_ros"), Refusal(False, _ROS)),
     "is_sensor_enabled_for_ros": Refusal(True, _ROS),
     "send": Refusal(False, _V2X),

@@ -46,7 +46,7 @@ class VehicleTable(NamedTuple):
     """The vehicles of a picture, an entry each; only those in view cost time."""
 
     id: NDArray[np.int32]  # positive actor ids, written to the instance picture
-    kind: NDArray[np.int64]  # index into vehicle.KINDS
+    kind: NDArray[np.int64]  # index into vehicle.KINDS, or of another model of `bodies`
     x: NDArray[np.float64]  # m, centre of the box on the ground
     y: NDArray[np.float64]
     yaw: NDArray[np.float64]  # rad

@@ -9,7 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.simulator import lidar, streaming, wire
-from carla_digr.simulator.blueprints import DEPTH, GRAVITY, INSTANCE, LABELS, LIDAR, RGB, SEMANTIC, SEMANTIC_LIDAR
+from carla_digr.simulator.blueprints import (
+    COSMOS,
+    DEPTH,
+    DVS,
+    GRAVITY,
+    INSTANCE,
+    LABELS,
+    LIDAR,
+    NORMALS,
+    RGB,
+    SEMANTIC,
+    SEMANTIC_LIDAR,
+)
+from carla_digr.simulator.events import Contrast, EventCamera
+from carla_digr.simulator.figures import NOBODY, strike
+from carla_digr.simulator.optics import Look, flow, normals
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import LATITUDE, LONGITUDE
 from carla_digr.simulator.shading import (
@@ -43,6 +58,27 @@ for _id, _label in (
     (ID_TERRAIN, 10),
 ):
     _STATIC_LABELS[-_id] = _label
+
+
+CITYSCAPES = np.zeros((29, 3), np.uint8)
+"""RGB of the labels that there are here."""
+for _label, _rgb in {
+    1: (128, 64, 128),
+    3: (70, 70, 70),
+    8: (220, 220, 0),
+    9: (107, 142, 35),
+    10: (152, 251, 152),
+    11: (70, 130, 180),
+    12: (220, 20, 60),
+    14: (0, 0, 142),
+    15: (0, 0, 70),
+    16: (0, 60, 100),
+    20: (110, 190, 160),
+    21: (170, 120, 50),
+    24: (157, 234, 50),
+    28: (180, 165, 180),
+}.items():
+    CITYSCAPES[_label] = _rgb
 
 
 # Pictures, all (H, W, 4) uint8 BGRA.
@@ -82,11 +118,29 @@ def depth_picture(world: World, camera: Camera) -> NDArray[np.uint8]:
     return picture
 
 
+def normals_picture(world: World, camera: Camera) -> NDArray[np.uint8]:
+    """Red, green and blue are x, y and z in the world of the unit normal, -1 to 1 as 0 to 255; the sky has grey."""
+    facing = normals(world.depths(camera), world.instances(camera), world.pose(camera), camera.fov)
+    picture = np.full((*facing.shape[:2], 4), 255, np.uint8)
+    picture[..., 2::-1] = np.rint(127.5 + 127.5 * facing)
+    return picture
+
+
+def coloured_picture(world: World, camera: Camera) -> NDArray[np.uint8]:
+    """The label of what a pixel's centre shows in the colours of the Cityscapes data set."""
+    picture = np.full((camera.height, camera.width, 4), 255, np.uint8)
+    picture[..., 2::-1] = CITYSCAPES[_labels(world, world.instances(camera))]
+    return picture
+
+
 PICTURES: dict[str, tuple[int, Callable[[World, Camera], NDArray[np.uint8]]]] = {
     RGB: (streaming.RGB_CAMERA, World.render),
     SEMANTIC: (streaming.SEMANTIC_CAMERA, semantic_picture),
     INSTANCE: (streaming.INSTANCE_CAMERA, instance_picture),
     DEPTH: (streaming.DEPTH_CAMERA, depth_picture),
+    NORMALS: (streaming.NORMALS_CAMERA, normals_picture),
+    COSMOS: (streaming.COSMOS_CAMERA, coloured_picture),
+    DVS: (streaming.DVS_CAMERA, World.render),  # whose events follow from it
 }
 """Blueprint to index in the client's registry of sensors and how the picture is made."""
 
@@ -100,7 +154,14 @@ def _labels(world: World, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
     labels = _STATIC_LABELS[np.maximum(-ids, 0)]
     shown = ids > 0
     vehicles = world.vehicles  # in order of their ids
-    labels[shown] = LABELS[vehicles["kind"][np.searchsorted(vehicles["id"], ids[shown])]]
+    own = LABELS[vehicles["kind"]]
+    if len(world.figures):
+        known = np.concatenate([vehicles["id"], world.figures["id"]])
+        order = np.argsort(known)
+        own = np.concatenate([own, world.figures["label"]])[order]
+        labels[shown] = own[np.searchsorted(known[order], ids[shown])]
+        return labels
+    labels[shown] = own[np.searchsorted(vehicles["id"], ids[shown])]
     return labels
 
 
@@ -197,3 +258,15 @@ def satellite(place: Vector3D, noise: Noise) -> tuple[float, float, float]:
     latitude = math.degrees(math.asin(math.sin(y) / math.cosh(x)))
     longitude = LONGITUDE + math.degrees(math.atan2(math.sinh(x), math.cos(y)))
     return latitude + noise("lat"), longitude + noise("lon"), place.z + noise("alt")
+
+
+def warm_up(world: World, camera: Camera) -> None:
+    """Compile the code of what a drive does not have: lidars, radars, flow, events, normals, walkers."""
+    world.scan((0.0, 0.0, 2.0, 0.0, 0.0, 0.0), lidar.Beams(), 0.0, 0.05)
+    look = Look(world.pose(camera), np.zeros(0, np.int64), np.zeros((0, 3)))
+    flow(world.depths(camera), world.instances(camera), camera.fov, look, look)
+    normals_picture(world, camera)
+    events = EventCamera(Contrast(), 0)
+    for shade in (0, 255):
+        events(np.full((1, 1, 4), shade, np.uint8), 0.05)
+    strike(world.vehicles, NOBODY, np.zeros((1, 5)))

@@ -19,18 +19,19 @@ from collections.abc import Callable
 from typing import Any
 
 from carla_digr.errors import UserError, tell
-from carla_digr.simulator import add_server_options, streaming, wire
+from carla_digr.simulator import add_server_options, calls, sensors, streaming, walker_calls, wire
 from carla_digr.simulator.batches import apply_batch
-from carla_digr.simulator.calls import METHODS, answer
 from carla_digr.simulator.connections import STALL_LIMIT, Connection, Connections, RpcConnection, StreamConnection
 from carla_digr.simulator.entries import CallFailed
-from carla_digr.simulator.episode import DEFAULT_DELTA, Episode
-from carla_digr.simulator.lidar import Beams
+from carla_digr.simulator.episode import Episode
+from carla_digr.simulator.frames import advance
 from carla_digr.simulator.process import bind, end, exit_with, listen, run_instances
 from carla_digr.simulator.refusals import REFUSED, refusal
 from carla_digr.simulator.road import MAP_NAME
+from carla_digr.simulator.rpc import METHODS, answer
 from carla_digr.simulator.world import Camera
 
+OFFERED = (calls, walker_calls)  # what fills METHODS
 OPENDRIVE_MAP = "OpenDriveMap"  # what clients call the map of the OpenDRIVE text they sent before
 ANNOUNCED_LIMIT = 0.5  # s a tick waits for streams whose token was handed out
 EPISODE_SWITCH_LIMIT = 1.0  # s after which a new episode begins even if its client does not come back
@@ -125,7 +126,7 @@ class Server:
         self._episode.world.render(camera)
         self._episode.world.depths(camera)
         if all_sensors:
-            self._episode.world.scan((0.0, 0.0, 2.0, 0.0, 0.0, 0.0), Beams(), 0.0, DEFAULT_DELTA)
+            sensors.warm_up(self._episode.world, camera)
         self._step()
         self._episode = self._new_episode(1, self._episode.world.frame, wire.EpisodeSettings(), self.streaming_port)
         self._step()
@@ -174,7 +175,7 @@ class Server:
 
     def _step(self) -> None:
         """Advance one frame and send its messages: sensors first, then the world state."""
-        for stream, message in self._episode.advance(self._clients.subscribers):
+        for stream, message in advance(self._episode, self._clients.subscribers):
             self._clients.publish(stream, message)
 
     def _answer_tick(self, frame: int) -> None:

@@ -18,6 +18,7 @@ WORLD_STREAM = 1
 # Index in the client's registry of sensor types: decides what Python object a message becomes.
 COLLISION, GNSS, IMU, WORLD_STATE = 0, 4, 5, 17
 DEPTH_CAMERA, RGB_CAMERA, SEMANTIC_CAMERA, INSTANCE_CAMERA = 1, 13, 14, 15
+NORMALS_CAMERA, DVS_CAMERA, FLOW_CAMERA, COSMOS_CAMERA, RADAR = 2, 3, 8, 16, 9
 SEMANTIC_LIDAR, LIDAR = 10, 11
 
 FLAG_MAP_CHANGED = 1
@@ -58,6 +59,15 @@ ACTOR_STATE = np.dtype(
     ]
 )
 """One record of the world state, 119 bytes: m, degrees (pitch, yaw, roll), m/s, deg/s, m/s2, km/h."""
+WALKER_STATE = np.dtype(
+    {
+        "names": ["velocity", "direction", "speed", "jump"],
+        "formats": [("<f4", 3), ("<f4", 3), "<f4", "?"],
+        "offsets": [29, 65, 77, 81],
+        "itemsize": ACTOR_STATE.itemsize,
+    }
+)
+"""Of a walker's record: m/s, and the control that it has."""
 ECHO = np.dtype([("point", "<f4", 3), ("intensity", "<f4")])
 LABELLED_ECHO = np.dtype([("point", "<f4", 3), ("cosine", "<f4"), ("actor", "<u4"), ("label", "<u4")])
 """What a lidar and a semantic lidar tell of an echo: m in the sensor's frame."""
@@ -107,6 +117,25 @@ def image(kind: int, frame: int, stamp: float, place: Transform, fov: float, bgr
     height, width = bgra.shape[:2]
     header = _IMAGE_HEADER.pack(width, height, fov)
     return _message(kind, frame, stamp, place, header, bgra.tobytes())
+
+
+def flow(frame: int, stamp: float, place: Transform, fov: float, motion: NDArray[np.float32]) -> bytes:
+    """The optical flow of a camera's picture, (H, W, 2) float32."""
+    height, width = motion.shape[:2]
+    header = _IMAGE_HEADER.pack(width, height, fov)
+    return _message(FLOW_CAMERA, frame, stamp, place, header, motion.tobytes())
+
+
+def events(
+    frame: int, stamp: float, place: Transform, size: tuple[int, int], fov: float, found: NDArray[np.void]
+) -> bytes:
+    """The events of a camera of a size (width, height), (N,) of 13 bytes each: column, row, nanosecond, polarity."""
+    return _message(DVS_CAMERA, frame, stamp, place, _IMAGE_HEADER.pack(*size, fov), found.tobytes())
+
+
+def radar(frame: int, stamp: float, place: Transform, points: NDArray[np.float32]) -> bytes:
+    """The points of a radar, (N, 4) float32: velocity, azimuth, altitude, distance."""
+    return _message(RADAR, frame, stamp, place, points.tobytes())
 
 
 def lidar(

@@ -148,6 +148,14 @@ class VehicleControl(NamedTuple):
     gear: int = 0
 
 
+class WalkerControl(NamedTuple):
+    """Where a walker goes, a direction in the world, and how fast (m/s)."""
+
+    direction: Vector3D = Vector3D(1.0, 0.0, 0.0)
+    speed: float = 0.0
+    jump: bool = False
+
+
 class AckermannControl(NamedTuple):
     """CARLA's VehicleAckermannControl: rad to the right, rad/s, m/s, m/s2, m/s3; 0 in a rate means no limit."""
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.simulator.contacts import box_overlap, collide, static_overlap
+from carla_digr.simulator.figures import NOBODY, drawn_with, strike
 from carla_digr.simulator.lidar import Beams, Scan, scan
 from carla_digr.simulator.palette import Palette
 from carla_digr.simulator.renderer import Pose, VehicleTable, depths, instances, render
@@ -26,6 +27,7 @@ from carla_digr.simulator.road import (
     Road,
     project_to,
 )
+from carla_digr.simulator.shapes import NAMES
 from carla_digr.simulator.traffic import (
     CLIENT,
     VEHICLE,
@@ -54,8 +56,8 @@ class Collision:
 
     Args:
         id: the vehicle that reports it.
-        other: the other vehicle's id, or STATIC.
-        other_name: the other one's blueprint id, or ``static.barrier`` or ``static.guardrail``.
+        other: the other one's id, or STATIC.
+        other_name: the other one's blueprint id, its shape, or ``static.barrier`` or ``static.guardrail``.
         impulse: (x, y, z) in N s on the vehicle that reports it.
     """
 
@@ -145,6 +147,7 @@ class World:
         palette: index of the renderer's palette, or a palette: the weather of the pictures.
         scenery_seed: of the trees and houses beside the road; 0: the usual ones.
         collisions: the contacts of the last step, two entries for one between vehicles.
+        figures: (N,) of figures.FIGURE, walkers and props: whoever puts them there moves them.
     """
 
     def __init__(self, road: Road | None = None):
@@ -154,6 +157,7 @@ class World:
         self.palette: int | Palette = 0
         self.scenery_seed = 0
         self.collisions: list[Collision] = []
+        self.figures = NOBODY
         self._table = np.zeros(16, VEHICLE)
         self._count = 0
         self._last_id = 0
@@ -311,6 +315,9 @@ class World:
         for _ in range(parts):
             count = _step(self.vehicles, self.road.pieces, self._contacts, dt / parts)
             self.collisions += [c for contact in self._contacts[:count] for c in self._report(contact)]
+            if len(self.figures):
+                count = strike(self.vehicles, self.figures, self._contacts)
+                self.collisions += [c for contact in self._contacts[:count] for c in self._report_figure(contact)]
         self.frame += 1
         self.elapsed += dt
 
@@ -340,23 +347,26 @@ class World:
 
     def scan(self, pose: Pose, beams: Beams, angle: float, seconds: float) -> Scan:
         """What a lidar at a pose (m, rad) sees in a frame of so many seconds that begins at an angle (degrees)."""
-        return scan(self.road, pose, self._drawn(), beams, angle, seconds, self.scenery_seed)
+        return scan(self.road, pose, self.drawn(), beams, angle, seconds, self.scenery_seed)
 
     def _scene(self, camera: Camera) -> tuple[Road, Pose, int, int, float, VehicleTable]:
         """The renderer's arguments up to the vehicles."""
+        return self.road, self.pose(camera), camera.width, camera.height, camera.fov, self.drawn()
+
+    def pose(self, camera: Camera) -> Pose:
+        """Where a camera is now, m and rad."""
         x, y, yaw = camera.x, camera.y, camera.yaw
         if camera.parent:
             row = self.vehicle(camera.parent)
             c, sn = math.cos(row["yaw"]), math.sin(row["yaw"])
             x, y = row["x"] + c * camera.x - sn * camera.y, row["y"] + sn * camera.x + c * camera.y
             yaw += row["yaw"]
-        pose = (x, y, camera.z, camera.pitch, yaw, camera.roll)
-        return self.road, pose, camera.width, camera.height, camera.fov, self._drawn()
+        return (x, y, camera.z, camera.pitch, yaw, camera.roll)
 
-    def _drawn(self) -> VehicleTable:
-        """The vehicles as the renderer takes them."""
+    def drawn(self) -> VehicleTable:
+        """Vehicles and figures as the renderer takes them."""
         v = self.vehicles
-        return VehicleTable(
+        table = VehicleTable(
             v["id"].astype(np.int32),
             v["kind"].copy(),
             v["x"].copy(),
@@ -365,6 +375,13 @@ class World:
             v["color"].copy(),
             v["brake_light"].copy(),
         )
+        return drawn_with(table, self.figures) if len(self.figures) else table
+
+    def movers(self) -> NDArray[np.float64]:
+        """Id, x, y (m), yaw (rad), vx and vy (m/s) of vehicles and figures, (N, 6) in the order of their ids."""
+        columns = ("id", "x", "y", "yaw", "vx", "vy")
+        table = np.concatenate([np.stack([t[c] for c in columns], axis=1) for t in (self.vehicles, self.figures)])
+        return table[np.argsort(table[:, 0], kind="stable")]
 
     # The whole state.
 
@@ -437,6 +454,14 @@ class World:
         self._table[: len(kept)] = kept
         self._count = len(kept)
         return removed
+
+    def _report_figure(self, contact: NDArray[np.float64]) -> list[Collision]:
+        vehicle, figure = self.vehicles[int(contact[0])], self.figures[int(contact[1])]
+        x, y = float(contact[2] * contact[4]), float(contact[3] * contact[4])
+        return [
+            Collision(int(vehicle["id"]), int(figure["id"]), NAMES[figure["shape"]], (-x, -y, 0.0)),
+            Collision(int(figure["id"]), int(vehicle["id"]), KINDS[vehicle["kind"]].blueprint, (x, y, 0.0)),
+        ]
 
     def _report(self, contact: NDArray[np.float64]) -> list[Collision]:
         first = self.vehicles[int(contact[0])]

@@ -15,6 +15,7 @@ from carla_digr.simulator import blueprints, wire
 from carla_digr.simulator.awkward import GROUPS, TRAITS, chosen_traits, episodes
 from carla_digr.simulator.entries import Entry
 from carla_digr.simulator.episode import Episode
+from carla_digr.simulator.frames import advance
 from carla_digr.simulator.wire import Rotation, Transform, Vector3D
 
 ORIGIN = Transform()
@@ -47,7 +48,7 @@ def drive(episode: Episode) -> dict[str, object]:
     def frames(count: int, **control: float) -> None:
         episode.control(ego, wire.VehicleControl(**control))
         for _ in range(count):
-            list(episode.advance(()))
+            list(advance(episode, ()))
             row = episode.world.vehicle(ego.id)
             record = next(r for r in episode.records() if r["id"] == ego.id)
             seen["motion"].append((float(row["x"]), float(row["y"]), float(row["speed"])))
@@ -119,7 +120,7 @@ def test_without_traits_it_is_the_ordinary_highway_byte_for_byte():
         spawn(episode, blueprints.HIGHWAY_TRAFFIC, vehicles="20", seed="3")
         camera = spawn(episode, blueprints.RGB, Transform(Vector3D(-9.5, 0.0, 4.2)), 2, image_size_x="64")
         for _ in range(40):
-            list(episode.advance(()))
+            list(advance(episode, ()))
         return [episode.records().tobytes(), episode.picture(camera, camera.camera).tobytes()]
 
     assert run(make()) == run(Episode(1, 0, SETTINGS, 2001))
@@ -141,7 +142,7 @@ def test_a_velocity_set_from_outside_dips_unless_it_is_held_with_the_right_gear(
             if frame < held:
                 episode.world.set_target_velocity(ego.id, 22.0, 0.0)
             episode.control(ego, wire.VehicleControl(throttle=0.0855, **control))
-            list(episode.advance(()))
+            list(advance(episode, ()))
             speeds.append(float(episode.world.vehicle(ego.id)["speed"]))
         return min(speeds[held:])
 
@@ -168,7 +169,7 @@ def test_one_gear_low_damping_and_a_flat_curve_make_the_ordinary_car():
         episode.world.set_target_velocity(ego.id, 22.0, 0.0)
         episode.control(ego, wire.VehicleControl(throttle=0.0855, steer=0.01))
         for _ in range(60):
-            list(episode.advance(()))
+            list(advance(episode, ()))
         row = episode.world.vehicle(ego.id)
         return float(row["x"]), float(row["y"])
 
@@ -182,7 +183,7 @@ def test_slow_frames_and_a_tick_that_does_not_return():
     episode = make(slow=0.02)
     start = time.perf_counter()
     for _ in range(10):
-        list(episode.advance(()))
+        list(advance(episode, ()))
     assert time.perf_counter() - start > 0.1
     stuck = make(deadlock=100.0)
     taken = [stuck.takes_tick(7) for _ in range(300)]

@@ -63,12 +63,17 @@ PROTOCOL_CODE = {
     "connections.py",
     "entries.py",
     "episode.py",
+    "frames.py",
+    "measuring.py",
     "process.py",
     "queries.py",
     "refusals.py",
+    "rpc.py",
     "sensors.py",
     "server.py",
     "streaming.py",
+    "walker_calls.py",
+    "walkers.py",
     "wire.py",
 }
 PROTOCOL = (

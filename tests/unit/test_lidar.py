@@ -38,12 +38,12 @@ def above(world: World, height: float, pitch: float = 0.0, turned: float = 0.0):
 @given(seed=st.integers(0, 9), height=st.floats(2.0, 6.0), pitch=st.floats(-0.4, 0.2), turned=st.floats(-3.1, 3.1))
 def test_beams_end_where_the_cameras_look(seed, height, pitch, turned):
     world, size, fov = busy(seed), 96, 80.0
-    pose, table = above(world, height, pitch, turned), world._drawn()
+    pose, table = above(world, height, pitch, turned), world.drawn()
     focal = size / 2 / math.tan(math.radians(fov) / 2)
     rows, columns = np.mgrid[:size, :size] + 0.5
     rays = np.stack([np.full((size, size), focal), columns - size / 2, size / 2 - rows], axis=-1).reshape(-1, 3)
     along = rays / np.linalg.norm(rays, axis=1, keepdims=True)
-    found, ids, cosines = lidar._cast(ROAD, np.array(pose[:3]), table, along @ camera_axes(*pose[3:]), 110.0, 0)
+    found, ids, cosines = lidar.cast(ROAD, np.array(pose[:3]), table, along @ camera_axes(*pose[3:]), 110.0, 0)
     seen = instances(ROAD, pose, size, size, fov, table).ravel()
     depth = depths(ROAD, pose, size, size, fov, table).ravel() / along[:, 0]
     # Leaves are drawn with holes, and rails' posts, which a beam may pass; lines are as wide as their pixels there.
@@ -58,10 +58,10 @@ def test_beams_end_where_the_cameras_look(seed, height, pitch, turned):
 def test_a_turn_takes_as_long_as_it_should_and_a_part_of_it_is_that_part():
     world = busy(1)
     pose = above(world, 2.4)
-    whole = scan(ROAD, pose, world._drawn(), LEVEL, 0.0, 0.1)
+    whole = scan(ROAD, pose, world.drawn(), LEVEL, 0.0, 0.1)
     parts, angle = [], 0.0
     for _ in range(4):
-        part = scan(ROAD, pose, world._drawn(), LEVEL, angle, 0.025)
+        part = scan(ROAD, pose, world.drawn(), LEVEL, angle, 0.025)
         parts.append(part.points)
         angle = part.angle
     assert whole.angle == pytest.approx(0.0) and angle == pytest.approx(0.0)
@@ -71,7 +71,7 @@ def test_a_turn_takes_as_long_as_it_should_and_a_part_of_it_is_that_part():
 def test_channels_are_told_apart_and_within_range():
     world = busy(2)
     beams = Beams(channels=8, range=40.0, points_per_second=8000, upper_fov=5.0, lower_fov=-25.0)
-    seen = scan(ROAD, above(world, 2.4), world._drawn(), beams, 90.0, 0.05)
+    seen = scan(ROAD, above(world, 2.4), world.drawn(), beams, 90.0, 0.05)
     assert seen.counts.sum() == len(seen.points) == len(seen.ids) and len(seen.counts) == 8
     distance = np.linalg.norm(seen.points, axis=1)
     assert distance.max() <= 40.0
@@ -83,7 +83,7 @@ def test_channels_are_told_apart_and_within_range():
 
 def test_echoes_get_lost_as_the_attributes_say_and_alike_for_equal_seeds():
     world = busy(3)
-    seen = scan(ROAD, above(world, 2.4), world._drawn(), Beams(range=80.0), 0.0, 1.0)
+    seen = scan(ROAD, above(world, 2.4), world.drawn(), Beams(range=80.0), 0.0, 1.0)
     given_ = {
         "noise_seed": 7,
         "noise_stddev": 0.1,
@@ -106,7 +106,7 @@ def test_echoes_get_lost_as_the_attributes_say_and_alike_for_equal_seeds():
 
 def test_a_frame_of_the_usual_lidar_takes_a_fraction_of_a_frame():
     world = busy(4)
-    pose, table = above(world, 2.4), world._drawn()
+    pose, table = above(world, 2.4), world.drawn()
     scan(ROAD, pose, table, Beams(range=100.0), 0.0, 0.05)
     took = []
     for _ in range(20):

@@ -23,7 +23,7 @@ from simulator_process import Simulator, eventually, resident, run_client
 from carla_digr.driving.control import VehicleCommand
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.session import SensorStream, Session
-from carla_digr.simulator.calls import METHODS
+from carla_digr.simulator.server import METHODS
 
 SERVER = [sys.executable, "-m", "carla_digr.simulator.server"]
 
