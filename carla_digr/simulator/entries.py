@@ -80,6 +80,8 @@ class Entry:
     """Whether a control has come since the last frame."""
     held: bool = False
     """A vehicle without physics: only transforms move it."""
+    replayed: bool = False
+    """Whether a recording moves it."""
     traffic: list[int] = field(default_factory=list)
     """Vehicles of a traffic controller."""
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from carla_digr.errors import UserError
 from carla_digr.simulator import blueprints, entries, sensors, streaming, wire
 from carla_digr.simulator.entries import CallFailed, Entry
+from carla_digr.simulator.recording import Tape
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import SPEED_LIMIT, Road
 from carla_digr.simulator.shapes import SHAPES, WALKER
@@ -61,6 +62,7 @@ class Episode:
         self.streams: dict[int, int] = {streaming.WORLD_STREAM: 0}
         """Stream id to actor id."""
         self.traffic_managers: dict[int, tuple[str, int]] = {}
+        self.tape = Tape()
         self.map_changed = True
         self.spectator = self._add(wire.ActorDescription(0, "spectator", []))
         self.spectator.transform = Transform(Vector3D(0.0, 0.0, 40.0), Rotation(-30.0))
@@ -149,7 +151,7 @@ class Episode:
         """The vehicle that carries what is no vehicle, 0 for none, and where it is on it, else in the world."""
         transform, parent = entry.transform, self.actors.get(entry.parent)
         while parent is not None and parent.kind < 0:
-            transform, parent = _on(parent.transform, transform), self.actors.get(parent.parent)
+            transform, parent = mounted(parent.transform, transform), self.actors.get(parent.parent)
         return 0 if parent is None else parent.id, transform
 
     def put(self, entry: Entry, transform: Transform) -> None:
@@ -233,13 +235,16 @@ class Episode:
         if entry.kind >= 0:
             self.world.destroy(entry.id)
 
-    def _spawn_vehicle(self, description: wire.ActorDescription, transform: Transform) -> Entry:
+    def spawn_vehicle(
+        self, description: wire.ActorDescription, transform: Transform, overlapping: bool = False
+    ) -> Entry:
+        """Make a vehicle, where others are too only if ``overlapping`` allows it; raises CallFailed."""
         kind = blueprints.KIND_INDEX[description.id]
         color = next((a.value for a in description.attributes if a.id == "color"), None)
         (x, y, _), (_, yaw, _) = transform
         try:
             actor_id = self.world.spawn_vehicle(
-                kind, x, y, math.radians(yaw), None if color is None else entries.color(color)
+                kind, x, y, math.radians(yaw), None if color is None else entries.color(color), overlapping
             )
         except SpawnCollision:
             raise CallFailed("Spawn failed because of collision at spawn position") from None
@@ -333,7 +338,7 @@ class Episode:
         if description.id in blueprints.KIND_INDEX:
             if parent:
                 raise CallFailed("a vehicle cannot be attached to another actor")
-            return self._spawn_vehicle(description, transform)
+            return self.spawn_vehicle(description, transform)
         if description.id == blueprints.HIGHWAY_TRAFFIC:
             return self._spawn_traffic(description)
         if description.id == blueprints.WALKER_CONTROLLER:
@@ -358,7 +363,7 @@ def wrapped_degrees(angle: Any) -> Any:
     return (np.degrees(angle) + 180.0) % 360.0 - 180.0
 
 
-def _on(base: Transform, mounted: Transform) -> Transform:
+def mounted(base: Transform, mounted: Transform) -> Transform:
     """Where something is that is mounted on what is at ``base``."""
     frame = camera_axes(*map(math.radians, base.rotation))
     location = frame.T @ mounted.location + base.location

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 
-from carla_digr.simulator import streaming, walkers, wire
+from carla_digr.simulator import playback, streaming, walkers, wire
 from carla_digr.simulator.entries import Entry
 from carla_digr.simulator.episode import Episode
 from carla_digr.simulator.measuring import measure
@@ -22,7 +22,7 @@ def advance(episode: Episode, wanted: Collection[int]) -> Iterator[tuple[int, by
     for entry in episode.actors.values():
         if entry.held:
             still.append((entry.id, episode.pose(entry.id)))
-        elif entry.kind >= 0:
+        elif entry.kind >= 0 and not entry.replayed:
             if not (entry.sticky or entry.steered):
                 episode.control(entry, wire.VehicleControl())
             entry.steered = False
@@ -35,12 +35,17 @@ def advance(episode: Episode, wanted: Collection[int]) -> Iterator[tuple[int, by
     for entry in spinning:
         world.vehicle(entry.id)["yaw"] += entry.spin * episode.delta
     walkers.walk(episode)
+    walkers.tell(episode)
     episode.step()
     for entry in spinning:
         world.vehicle(entry.id)["yaw_rate"] += entry.spin
         entry.spin = 0.0
     for vehicle, pose in still:
         world.place(vehicle, *pose)
+    if episode.tape.playback is not None:
+        playback.go_on(episode)
+        walkers.tell(episode)
+    playback.record(episode)
     for entry in list(episode.actors.values()):
         if entry.stream in wanted and entry.stream and entry.measures(world.elapsed):
             for message in measure(episode, entry):

@@ -20,7 +20,6 @@ class Refusal(NamedTuple):
     instead: str
 
 
-_RECORDER = "record what clients see, for instance with 'carla-digr live record:=true'"
 _LIGHTS = "the highway has no traffic lights"
 _MAP = "the highway is one piece, all of which is there"
 _LOOKS = "weather and seeds of the scenery change what cameras show"
@@ -32,21 +31,6 @@ _ROS = "'carla-digr live' has ROS 2 topics"
 _V2X = "sensors.other.gnss and get_snapshot tell where vehicles are"
 
 REFUSED: dict[str, Refusal] = {
-    **dict.fromkeys(
-        ("start_recorder", "show_recorder_file_info", "show_recorder_collisions", "show_recorder_actors_blocked"),
-        Refusal(True, _RECORDER),
-    ),
-    "replay_file": Refusal(True, _RECORDER),
-    **dict.fromkeys(
-        (
-            "stop_recorder",
-            "stop_replayer",
-            "set_replayer_time_factor",
-            "set_replayer_ignore_hero",
-            "set_replayer_ignore_spectator",
-        ),
-        Refusal(False, _RECORDER),
-    ),
     **dict.fromkeys(
         (
             "set_traffic_light_state",

@@ -16,10 +16,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from carla_digr.errors import UserError, tell
-from carla_digr.simulator import add_server_options, calls, sensors, streaming, walker_calls, wire
+from carla_digr.simulator import add_server_options, calls, recorder_calls, sensors, streaming, walker_calls, wire
 from carla_digr.simulator.batches import apply_batch
 from carla_digr.simulator.connections import STALL_LIMIT, Connection, Connections, RpcConnection, StreamConnection
 from carla_digr.simulator.entries import CallFailed
@@ -31,7 +32,7 @@ from carla_digr.simulator.road import MAP_NAME
 from carla_digr.simulator.rpc import METHODS, answer
 from carla_digr.simulator.world import Camera
 
-OFFERED = (calls, walker_calls)  # what fills METHODS
+OFFERED = (calls, recorder_calls, walker_calls)  # what fills METHODS
 OPENDRIVE_MAP = "OpenDriveMap"  # what clients call the map of the OpenDRIVE text they sent before
 ANNOUNCED_LIMIT = 0.5  # s a tick waits for streams whose token was handed out
 EPISODE_SWITCH_LIMIT = 1.0  # s after which a new episode begins even if its client does not come back
@@ -190,6 +191,8 @@ class Server:
         settings = wire.EpisodeSettings() if reset else old.settings
         self._episode = self._new_episode(old.number + 1, old.world.frame, settings, self.streaming_port)
         self._episode.traffic_managers = old.traffic_managers
+        old.tape.stop()
+        self._episode.tape = replace(old.tape, playback=None)
         self._end_dead_streams()
 
     # --------------------------------------------------------------------------------------------------- calls

@@ -50,14 +50,17 @@ def lead(episode: Episode, entry: Entry, transform: Transform, speed: float) -> 
 
 
 def walk(episode: Episode) -> None:
-    """Move the walkers by a frame, and tell the world of all walkers and props."""
+    """Move the walkers by a frame."""
+    for entry in episode.actors.values():
+        if is_walker(entry):
+            if not entry.moved:
+                _go(episode, entry)
+            entry.moved = False
+
+
+def tell(episode: Episode) -> None:
+    """Tell the world where all walkers and props are."""
     there = [entry for entry in episode.actors.values() if entry.description.id in blueprints.FIGURES]
-    for entry in there:
-        if not is_walker(entry):
-            continue
-        if not entry.moved:
-            _go(episode, entry)
-        entry.moved = False
     if there or len(episode.world.figures):
         episode.world.figures = np.array([_figure(episode, entry) for entry in there], FIGURE) if there else NOBODY
 
