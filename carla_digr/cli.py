@@ -643,6 +643,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         from contextlib import closing, suppress
 
         from carla_digr.images import Crop
+        from carla_digr.live.viewer.asking import Asking
         from carla_digr.live.viewer.recorded import Recorded
         from carla_digr.live.viewer.server import ViewerServer
 
@@ -651,12 +652,18 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
         with (
             closing(Recorded(bags, args.camera, args.odometry, Crop.parse(args.crop), args.wrong_size)) as recorded,
-            ViewerServer(args.viewer_host, args.viewer_port, colormap=args.colormap, recorded=recorded) as page,
+            ViewerServer(
+                args.viewer_host,
+                args.viewer_port,
+                colormap=args.colormap,
+                recorded=recorded,
+                asking=Asking(recorded.policy, recorded.picture),
+            ) as page,
             suppress(KeyboardInterrupt),
         ):
             gc.freeze()
             gc.enable()
-            print(f"The page is at {page.url} (Ctrl-C ends it)", flush=True)
+            print(f"The page is at {page.address} (Ctrl-C ends it)", flush=True)
             signal.pause()
 
     parser = commands.add_parser(

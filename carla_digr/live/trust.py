@@ -150,7 +150,7 @@ def _read_array(pipe: IO[bytes], shape: list[int]) -> NDArray[np.float32]:
     return np.frombuffer(pipe.read(size), np.float32).reshape(shape)
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Run only where nobody else wants to; a session of its own is weighed as a whole, so it is told too."""
     os.nice(19)
     if hasattr(os, "SCHED_IDLE"):
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
     """Answer requests until the input ends; the exit status."""
     share = float(arguments[0])
     if share < 1.0:
-        _give_way()
+        give_way()
     import torch
 
     from carla_digr import checkpoint

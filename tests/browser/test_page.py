@@ -8,18 +8,23 @@ import json
 import re
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import cv2
 import feed
+import live_support
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from chromium import find_chromium
 from playwright.sync_api import BrowserContext, Page, expect
 
+from carla_digr.driving.control import ACTIONS
 from carla_digr.errors import UserError
+from carla_digr.live.viewer.asking import Asking
 from carla_digr.live.viewer.client import WINDOW
 from carla_digr.live.viewer.server import STATIC, ViewerServer
 from carla_digr.saliency.overlay import colours, overlay
@@ -679,6 +684,50 @@ def test_every_control_has_a_name(pages: Pages, viewer: ViewerServer):
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_a_held_page_asks_about_what_is_clicked_dragged_over_or_not_chosen(context: BrowserContext, tmp_path):
+    weights = str(live_support.make_weights(tmp_path))
+    with ViewerServer(port=0, asking=Asking(lambda side: (weights, ""))) as server:
+        page = Pages(context).open(server)
+        feed.publish(server, 1, objects=[thing(7)])
+        wait_for_frame(page, 1)
+        expect(page.locator("#ask-button")).to_be_hidden()
+        page.goto(server.address)
+        ask = page.get_by_role("button", name="Ask", exact=True)
+        ask.click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text("Ask about frame 1")
+        place = page.locator("#outlines").bounding_box()
+        side = min(place["width"], place["height"])
+        left, top = place["x"] + (place["width"] - side) / 2, place["y"] + (place["height"] - side) / 2
+
+        def point(column: float, row: float) -> tuple[float, float]:
+            return left + column / 128 * side, top + row / 128 * side
+
+        page.mouse.click(*point(50, 60))
+        expect(dialog.locator("figcaption")).to_contain_text("Without the truck", timeout=120_000)
+        assert dialog.locator("#answers tr").count() == 1 + len(ACTIONS["wheels"])
+        page.mouse.move(*point(10, 70))
+        page.mouse.down()
+        page.mouse.move(*point(30, 90))
+        page.mouse.up()
+        expect(dialog.locator("figcaption")).to_contain_text("Without the part in the box", timeout=60_000)
+        page.mouse.click(*point(100, 100))
+        expect(page.locator("#said")).to_contain_text("drag a box")
+        dialog.get_by_role("button", name="brake").click()
+        expect(dialog.locator("figcaption")).to_contain_text("“brake”", timeout=60_000)
+        dialog.get_by_role("button", name="Compare methods").click()
+        expect(dialog.locator("figure")).to_have_count(4, timeout=120_000)
+        expect(page.locator("#ring")).to_be_hidden()
+        page.keyboard.press("Escape")
+        expect(dialog).to_be_hidden()
+        for token, wanted in (("guessed", 401), (server.address.partition("#token=")[2], 404)):
+            request = urllib.request.Request(f"{server.url}api/ask/0/999/map?what=digr")
+            request.add_header("Authorization", f"token {token}")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request)
+            assert refused.value.code == wanted
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

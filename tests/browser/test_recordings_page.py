@@ -245,7 +245,7 @@ def test_the_command_serves_on_loopback_until_it_is_ended(bags):
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = running.stdout.readline()
-        port = int(re.fullmatch(r"The page is at http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)\n", line)[1])
+        port = int(re.fullmatch(r"The page is at http://127\.0\.0\.1:(\d+)/#token=\S+ \(Ctrl-C ends it\)\n", line)[1])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/api/recording/0/5")
         assert connection.getresponse().status == 200

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from carla_digr.errors import UserError
 from carla_digr.images import Crop, to_array, to_rgb
+from carla_digr.live.questions import shipped_policy
 from carla_digr.live.viewer.message import encode, plain
 from carla_digr.live.viewer.page_decision import map_title, page_decision
 from carla_digr.recordings.bag import Bag, Channel, open_bag
@@ -98,20 +99,30 @@ class Side:
             frame.objects,
         )
 
-    def message(self, index: int) -> bytes:
-        """A frame's picture and map, as `message.encode` has them.
+    def pictures(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """A frame's picture (H, W, 3) and map (H, W).
 
         Raises:
-            UserError: the recording is damaged there, or the picture of another size than its map, which is refused.
+            UserError: the recording is damaged there.
         """
         with self._lock:
             if index not in self._kept:
                 self._read(index)
             self._kept.move_to_end(index)
             rgb, saliency = self._kept[index]
-        number = self.drive.frames[index].number
         if rgb is None:
+            number = self.drive.frames[index].number
             raise UserError(f"The picture of frame {number} in {self.name} is damaged, or too large to be shown.")
+        return rgb, saliency
+
+    def message(self, index: int) -> bytes:
+        """A frame's picture and map, as `message.encode` has them.
+
+        Raises:
+            UserError: the recording is damaged there, or the picture of another size than its map, which is refused.
+        """
+        rgb, saliency = self.pictures(index)
+        number = self.drive.frames[index].number
         if not self._resize and saliency is not None and saliency.shape != rgb.shape[:2]:
             (height, width), (rows, columns) = rgb.shape[:2], saliency.shape
             raise UserError(
@@ -224,6 +235,31 @@ class Recorded:
             if others and not any(place is not None for _, *rest in self._places for place in rest):
                 raise UserError(f"{paths[0]} and {paths[1]} have no frame in common: they are not of the same drive.")
             self._open = opening.pop_all()
+
+    def policy(self, side: int) -> tuple[str, str]:
+        """The weights of the policy of a recording, and no code of its own.
+
+        Raises:
+            UserError: it does not ship.
+            LookupError: there is no such side.
+        """
+        weights = shipped_policy(self.sides[side].policy)
+        if weights is None:
+            raise UserError(
+                f"The policy {self.sides[side].policy or 'of the recording'} does not ship: nobody can ask it."
+            )
+        return str(weights), ""
+
+    def picture(self, side: int, index: int) -> NDArray[np.uint8]:
+        """The picture alone of a frame of the first recording in one of them, (H, W, 3).
+
+        Raises:
+            UserError, LookupError: as `message`.
+        """
+        place = self._places[index][side]
+        if index < 0 or side < 0 or place is None:
+            raise LookupError(f"side {side} has no frame {index}")
+        return self.sides[side].pictures(place)[0]
 
     def close(self) -> None:
         """Close the bags."""

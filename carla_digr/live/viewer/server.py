@@ -41,15 +41,15 @@ events              list, optional   short names of what happened in this frame,
 ``saliency=None`` says that this frame has no explanation; the page says so and shows the camera alone.
 
 Wire format, for other clients of ``/ws`` (all integers little-endian). A text message is JSON: first ``{"type":
-"hello", ...}`` (with ``recording``: whether this page shows recordings, and ``colormap``: red, green and blue of the
-map's 256 levels, one after another), ``{"type": "colours", "colormap": ...}`` when these change, ``{"type": "state",
-...}`` with what `tell` was given, and ``{"type": "beat"}`` about once a second while there is no new frame. Requests of
-a page: docstring of control.py. A binary message is one frame: uint32 n, then n bytes of JSON header (``sequence``,
-``published`` (s, server's monotonic clock), ``frame``, ``stamp`` (s), ``width``, ``height``, ``jpeg_bytes``,
-``saliency``: [height, width] or null, ``decision``), then the JPEG picture, then the saliency map as height x width
-bytes. A client answers each frame by its ``sequence`` as text; the server leaves at most ``client.WINDOW`` frames
-unanswered and then keeps only the newest frame for that client. That bounds the memory and the age of the picture for a
-client that is slow, frozen or gone.
+"hello", ...}`` (with ``recording``: whether this page shows recordings, ``asking``: whether it answers questions, and
+``colormap``: red, green and blue of the map's 256 levels, one after another), ``{"type": "colours", "colormap":
+...}`` when these change, ``{"type": "state", ...}`` with what `tell` was given, and ``{"type": "beat"}`` about once a
+second while there is no new frame. Requests of a page: docstrings of control.py and asking.py. A binary message is one
+frame: uint32 n, then n bytes of JSON header (``sequence``, ``published`` (s, server's monotonic clock), ``frame``,
+``stamp`` (s), ``width``, ``height``, ``jpeg_bytes``, ``saliency``: [height, width] or null, ``decision``), then the
+JPEG picture, then the saliency map as height x width bytes. A client answers each frame by its ``sequence`` as text;
+the server leaves at most ``client.WINDOW`` frames unanswered and then keeps only the newest frame for that client. That
+bounds the memory and the age of the picture for a client that is slow, frozen or gone.
 
 With recordings instead of a drive, ``GET /api/recording`` is `recorded.Recorded.description` and
 ``GET /api/recording/SIDE/INDEX`` a binary message of one frame, its header without what the description has already.
@@ -80,11 +80,12 @@ from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.live.viewer.address import bind, host_name, is_address, is_loopback
 from carla_digr.live.viewer.client import Client, Frame
-from carla_digr.live.viewer.control import Controls, Gate, done, new_token
+from carla_digr.live.viewer.control import Controls, Gate, answer, done, new_token
 from carla_digr.live.viewer.message import plain
 from carla_digr.saliency.overlay import COLORMAP, colours
 
 if TYPE_CHECKING:
+    from carla_digr.live.viewer.asking import Asking
     from carla_digr.live.viewer.recorded import Recorded
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ ASSETS = {  # path on the server: (file, content type)
     "/control.js": ("control.js", "text/javascript"),
     "/objects.js": ("objects.js", "text/javascript"),
     "/picture.js": ("picture.js", "text/javascript"),
+    "/ask.js": ("ask.js", "text/javascript"),
     "/recording.js": ("recording.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/viewer.css": ("viewer.css", "text/css"),
@@ -129,7 +131,8 @@ class ViewerServer:
         colormap: colours of the map, one of `carla_digr.saliency.overlay.COLORMAPS`; the page mixes them into the
             picture as `overlay` does. `change_colormap` changes them later.
         recorded: recordings to show instead of a live drive; nothing is published then.
-        controls: does what pages ask for that have the token of `address`; None: nothing can be asked for.
+        controls: does what pages want that have the token of `address`; None: they can do nothing.
+        asking: answers what such pages ask about a frame.
         allowed_hosts: names under which browsers may reach the page besides ``localhost``, IP addresses, ``host`` and
             this machine's own name. Other names are refused, so that no web site can reach the page by DNS rebinding.
 
@@ -145,12 +148,14 @@ class ViewerServer:
         colormap: str = COLORMAP,
         recorded: Recorded | None = None,
         controls: Controls | None = None,
+        asking: Asking | None = None,
         allowed_hosts: Iterable[str] = (),
     ):
         self._colours = _numbers(colormap)  # used by the server's thread alone, once that runs
         self._recorded = recorded
         self._controls = controls
-        self._token = None if controls is None else new_token()
+        self._asking = asking
+        self._token = None if controls is None and asking is None else new_token()
         self._state: dict[str, Any] = {}  # the server's thread's, as
         self._doing: set[asyncio.Task[None]] = set()
         self._description = b"" if recorded is None else json.dumps(recorded.description()).encode()
@@ -243,6 +248,8 @@ class ViewerServer:
                 return
             self._sequence += 1
             self._newest = Frame({"sequence": self._sequence, **header}, picture, saliency)
+            if self._asking is not None:
+                self._asking.keep(self._sequence, picture)
             self._publish_times.append(now)
             if not self._distribution_due:
                 self._distribution_due = True
@@ -309,6 +316,8 @@ class ViewerServer:
             if not self._closed:
                 self._closed = True
                 self._loop.call_soon_threadsafe(self._stop.set)
+        if self._asking is not None:
+            self._asking.close()
         self._thread.join()
 
     def __enter__(self) -> ViewerServer:
@@ -344,6 +353,9 @@ class ViewerServer:
         if self._recorded is not None:
             app.router.add_get("/api/recording", self._get_recording)
             app.router.add_get(r"/api/recording/{side:\d}/{index:\d{1,9}}", self._get_recorded_frame)
+        if self._asking is not None and self._token is not None:
+            handler = self._asking.handler(self._token, self.tell)
+            app.router.add_get(r"/api/ask/{side:\d}/{index:\d{1,15}}/{kind}", handler)
         requests = log.getChild("requests")
         requests.addFilter(_is_no_request_error)
         runner = web.AppRunner(
@@ -426,7 +438,8 @@ class ViewerServer:
         greeted = self._colours
         hello = {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": greeted}
         told = self._state
-        await websocket.send_json({**hello, "recording": self._recorded is not None})
+        shows = {"recording": self._recorded is not None, "asking": self._asking is not None}
+        await websocket.send_json({**hello, **shows})
         if told:
             await websocket.send_json({"type": "state", **told})
         with self._lock:
@@ -454,6 +467,8 @@ class ViewerServer:
                     break
                 if isinstance(asked, dict):
                     client.tell(f"answer {asked.get('id')}", asked)
+                elif self._controls is None:
+                    client.tell(f"answer {asked[0]}", answer(asked[0], False, "Here is no drive to control."))
                 else:
                     gate.waiting += 1
                     task = asyncio.create_task(self._do(client, gate, *asked))
@@ -468,9 +483,9 @@ class ViewerServer:
 
     async def _do(self, client: Client, gate: Gate, number: int, words: tuple[str, ...]) -> None:
         assert self._controls is not None
-        answer = await self._loop.run_in_executor(None, done, self._controls, number, words)
+        told = await self._loop.run_in_executor(None, done, self._controls, number, words)
         gate.waiting -= 1
-        client.tell(f"answer {number}", answer)
+        client.tell(f"answer {number}", told)
 
 
 def _is_no_request_error(record: logging.LogRecord) -> bool:

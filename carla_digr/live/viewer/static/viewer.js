@@ -1,6 +1,7 @@
 // The page: receives a live drive's frames over one WebSocket (wire format: docstring of server.py) and keeps the last
 // minute, or has a recording; it shows one frame at a time with everything that belongs to it, changed in one step.
 
+import { Ask } from "./ask.js";
 import { Control } from "./control.js";
 import { byId, clock, number, percent, sentence, setText } from "./page.js";
 import { Objects } from "./objects.js";
@@ -90,6 +91,9 @@ function connect() {
     if (message.type === "hello") greet(message);
     if (message.colormap) picture.colour(message.colormap);
     if (["state", "control", "answer"].includes(message.type)) control.receive(message);
+    byId("ask-button").hidden = !(ask.possible && control.granted);
+    document.body.toggleAttribute("data-asking", ask.possible && control.granted && paused);
+    if (message.progress !== undefined) ask.progress(message.progress);
   };
   socket.onclose = () => lose();
 }
@@ -99,6 +103,7 @@ function greet(hello) {
   connection.clockOffset = clock() - hello.now;
   if (hello.recording && !recording) openRecording();
   control.opened();
+  ask.possible = hello.asking;
   refreshState();
 }
 
@@ -358,6 +363,7 @@ const latestWord = () => (paused ? "pause" : "now");
 function setPaused(value) {
   if (paused === value || !newest) return;
   paused = value;
+  document.body.toggleAttribute("data-asking", ask.possible && control.granted && paused);
   if (recording) {
     byId("pause").setAttribute("aria-pressed", String(paused));
     byId("pause").setAttribute("aria-label", paused ? "Play" : "Pause");
@@ -453,6 +459,14 @@ function toggleFullscreen() {
 
 const control = new Control({ send: (text) => connection.socket.send(text), opacity: setOpacity });
 
+// Holds the page on its frame; with question: only tells whether it is held.
+function hold(question = false) {
+  if (!question && history.includes(shown)) seek(history.lastIndexOf(shown));
+  return paused || Boolean(control.state.paused);
+}
+
+const ask = new Ask({ picture, objects, control, shown: () => shown, pause: hold });
+
 const KEYS = {
   " ": () => setPaused(!paused),
   ArrowLeft: (event) => step(event.shiftKey ? -20 : -1),
@@ -476,6 +490,7 @@ const KEYS = {
   t: () => control.ask("step"),
   d: () => control.drive(true),
   g: () => control.openSettings(),
+  a: () => control.granted && ask.open(),
 };
 
 document.addEventListener("keydown", (event) => {

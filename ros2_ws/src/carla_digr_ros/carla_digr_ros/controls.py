@@ -129,6 +129,18 @@ class Controls:
             self._known[name] = replace(setting, nodes=tuple(dict.fromkeys((*known, *setting.nodes))))
         return found
 
+    def values(self, node: str, names: Sequence[str]) -> list[Any]:
+        """The values of some parameters of a node.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if node not in self._parameters:
+            self._parameters[node] = AsyncParameterClient(self._node, node)
+        self._find(self._parameters[node].wait_for_services, node)
+        answer = self._answer(self._parameters[node].get_parameters(list(names)), node)
+        return [parameter_value_to_python(value) for value in answer.values]
+
     def _set(self, name: str, text: str, nodes: Sequence[str] = NODES) -> str:
         settings = self._known if name in self._known else self.settings(nodes)
         if name not in settings:

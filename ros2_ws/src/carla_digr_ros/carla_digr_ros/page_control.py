@@ -22,7 +22,7 @@ from carla_digr.files import read_json
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.saliency import METHODS
 from carla_digr_ros import topics
-from carla_digr_ros.controls import BRIDGE, NODES, RECORDER, Controls, Setting, manual_control
+from carla_digr_ros.controls import BRIDGE, EXPLAINER, NODES, RECORDER, Controls, Setting, manual_control
 from carla_digr_ros.running import ManagedNode
 
 # Of all settings those that cannot hurt: the watchdog's are for who stands at the machine.
@@ -70,6 +70,16 @@ class PageControl:
                 raise UserError(f"The page sets no {name}; choose one of {', '.join(OFFERED)}.")
         with self._one_at_a_time:
             return self._controls.do(words)
+
+    def policy(self, _: int) -> tuple[str, str]:
+        """Weights and module of the policy that drives.
+
+        Raises:
+            UserError: nobody says them.
+        """
+        with self._one_at_a_time:
+            weights, module = self._controls.values(EXPLAINER, ("weights", "module"))
+        return weights, module
 
     def hear(self, message: DiagnosticArray) -> None:
         """What a node says about itself."""

@@ -18,6 +18,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from carla_digr.live.composition import PAGE_IS_AT
+from carla_digr.live.viewer.asking import Asking
 from carla_digr.live.viewer.page_decision import page_decision
 from carla_digr.live.viewer.server import ViewerServer
 from carla_digr.saliency.overlay import COLORMAP, COLORMAPS
@@ -85,7 +86,10 @@ class ViewerNode(ManagedNode):
     def configure(self) -> None:
         """Serve the page."""
         self._control = PageControl(self, self._manual, self._tell)
-        self._server = ViewerServer(host=self._host, port=self._port, colormap=self._colormap, controls=self._control)
+        asking = Asking(self._control.policy)
+        self._server = ViewerServer(
+            self._host, self._port, colormap=self._colormap, controls=self._control, asking=asking
+        )
         self._tell(self._control.told)
         # Not by the log, which all nodes of the domain can read: the address has the token.
         print(f"{PAGE_IS_AT}{self._server.address}", flush=True)
