@@ -657,7 +657,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
                 args.viewer_port,
                 colormap=args.colormap,
                 recorded=recorded,
-                asking=Asking(recorded.policy, recorded.picture),
+                asking=Asking(recorded.policy, lambda side, index: recorded.pictures(side, index)[0]),
             ) as page,
             suppress(KeyboardInterrupt),
         ):
@@ -701,6 +701,55 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         help="what becomes of a picture of another size than its map: the map is stretched over it, or it is left out "
         "with a sentence (default: resize)",
     )
+    parser.set_defaults(run=run)
+
+
+def add_video(commands: argparse._SubParsersAction) -> None:
+    """`video`: a recording as a video file."""
+
+    def run(args: argparse.Namespace) -> None:
+        from contextlib import closing
+
+        from tqdm import tqdm
+
+        from carla_digr.images import Crop
+        from carla_digr.live.viewer.recorded import Recorded
+        from carla_digr.live.viewer.video import export_video
+
+        bags = [args.bag, *([args.other] if args.other else [])]
+        with (
+            closing(Recorded(bags, args.camera, args.odometry, Crop.parse(args.crop))) as recorded,
+            tqdm(total=100, unit="%") as bar,
+        ):
+            frames, damaged = export_video(
+                recorded,
+                args.out,
+                args.start,
+                args.duration,
+                args.height,
+                args.opacity,
+                args.colormap,
+                lambda share: bar.update(int(100 * share) - bar.n),
+            )
+        rest = f"; {damaged} damaged ones were left out" if damaged else ""
+        print(f"{args.out}: {frames} frames{rest}")
+
+    parser = commands.add_parser(
+        "video",
+        help="write a recording as a video, or two of the same drive side by side",
+        description="Write a video of a recording's pictures with their maps and decisions: MP4, or WebM, which "
+        "browsers play.",
+    )
+    parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
+    parser.add_argument("other", metavar="BAG2", type=Path, nargs="?", help="another recording of the same drive")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the video, .mp4 or .webm")
+    parser.add_argument("--start", type=float, default=0.0, help="seconds that are left out at the beginning")
+    parser.add_argument("--duration", type=float, default=0.0, help="seconds of the recording; 0: to its end")
+    parser.add_argument("--height", type=int, default=512, help="of the pictures, pixels (default: %(default)s)")
+    parser.add_argument("--opacity", type=float, default=0.8, help="of the maps (default: %(default)s)")
+    parser.add_argument("--colormap", default="inferno", help="colours of the maps (default: %(default)s)")
+    parser.add_argument("--crop", default="", metavar="X,Y,W,H", help="as of view")
+    _add_camera(parser)
     parser.set_defaults(run=run)
 
 
@@ -753,6 +802,7 @@ JOBS = (
     add_replay,
     add_explain,
     add_view,
+    add_video,
     add_repair,
 )
 

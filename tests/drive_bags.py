@@ -33,7 +33,9 @@ def channel(topic: str, kind: str) -> Channel:
     return Channel(topic, kind, definition(STORE, kind), offered_qos())
 
 
-SURROUNDINGS = {topic: topics.TYPES[topic] for topic in (topics.INSTANCES, topics.VEHICLES, topics.TRUST)}
+SURROUNDINGS = {
+    topic: topics.TYPES[topic] for topic in (topics.INSTANCES, topics.VEHICLES, topics.TRUST, topics.OBJECTS)
+}
 CHANNELS = {topic: channel(topic, kind) for topic, kind in {**TYPES, **SURROUNDINGS}.items()}
 
 
@@ -91,6 +93,13 @@ class DriveRecorder:
         """What was known at a frame of an earlier frame's map."""
         stamp, kind = number * PERIOD, topics.TYPES[topics.TRUST]
         self.add(topics.TRUST, blank(STORE, kind, header=header(stamp), agreement=agreement, age=age), stamp)
+
+    def decides(self, number: int, sentence: str, *things: dict[str, Any]) -> None:
+        """What decides on a frame, the largest effect first."""
+        stamp, kind = number * PERIOD, topics.TYPES[topics.OBJECTS]
+        rows = [blank(STORE, "carla_digr_msgs/msg/ExplainedObject", **thing) for thing in things]
+        message = blank(STORE, kind, header=header(stamp), frame=number, sentence=sentence, objects=rows)
+        self.add(topics.OBJECTS, message, stamp)
 
     def surroundings(self, number: int, labels: np.ndarray, vehicles: dict[int, Neighbour]) -> None:
         """What the pixels of a frame show."""

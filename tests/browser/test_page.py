@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import itertools
 import json
 import re
@@ -728,6 +729,25 @@ def test_a_held_page_asks_about_what_is_clicked_dragged_over_or_not_chosen(conte
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request)
             assert refused.value.code == wanted
+
+
+def test_the_moment_and_the_numbers_are_saved_as_files(pages: Pages, viewer: ViewerServer, tmp_path):
+    page = pages.open(viewer)
+    drive(viewer, range(1, 4), objects=[thing(7, kind='a "truck", green')])
+    wait_for_frame(page, 3)
+    page.keyboard.press("v")
+    with page.expect_download() as png:
+        page.get_by_role("button", name="PNG").click()
+    assert png.value.suggested_filename == "frame-3.png"
+    saved = cv2.imread(str(png.value.path()))[..., ::-1]
+    crisp = cv2.resize(saved, (feed.SIZE, feed.SIZE), interpolation=cv2.INTER_AREA)
+    assert abs(crisp[100:] - pixels(page)[100:]).mean() < 4  # below the outline
+    with page.expect_download() as table:
+        page.get_by_role("button", name="CSV").click()
+    rows = list(csv.DictReader(table.value.path().open()))
+    assert [row["frame"] for row in rows] == ["1", "2", "3"]
+    assert rows[1]["first kind"] == 'a "truck", green' and rows[1]["action"] == "keep"
+    assert float(rows[1]["p left"]) == pytest.approx(feed.decision(2)["probabilities"][0])
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,8 @@ SIDE = 65_500  # pixels of the longest side of a JPEG picture
 KEPT = 400  # frames of a side whose pictures stay in memory, 20 s
 COARSE = 32  # maps are compared at 32 x 32
 LOW = 0.05  # the share of frames with the lowest agreement that count as events
+DECIDES = 0.1  # nats, `objects.MATTERS`, whose module loads torch
+LASTS = 5  # frames that an object must decide before that counts as an event
 EQUAL = 0.99  # of maps that agree like this none counts: they are the same but for rounding
 
 
@@ -250,16 +253,13 @@ class Recorded:
             )
         return str(weights), ""
 
-    def picture(self, side: int, index: int) -> NDArray[np.uint8]:
-        """The picture alone of a frame of the first recording in one of them, (H, W, 3).
+    def pictures(self, side: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """The picture (H, W, 3) and the map (h, w) of a frame of the first recording in one of them.
 
         Raises:
             UserError, LookupError: as `message`.
         """
-        place = self._places[index][side]
-        if index < 0 or side < 0 or place is None:
-            raise LookupError(f"side {side} has no frame {index}")
-        return self.sides[side].pictures(place)[0]
+        return self.sides[side].pictures(self._place(side, index))
 
     def close(self) -> None:
         """Close the bags."""
@@ -272,10 +272,13 @@ class Recorded:
             UserError: as `Side.message`.
             LookupError: there is no such frame.
         """
-        place = self._places[index][side]
-        if index < 0 or side < 0 or place is None:
+        return self.sides[side].message(self._place(side, index))
+
+    def _place(self, side: int, index: int) -> int:
+        place = self._places[index][side] if index >= 0 and side >= 0 else None
+        if place is None:
             raise LookupError(f"side {side} has no frame {index}")
-        return self.sides[side].message(place)
+        return place
 
     def description(self) -> dict[str, Any]:
         """All but the pictures, JSON-ready.
@@ -284,6 +287,19 @@ class Recorded:
         (s), agreement (rank correlation of both maps or None), decisions (a dict or None for each side) and explained
         (whether there is a map); ``events``: kind and index of the first frame of each; ``ignored``: sentences.
         """
+        rows = self.rows
+        return plain(
+            {
+                "sides": [{"name": s.name, "policy": s.policy, "method": s.method} for s in self.sides],
+                "frames": rows,
+                "events": _events(rows),
+                "ignored": [sentence for side in self.sides for sentence in side.ignored],
+            }
+        )
+
+    @functools.cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The ``frames`` of the `description`."""
         frames = self.sides[0].drive.frames
         times = _times([frame.time for frame in frames])
         agreement = self._agreement()
@@ -302,14 +318,7 @@ class Recorded:
                     ],
                 }
             )
-        return plain(
-            {
-                "sides": [{"name": s.name, "policy": s.policy, "method": s.method} for s in self.sides],
-                "frames": rows,
-                "events": _events(rows),
-                "ignored": [sentence for side in self.sides for sentence in side.ignored],
-            }
-        )
+        return rows
 
     def _agreement(self) -> list[float]:
         """Rank correlation of the two sides' maps for each frame, NaN where one is missing."""
@@ -339,6 +348,11 @@ def _times(places: list[int]) -> list[float]:
 def _events(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first frame of each run of frames in which something was so."""
 
+    def decider(row: dict[str, Any]) -> Hashable:
+        things = (row["decisions"][0] or {}).get("objects") or [None]
+        first = things[0]
+        return (first["id"] or (first["kind"], first["lane"])) if first and first["effect"] >= DECIDES else None
+
     def action(decision: dict[str, Any] | None) -> str:
         names = (decision or {}).get("action_names") or []
         return dict(enumerate(names)).get(decision["action"], "") if decision and names else ""
@@ -358,4 +372,8 @@ def _events(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         flags = [bool(holds(row)) for row in rows]
         starts = [index for index, flag in enumerate(flags) if flag and not (index and flags[index - 1])]
         events += [{"kind": kind, "index": index} for index in starts]
+    deciders = [decider(row) for row in rows]
+    lasting = [i for i in range(len(rows) - LASTS) if len(set(deciders[i : i + LASTS])) == 1]
+    changes = [b for a, b in pairwise(lasting) if deciders[a] != deciders[b] and deciders[b] is not None]
+    events += [{"kind": "another object decides", "index": index} for index in changes]
     return sorted(events, key=lambda event: event["index"])

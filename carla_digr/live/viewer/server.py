@@ -102,6 +102,7 @@ ASSETS = {  # path on the server: (file, content type)
     "/objects.js": ("objects.js", "text/javascript"),
     "/picture.js": ("picture.js", "text/javascript"),
     "/ask.js": ("ask.js", "text/javascript"),
+    "/save.js": ("save.js", "text/javascript"),
     "/recording.js": ("recording.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/viewer.css": ("viewer.css", "text/css"),

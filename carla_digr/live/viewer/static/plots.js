@@ -117,8 +117,24 @@ export function drawPlots(frames, pausedAt, around = false) {
   setText(byId("latency-summary"), around ? `${PLOT_SECONDS} s` : `last ${PLOT_SECONDS} s: p50 ${quantile(0.5)}, p99 ${quantile(0.99)} ms`);
 }
 
+const DECIDES = 0.1; // nats, from which a thing is said to decide
+const STRIP = 6; // pixels of the strip under the marks
+
+// What decides on a frame: its identity, or nothing.
+function decider(frame) {
+  const first = frame.decision.objects?.[0];
+  return first && first.effect >= DECIDES ? String(first.id || `${first.kind} ${first.lane}`) : "";
+}
+
+// A hue that a thing keeps.
+function hueOf(identity) {
+  let sum = 7;
+  for (const character of identity) sum = (31 * sum + character.charCodeAt(0)) % 997;
+  return HUES[sum % HUES.length];
+}
+
 // Red where the policy did not drive or something happened, amber where the explanation is missing, blue where one of
-// a recording's chosen events begins.
+// a recording's chosen events begins. The strip below has a colour for each thing that decides.
 function drawMarks() {
   const marks = byId("marks");
   if (marks.width !== marks.clientWidth) marks.width = marks.clientWidth;
@@ -126,9 +142,14 @@ function drawMarks() {
   ctx.clearRect(0, 0, marks.width, marks.height);
   const pitch = marks.width / Math.max(1, history.length - 1);
   history.forEach((frame, i) => {
+    const left = Math.round((i - 0.5) * pitch);
+    const who = decider(frame);
+    if (who) {
+      ctx.fillStyle = hueOf(who);
+      ctx.fillRect(left, marks.height - STRIP, Math.round((i + 0.5) * pitch) - left, STRIP);
+    }
     const marked = isMarked(frame) || frame.event;
     if (!marked && frame.map) return;
-    const left = Math.round((i - 0.5) * pitch);
     ctx.fillStyle = isMarked(frame) ? "#ff5a5f" : frame.event ? "#5cb3ff" : "#ffb547";
     ctx.fillRect(left, marked ? 0 : 3, Math.max(2, Math.round((i + 0.5) * pitch) - left), marked ? 8 : 5);
   });

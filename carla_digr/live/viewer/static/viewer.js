@@ -7,6 +7,7 @@ import { byId, clock, number, percent, sentence, setText } from "./page.js";
 import { Objects } from "./objects.js";
 import { Picture } from "./picture.js";
 import { HUES, LATENCY_BUDGET_MS, drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
+import { saveCsv, savePng } from "./save.js";
 import { Recording, parse } from "./recording.js";
 
 const HISTORY_FRAMES = 1200; // a minute at 20 Hz
@@ -491,6 +492,7 @@ const KEYS = {
   d: () => control.drive(true),
   g: () => control.openSettings(),
   a: () => control.granted && ask.open(),
+  v: () => byId("save").show(),
 };
 
 document.addEventListener("keydown", (event) => {
@@ -522,6 +524,10 @@ byId("opacity").addEventListener("input", (event) => {
 });
 byId("smooth").addEventListener("change", (event) => setSmooth(event.target.checked));
 byId("fullscreen").addEventListener("click", toggleFullscreen);
+byId("save-button").addEventListener("click", () => byId("save").show());
+byId("save-png").addEventListener("click", () => shown && savePng(shown, picture.places()));
+byId("save-csv").addEventListener("click", () => saveCsv(history));
+byId("save").addEventListener("keydown", ({ key }) => key === "Escape" && byId("save").close());
 byId("help-button").addEventListener("click", () => byId("help").showModal());
 for (const input of document.querySelectorAll("input[name=view]")) input.addEventListener("change", () => setView(input.value));
 document.addEventListener("visibilitychange", () => {
