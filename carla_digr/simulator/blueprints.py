@@ -232,7 +232,17 @@ def _definitions() -> tuple[ActorDefinition, ...]:
         (DVS, "sensor,camera,dvs", camera + film + events),
         (RADAR, "sensor,other,radar", cone),
     ]
-    return tuple(ActorDefinition(i, *row) for i, row in enumerate(rows, start=1))
+    return tuple(
+        ActorDefinition(i, name, tags, tuple(map(_with_recommendation, attributes)))
+        for i, (name, tags, attributes) in enumerate(rows, start=1)
+    )
+
+
+def _with_recommendation(attribute: Attribute) -> Attribute:
+    """As on CARLA, the default of what can be set is its first recommended value."""
+    if attribute.recommended or not attribute.modifiable:
+        return attribute
+    return attribute._replace(recommended=(attribute.value,))
 
 
 DEFINITIONS = _definitions()

@@ -124,7 +124,7 @@ def color(text: str) -> tuple[int, int, int]:
     return r, g, b
 
 
-def number(entry: Entry, name: str, low: float, high: float, kind: type = float) -> Any:
+def number(entry: Entry, name: str, low: float, high: float, kind: Callable[[str], float] = float) -> Any:
     """An attribute as a number within its range; raises CallFailed for another one."""
     text = entry.attributes[name]
     with contextlib.suppress(ValueError):
@@ -191,12 +191,22 @@ def event_camera(entry: Entry) -> EventCamera:
 
 def integer(entry: Entry, name: str, low: int, high: int) -> int:
     """As :func:`number`, a whole one."""
-    return number(entry, name, low, high, int)
+    return number(entry, name, low, high, whole)
+
+
+def whole(text: str) -> int:
+    """Of "64" and, as clients do, of "64.0"; raises ValueError."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
 
 
 _READ: dict[int, tuple[Callable[[str], Any], str]] = {
     wire.BOOL: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-    wire.INT: (int, "a whole number"),
+    wire.INT: (whole, "a whole number"),
     wire.FLOAT: (float, "a number"),
     wire.STRING: (str, "text"),
     wire.COLOR: (color, "'r,g,b', three numbers from 0 to 255"),
