@@ -493,6 +493,60 @@ def add_ctl(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def add_play(commands: argparse._SubParsersAction) -> None:
+    """`play`: a task on the page, without ROS and without a simulator."""
+
+    def run(args: argparse.Namespace) -> None:
+        from carla_digr.tasks import load_config, make_task
+
+        config = load_config(args.config)
+        task = make_task(config)
+        from carla_digr.live.play import Play, Settings
+        from carla_digr.live.questions import shipped_policies
+        from carla_digr.live.viewer.asking import Asking
+        from carla_digr.live.viewer.server import ViewerServer
+        from carla_digr.training import prepare_process
+
+        prepare_process()
+        ours = shipped_policies(config.task)
+        if not args.weights and f"{config.task}_student" not in ours:
+            raise UserError(f"No policy ships for {config.task}: name one with --weights.")
+        weights = args.weights or f"{config.task}_student"
+        seed = config.seed if args.seed is None else args.seed
+        settings = Settings(method=args.method, rate=args.rate)
+        play = Play(task, weights, seed, args.module or "", settings)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with ViewerServer(args.viewer_host, args.viewer_port, controls=play, asking=Asking(play.policy)) as page:
+            print(f"The page is at {page.address} (Ctrl-C ends it)", flush=True)
+            try:
+                play.run(page)
+            except KeyboardInterrupt:
+                play.end()
+
+    from carla_digr.saliency import DEFAULT, METHODS
+
+    fast = [name for name, method in METHODS.loadable().items() if method.speed == "frame"]
+    parser = commands.add_parser(
+        "play",
+        help="watch a policy play a task on the web page, with its maps",
+        description="Have a policy play a task, and show play, map and decision on the web page, with its controls. No "
+        "ROS, no simulator.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a task's YAML file, or the name of one that ships")
+    parser.add_argument("--weights", metavar="FILE", help="the policy (default: the task's student that ships)")
+    _add_module(parser)
+    parser.add_argument("--seed", type=int, help="of the first episodes (default: the configuration's)")
+    parser.add_argument("--method", default=DEFAULT, choices=fast, help="of the maps (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=15.0, help="decisions a second (default: %(default)g)")
+    parser.add_argument(
+        "--viewer-port", type=int, default=8765, help="port of the web page, 0 for a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--viewer-host", default="127.0.0.1", help="address of the web page (default: this machine alone)"
+    )
+    parser.set_defaults(run=run)
+
+
 def _add_argument(parser: argparse.ArgumentParser, argument) -> None:
     """An argument of a composition as an option."""
     default = f" (default: {argument.default})" if argument.default else ""
@@ -799,6 +853,7 @@ JOBS = (
     add_benchmark,
     add_live,
     add_ctl,
+    add_play,
     add_replay,
     add_explain,
     add_view,

@@ -29,6 +29,7 @@ from carla_digr.files import read_json
 from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.trust import give_way
 from carla_digr.saliency import DEFAULT, METHODS
+from carla_digr.saliency.overlay import rgb_of
 
 if TYPE_CHECKING:
     from carla_digr.explainer import Decision, Explainer
@@ -83,7 +84,7 @@ class Questions:
 
         Args:
             question: what is asked.
-            rgb: uint8 (H, W, 3).
+            rgb: uint8 (H, W, 3), or a whole state (H, W, C) of a policy that decides on several pictures.
             progress: called with the share that is done of what takes long.
 
         Raises:
@@ -133,6 +134,13 @@ def shipped_policy(digest: str) -> Path | None:
         if digest and str(read_json(card).get("weights_sha256", "")).startswith(digest):
             return card.with_suffix(WEIGHTS.suffix)
     return None
+
+
+def shipped_policies(task: str) -> list[str]:
+    """Names of the policies that ship for a task."""
+    cards = sorted(WEIGHTS.parent.glob("*.json"))
+    there = [card for card in cards if card.with_suffix(WEIGHTS.suffix).is_file()]
+    return [card.stem for card in there if read_json(card).get("task") == task]
 
 
 def _read_array(pipe: IO[bytes], shape: list[int], kind: Any) -> NDArray[Any]:
@@ -188,7 +196,7 @@ class _Answers:
             "flat": bool(flat[0]),
             "seconds": time.monotonic() - start,
         }
-        return Answer(found, picture, maps[0].detach().numpy())
+        return Answer(found, _shown(picture), maps[0].detach().numpy())
 
     def _without(self, question: Question, rgb: NDArray[np.uint8]) -> Answer:
         from carla_digr.objects import painted_over
@@ -204,7 +212,7 @@ class _Answers:
         painted = painted_over(picture.transpose(2, 0, 1).astype(np.float32), mask)[0].transpose(1, 2, 0)
         without, another = _decide(explainer, np.ascontiguousarray(painted.round().astype(np.uint8)))
         found = {"decision": _told(explainer, decision), "without": _told(explainer, another)}
-        return Answer(found, without, None)
+        return Answer(found, _shown(without), None)
 
     def _load(self, weights: str, module: str) -> tuple[Policy, Explainer]:
         from carla_digr import checkpoint
@@ -224,6 +232,11 @@ def _decide(explainer: Explainer, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.ui
     explainer.restart()
     picture = explainer.fitted(rgb)
     return picture, explainer.decide(picture)
+
+
+def _shown(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture or state (H, W, C) as an RGB picture."""
+    return np.ascontiguousarray(rgb_of(picture.transpose(2, 0, 1)[None])[0])
 
 
 @contextlib.contextmanager

@@ -208,6 +208,7 @@ class ViewerServer:
         rgb: np.ndarray,
         saliency: np.ndarray | None,
         decision: Mapping[str, Any],
+        state: np.ndarray | None = None,
     ) -> None:
         """Show one frame. Callable from any thread; copies its arguments and returns at once.
 
@@ -219,6 +220,7 @@ class ViewerServer:
             rgb: uint8 (H, W, 3).
             saliency: floating point (h, w) in [0, 1] (values outside are clipped), or None if there is none.
             decision: see the module's docstring.
+            state: uint8 (H, W, C), what the policy saw, for questions about it; None: the picture.
 
         Raises:
             UserError: an array has the wrong shape or type.
@@ -250,7 +252,7 @@ class ViewerServer:
             self._sequence += 1
             self._newest = Frame({"sequence": self._sequence, **header}, picture, saliency)
             if self._asking is not None:
-                self._asking.keep(self._sequence, picture)
+                self._asking.keep(self._sequence, picture if state is None else np.array(state))
             self._publish_times.append(now)
             if not self._distribution_due:
                 self._distribution_due = True

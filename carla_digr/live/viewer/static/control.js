@@ -20,6 +20,7 @@ const SETTINGS = {
   vehicles: "Other vehicles, next episode",
   objects: "Say what decides",
   trust: "Measure trust",
+  rate: "Steps a second",
 };
 const KEYS = { ArrowLeft: "left", a: "left", ArrowRight: "right", d: "right", ArrowUp: "faster", w: "faster", ArrowDown: "slower", s: "slower", " ": "slower" };
 
@@ -119,6 +120,8 @@ export class Control {
     if (!there) return;
     for (const element of byId("cockpit").querySelectorAll("button, input")) element.disabled = !granted;
     byId("settings-button").disabled = false;
+    byId("drive").hidden = state.drives === false;
+    document.body.toggleAttribute("data-play", state.drives === false);
     byId("record").hidden = state.recording === undefined;
     byId("record").setAttribute("aria-pressed", String(Boolean(state.recording)));
     byId("hold").setAttribute("aria-pressed", String(state.paused));
@@ -128,7 +131,7 @@ export class Control {
     const others = state.control === "page" ? "A page drives" : "A human drives";
     const hand = state.control === "page" || state.control === "manual";
     byId("driver").dataset.state = state.paused || hand ? "stalled" : state.control === "policy" ? "live" : "alarm";
-    const drivers = { policy: "The policy drives", watchdog: "The watchdog brakes", manual: others, page: others };
+    const drivers = { policy: state.drives === false ? "The policy plays" : "The policy drives", watchdog: "The watchdog brakes", manual: others, page: others };
     setText(byId("driver"), state.paused ? "Held" : driving && state.control === "page" ? "You drive" : drivers[state.control] ?? "");
     byId("wheel").hidden = !driving;
     setText(byId("watching"), granted ? "" : "Watching only");

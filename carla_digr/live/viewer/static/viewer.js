@@ -297,6 +297,8 @@ function describe(frame) {
   byId("picture").dataset.frame = frame.frame;
   setText(byId("frame"), String(frame.frame));
   setText(byId("stamp"), number(frame.stamp, 2));
+  byId("score-row").hidden = !Number.isFinite(decision.score);
+  setText(byId("score"), number(decision.score, 1));
   setText(byId("policy"), decision.policy_hash || "–");
   setText(byId("map"), decision.map || "–");
   setText(byId("trust"), Number.isFinite(decision.trust) ? `${number(decision.trust, 2)}, ${number(decision.trust_age, 0)} s` : "–");

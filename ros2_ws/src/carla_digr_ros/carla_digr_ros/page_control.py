@@ -18,8 +18,7 @@ from rclpy.publisher import Publisher
 from rclpy.task import Future
 
 from carla_digr.errors import UserError
-from carla_digr.files import read_json
-from carla_digr.live.composition import WEIGHTS
+from carla_digr.live.questions import shipped_policies
 from carla_digr.saliency import METHODS
 from carla_digr_ros import topics
 from carla_digr_ros.controls import BRIDGE, EXPLAINER, NODES, RECORDER, Controls, Setting, manual_control
@@ -49,7 +48,7 @@ class PageControl:
         self._settings: dict[str, dict[str, Any]] = {}
         self._known: set[str] = set()  # nodes whose settings the pages have been told
         self._asking = ThreadPoolExecutor(1)
-        self._policies = _driving_policies()
+        self._policies = shipped_policies("driving")
         self.told: dict[str, Any] = {"policies": self._policies}
 
     def do(self, words: Sequence[str]) -> str:
@@ -153,12 +152,3 @@ def _described(name: str, setting: Setting) -> dict[str, Any]:
 
 def _short(value: Any) -> Any:
     return value[:LONGEST_VALUE] if isinstance(value, str) else value
-
-
-def _driving_policies() -> list[str]:
-    """Names of the policies that ship and can drive."""
-    names = []
-    for card in sorted(WEIGHTS.parent.glob("*.json")):
-        if card.with_suffix(WEIGHTS.suffix).is_file() and read_json(card).get("task") == "driving":
-            names.append(card.stem)
-    return names
