@@ -796,7 +796,7 @@ def add_video(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
     parser.add_argument("other", metavar="BAG2", type=Path, nargs="?", help="another recording of the same drive")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the video, .mp4 or .webm")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the video goes, .mp4 or .webm")
     parser.add_argument("--start", type=float, default=0.0, help="seconds that are left out at the beginning")
     parser.add_argument("--duration", type=float, default=0.0, help="seconds of the recording; 0: to its end")
     parser.add_argument("--height", type=int, default=512, help="of the pictures, pixels (default: %(default)s)")

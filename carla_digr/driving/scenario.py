@@ -74,7 +74,7 @@ class Scenario:
         """On a server that is not the embedded highway."""
         if isinstance(traffic, ManagedTraffic):
             self._car = Car(self._ego)
-            self.weather = "ClearNoon"
+            self.change_weather("ClearNoon")
         # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
         self._contacts = Contacts(session, self._ego)
         place = carla.Transform(
@@ -242,8 +242,12 @@ class Scenario:
         """One of WEATHERS; empty: as the server has it, which gets it back when the drive ends."""
         return self._weather
 
-    @weather.setter
-    def weather(self, name: str) -> None:
+    def change_weather(self, name: str) -> None:
+        """Have one of WEATHERS from the next frame on.
+
+        Raises:
+            SimulatorGone: the simulator does not answer in time.
+        """
         world = self._session.world
         try:
             if not self._weather:

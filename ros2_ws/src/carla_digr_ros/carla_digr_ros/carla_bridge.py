@@ -281,7 +281,7 @@ class CarlaBridge(ManagedNode):
     def _change_weather(self, executor: SingleThreadedExecutor, drive: Scenario) -> None:
         wanted = self._weather.value
         if wanted and wanted != drive.weather:
-            self._ask(executor, lambda: setattr(drive, "weather", wanted))
+            self._ask(executor, lambda: drive.change_weather(wanted))
 
     def _recover(self, lost: SimulatorGone, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         """Wait for a simulator that hung or died, then make ego, camera and traffic anew.
