@@ -1,9 +1,8 @@
 """What a policy's outputs mean: the distribution of the action, its divergence and its metric.
 
 Saliency asks three things of a distribution: how far a changed decision is from the present one (the Kullback-Leibler
-divergence of eq. 3), how much a small change of the outputs counts (the Fisher metric, the divergence's second order),
-and which functions of the outputs a gradient method explains. A ``target`` narrows all three to one action, or to one
-dimension of a continuous action.
+divergence of eq. 3), the same of a change of the outputs however small, and which functions of the outputs a gradient
+method explains. A ``target`` narrows all three to one action, or to one dimension of a continuous action.
 
 | output | the network gives, float (B, K) | action |
 |---|---|---|
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MOST_CHANGE = 80.0  # of a logit; e to it is still a number in float32
+
 
 class Distribution(Protocol):
     """What saliency asks of a policy's outputs."""
@@ -34,8 +35,8 @@ class Distribution(Protocol):
     def divergence(self, p: Tensor, q: Tensor, target: int | None = None) -> Tensor:
         """KL(p || q) of outputs float (..., K): (...), not negative. With a target, of that action or dimension."""
 
-    def metric(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
-        """Twice the divergence to second order: change^T G change with the Fisher metric G at ``outputs``.
+    def divergence_after(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
+        """``divergence`` of the outputs from outputs + change, with all digits however small either is.
 
         Args:
             outputs, change: float (..., K), broadcastable with each other.
@@ -73,14 +74,21 @@ class Categorical:
             p, q = _binary(p, target), _binary(q, target)
         return kl_divergence(p, q)
 
-    def metric(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
-        """The variance of the change of the logits under pi, or that of the target's log-odds under its event."""
+    def divergence_after(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
+        """log E_pi[e^c] - E_pi[c], c the change less that of the preferred action."""
         pi = outputs.softmax(dim=-1)
         if target is None:
-            mean = (pi * change).sum(dim=-1, keepdim=True)
-            return (pi * (change - mean).square()).sum(dim=-1)
-        log_odds = (_log_odds_gradient(outputs, target) * change).sum(dim=-1)
-        return pi[..., target] * _sum_of_others(pi, target) * log_odds.square()
+            preferred = outputs.argmax(dim=-1, keepdim=True).expand(*change.shape[:-1], 1)
+            return divergence_of_others(
+                pi.scatter(-1, outputs.argmax(dim=-1, keepdim=True), 0.0), change - change.gather(-1, preferred)
+            )
+        relative = (_others(change, target) - change[..., target, None]).clamp(max=MOST_CHANGE)
+        log_odds = torch.log1p((_others(outputs, target).softmax(dim=-1) * torch.expm1(relative)).sum(dim=-1))
+        chosen, left = pi[..., target].expand_as(log_odds), _sum_of_others(pi, target).expand_as(log_odds)
+        rare = chosen < left
+        return divergence_of_others(
+            torch.where(rare, chosen, left)[..., None], torch.where(rare, -log_odds, log_odds)[..., None]
+        )
 
     def explained(self, outputs: Tensor, target: int | None = None) -> Tensor:
         """(B, 1)."""
@@ -120,11 +128,13 @@ class DiagonalGaussian:
         each = (torch.expm1(ratio) - ratio + (m_p - m_q).square() * (-2 * l_q).exp()) / 2
         return (each.sum(dim=-1) if target is None else each[..., target]).clamp(min=0)
 
-    def metric(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
-        """Sum of (change of the mean / sigma)^2 + 2 (change of log sigma)^2."""
-        _, log_sigma = outputs.chunk(2, dim=-1)
+    def divergence_after(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
+        """As ``divergence`` has it."""
+        log_sigma = outputs.chunk(2, dim=-1)[1]
         of_mean, of_log = change.chunk(2, dim=-1)
-        each = of_mean.square() * (-2 * log_sigma).exp() + 2 * of_log.square()
+        of_log = of_log.clamp(-MOST_CHANGE / 4, MOST_CHANGE / 4)
+        ratio = -2 * of_log
+        each = (_beyond_first_order(ratio) + of_mean.square() * (-2 * (log_sigma + of_log)).exp()) / 2
         return each.sum(dim=-1) if target is None else each[..., target]
 
     def explained(self, outputs: Tensor, target: int | None = None) -> Tensor:
@@ -153,11 +163,12 @@ class Deterministic:
 
     def divergence(self, p: Tensor, q: Tensor, target: int | None = None) -> Tensor:
         """Half the squared distance."""
-        return self.metric(p, p - q, target) / 2
+        return self.divergence_after(p, q - p, target)
 
-    def metric(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
-        """The squared length of the change."""
-        return change.square().sum(dim=-1) if target is None else change[..., target].square()
+    def divergence_after(self, outputs: Tensor, change: Tensor, target: int | None = None) -> Tensor:
+        """Half the squared length of the change."""
+        squares = change.square() / 2
+        return squares.sum(dim=-1) if target is None else squares[..., target]
 
     def explained(self, outputs: Tensor, target: int | None = None) -> Tensor:
         """(B, D), or (B, 1) with a target."""
@@ -185,6 +196,34 @@ def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """KL(p || q) of categorical distributions given as logits (..., A): (...), not negative."""
     log_p, log_q = logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
+
+
+def divergence_of_others(pi: Tensor, change: Tensor) -> Tensor:
+    """KL(p || q) where all outcomes but one have their logits changed, with all digits however small it is.
+
+    Args:
+        pi: float (..., K), the probabilities of those others before; best if the one that stays is the likeliest.
+        change: float (..., K), of their logits; broadcastable with ``pi``.
+
+    Returns:
+        float (...), not negative.
+    """
+    change = change.clamp(max=MOST_CHANGE)
+    beyond = _beyond_first_order(change)
+    total = (pi * (change + beyond)).sum(dim=-1)
+    series = total.square() * (
+        1 / 2 - total * (1 / 3 - total * (1 / 4 - total * (1 / 5 - total * (1 / 6 - total / 7))))
+    )
+    of_logarithm = torch.where(total.abs() < 0.03, series, total - torch.log1p(total))
+    return ((pi * beyond).sum(dim=-1) - of_logarithm).clamp(min=0)
+
+
+def _beyond_first_order(x: Tensor) -> Tensor:
+    """e^x - 1 - x; where x is small by a series, which has more digits than the difference."""
+    series = x.square() * (
+        1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040 + x / 40320)))))
+    )
+    return torch.where(x.abs() < 0.3, series, x.exp() - 1 - x)
 
 
 def combined(importance: Tensor, attributions: Tensor) -> Tensor:

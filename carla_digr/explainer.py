@@ -22,7 +22,7 @@ from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, Policy, to_input
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
-from carla_digr.saliency.linear import NEGLIGIBLE, linear_maps
+from carla_digr.saliency.linear import linear_maps
 from carla_digr.saliency.perturbation import Perturbation
 
 WARM_UPS = 3  # passes after which TorchScript has compiled a network, forward and backward
@@ -244,9 +244,7 @@ class Explainer:
                 raw = saliency_from_trace(self._actor_critic, outputs, decision.trace, self._target)
         elif self._actor_critic is not None and self.method == "linear":
             outputs = torch.from_numpy(decision.outputs)[None]
-            raw = linear_maps(
-                self._actor_critic, decision.state.clone(), self._target, outputs=outputs, negligible=NEGLIGIBLE
-            )
+            raw = linear_maps(self._actor_critic, decision.state.clone(), self._target, outputs=outputs)
         else:
             raw = self._method(self._policy, decision.state.clone(), self._target, self._perturbation)
         maps, flat = normalise(raw)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -120,15 +121,50 @@ def input_gradient(policy: ActorCritic, hidden: list[Tensor], weights: Tensor) -
     Returns:
         float (B, C, H, W) or (B, R, C, H, W), differentiable in the network's parameters when gradients are enabled.
     """
+    g = _first_gradient(policy, hidden, weights)
+    g = _transposed(g, cast(nn.Conv2d, policy.convolutions[0]), policy.input_shape[1:])
+    return g.view(*weights.shape[:-1], *g.shape[1:])
+
+
+def input_contrast(policy: ActorCritic, hidden: list[Tensor], weights: Tensor, delta: Tensor) -> Tensor:
+    """The sum over the channels of ``input_gradient`` times a change of the states.
+
+    Args:
+        policy, hidden: as there.
+        weights: float (B, R, A).
+        delta: float (B, C, H, W).
+
+    Returns:
+        float (B, R, H, W).
+    """
+    layer, (height, width) = cast(nn.Conv2d, policy.convolutions[0]), policy.input_shape[1:]
+    in_channels, kernel = layer.weight.shape[1:3]
+    stride = layer.stride[0]
+    if kernel != 2 * stride or height % stride or width % stride:
+        return (input_gradient(policy, hidden, weights) * delta[:, None]).sum(dim=2)
+    g = _first_gradient(policy, hidden, weights).contiguous(memory_format=torch.channels_last)
+    blocks = F.conv2d(g, _of_blocks(layer), padding=1).permute(0, 2, 3, 1)
+    rows, columns = height // stride, width // stride
+    own = delta.view(-1, 1, in_channels, rows, stride, columns, stride).permute(0, 1, 3, 5, 2, 4, 6).contiguous()
+    found = blocks.reshape(*weights.shape[:2], rows, columns, in_channels, stride**2) * own.flatten(5)
+    found = found.sum(dim=4).view(*weights.shape[:2], rows, columns, stride, stride)
+    return found.permute(0, 1, 2, 4, 3, 5).reshape(*weights.shape[:2], height, width)
+
+
+def _first_gradient(policy: ActorCritic, hidden: list[Tensor], weights: Tensor) -> Tensor:
+    """The gradient in what the first convolution gives: (B R, channels, rows, columns)."""
     *convolved, trunk = hidden
     rows = weights if weights.dim() == 3 else weights[:, None]
     g = (rows @ policy.policy_head.weight) * policy.activation_derivative(trunk)[:, None]
     g = g @ policy.trunk.weight
-    sizes = [policy.input_shape[1:], *(item.shape[2:] for item in convolved)]
-    for layer, before, size in zip(reversed(policy.convolutions), reversed(convolved), sizes[-2::-1], strict=True):
+    for layer, before, below in zip(
+        reversed(policy.convolutions), reversed(convolved), [*reversed(convolved[:-1]), None], strict=True
+    ):
         g = g.view(*rows.shape[:2], *before.shape[1:]) * policy.activation_derivative(before)[:, None]
-        g = _transposed(g.flatten(0, 1), layer, size)  # type: ignore[arg-type]
-    return g.view(*weights.shape[:-1], *g.shape[1:])
+        g = g.flatten(0, 1)
+        if below is not None:
+            g = _transposed(g, layer, below.shape[2:])  # type: ignore[arg-type]
+    return g
 
 
 def _transposed(g: Tensor, layer: nn.Conv2d, size: tuple[int, int]) -> Tensor:
@@ -147,12 +183,18 @@ def _transposed(g: Tensor, layer: nn.Conv2d, size: tuple[int, int]) -> Tensor:
         blocks = blocks.view(batch, rows, columns, in_channels, stride, stride).permute(0, 3, 1, 4, 2, 5)
         shuffled = blocks.reshape(batch, in_channels, rows * stride, columns * stride)
     elif kernel == 2 * stride:
-        order = _block_order(out_channels, in_channels, stride)
-        weight = layer.weight.flatten()[order].view(in_channels * stride**2, out_channels, 2, 2)
-        shuffled = F.pixel_shuffle(F.conv2d(g, weight, padding=1), stride)
+        shuffled = F.pixel_shuffle(F.conv2d(g, _of_blocks(layer), padding=1), stride)
     else:
         return F.conv_transpose2d(g, layer.weight, stride=stride, output_padding=rest)
     return F.pad(shuffled, (0, rest[1], 0, rest[0])) if any(rest) else shuffled
+
+
+def _of_blocks(layer: nn.Conv2d) -> Tensor:
+    """The weights of the 2x2 convolution to blocks."""
+    out_channels, in_channels = layer.weight.shape[:2]
+    stride = layer.stride[0]
+    order = _block_order(out_channels, in_channels, stride)
+    return layer.weight.flatten()[order].view(in_channels * stride**2, out_channels, 2, 2)
 
 
 @functools.cache

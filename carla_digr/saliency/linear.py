@@ -1,75 +1,78 @@
-"""The linearised perturbation map: eq. 3 to second order, by one Jacobian instead of a forward pass a pixel.
+"""The linearised perturbation map: eq. 3 with one Jacobian instead of a forward pass a pixel.
 
 Blending a blurred copy in around pixel i (eq. 3) changes the state by G_i delta, delta = blur(s) - s and G_i a bump at
 i. To first order the outputs change by c(i) = sum over pixels and channels of G_i J delta, J the Jacobian of the
-outputs, and to second order the divergence from the undisturbed decision is 1/2 c^T F c, F the Fisher metric of the
-outputs: of logits half the variance of c under pi. J is taken on the way to the blurred picture, at s + t delta, for at
-s itself a network's gradient says nothing of where the change leads.
+outputs, and the map is the divergence of the decision from the one with the outputs so changed. J is taken on the way
+to the blurred picture, at s + t delta, for at s itself a network's gradient says nothing of where the change leads.
 
-``differentiable_maps`` is the same map for training: one ordinary backward pass through it trains the weights.
+``differentiable_maps`` is the same map to second order, 1/2 c^T F c with F the Fisher metric of the outputs (of logits
+half the variance of c under pi), for training: one ordinary backward pass through it trains the weights.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from carla_digr.distributions import DISTRIBUTIONS
+from carla_digr.distributions import DISTRIBUTIONS, divergence_of_others
 from carla_digr.policy import ActorCritic, Policy
-from carla_digr.saliency.gradient import input_gradient
+from carla_digr.saliency.gradient import input_contrast, input_gradient
 from carla_digr.saliency.perturbation import gaussian_blur
 
-BLUR_SIGMA = 10.0  # pixels; no car is left of the picture
+BLUR = 10 / 128  # standard deviation of the blur, of the picture's height; no car is left of a picture
 BUMP_RADIUS = 1.5  # pixels, standard deviation of G
+BUMP_MASS = 30.0  # sum of G over the pixels; eq. 3's has 157, one of this radius and the height 1 has 14
 TOWARDS_BLUR = 0.35  # t
-NEGLIGIBLE = 0.01  # of the Fisher metric's weight: a row with less is left out where a frame must not wait
 
 
 def linear_maps(
     policy: Policy,
     states: Tensor,
     target: int | None = None,
-    blur_sigma: float = BLUR_SIGMA,
+    blur: float = BLUR,
     radius: float = BUMP_RADIUS,
-    t: float = TOWARDS_BLUR,
+    mass: float = BUMP_MASS,
     outputs: Tensor | None = None,
-    negligible: float = 0.0,
 ) -> Tensor:
-    """M = 1/2 c^T F c by pixel, c_k = G_r * sum over channels of J_k delta.
+    """KL(pi(z) || pi(z + c)) by pixel, z the outputs and c_k = mass * G_r * sum over channels of J_k delta.
 
     Args:
         policy: the policy to explain.
         states: float (B, C, H, W) in [0, 1].
         target: the divergence of this action or dimension alone.
-        blur_sigma: standard deviation of the blurred copy, pixels.
+        blur: standard deviation of the blurred copy's blur, of the picture's height.
         radius: standard deviation of the bump, pixels.
-        t: where the Jacobian is taken, 0 at the state, 1 at its blurred copy.
+        mass: sum of the bump over the pixels.
         outputs: the policy's at the states, if they are known.
-        negligible: share of the metric's weight below which one of ``fisher_rows`` is left out of an ActorCritic's map
-            of what it decided. A decided policy has one or two rows that count, and a row costs a backward pass.
 
     Returns:
         float (B, H, W), not negative, not normalised.
     """
-    distribution = DISTRIBUTIONS[policy.output]
     with torch.no_grad():
         if outputs is None:
             outputs = policy(states)[0]
-        delta = gaussian_blur(states, blur_sigma) - states
-        if negligible and target is None and isinstance(policy, ActorCritic):
-            rows, importance = fisher_rows(outputs)
-            counts = (importance >= negligible * importance.sum(dim=1, keepdim=True)).sum(dim=1)
-            first = importance.argsort(dim=1, descending=True)[:, : max(1, int(counts.max()))]
-            rows = rows.gather(1, first[:, :, None].expand(-1, -1, rows.shape[2]))
-            change = _changes(policy, states + t * delta, rows, delta, radius)
-            return (importance.gather(1, first)[:, :, None, None] * change.square()).sum(dim=1) / 2
-        contrast = (jacobian(policy, states + t * delta) * delta[:, None]).sum(dim=2)
-        change = gaussian_blur(contrast, radius)
-        return distribution.metric(outputs[:, None, None], change.permute(0, 2, 3, 1), target) / 2
+        delta = gaussian_blur(states, blur * states.shape[2]) - states
+        at = states + TOWARDS_BLUR * delta
+        if isinstance(policy, ActorCritic) and target is None:
+            others, rows = _against_the_preferred(outputs)
+            contrast = input_contrast(policy, policy.trace(at)[2], rows, delta)
+            change = gaussian_blur(mass * contrast, radius).permute(0, 2, 3, 1)
+            return divergence_of_others(outputs.softmax(dim=1).gather(1, others)[:, None, None], change)
+        contrast = (jacobian(policy, at) * delta[:, None]).sum(dim=2)
+        change = gaussian_blur(mass * contrast, radius).permute(0, 2, 3, 1)
+        return DISTRIBUTIONS[policy.output].divergence_after(outputs[:, None, None], change, target)
+
+
+def _against_the_preferred(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """All actions but the preferred one, (B, A - 1), and rows that are their logits less its, float (B, A - 1, A)."""
+    preferred = F.one_hot(logits.argmax(dim=1), logits.shape[1])
+    others = (1 - preferred).nonzero()[:, 1].view(len(logits), -1)
+    return others, (F.one_hot(others, logits.shape[1]) - preferred[:, None]).to(logits.dtype)
 
 
 def differentiable_maps(policy: ActorCritic, states: Tensor, logits: Tensor, signs: Tensor | None = None) -> Tensor:
-    """``linear_maps`` of a softmax policy, differentiable in its weights.
+    """``linear_maps`` of a softmax policy to second order, for a bump of mass 1, differentiable in its weights.
 
     The Jacobian's rows are not the logits' but those of ``fisher_rows``. Where time matters, the first ones are taken
     as they are and the others summed with random signs to one more: the expectation over the signs is the map.
@@ -83,21 +86,16 @@ def differentiable_maps(policy: ActorCritic, states: Tensor, logits: Tensor, sig
     Returns:
         float (B, H, W), not negative, not normalised.
     """
-    delta = gaussian_blur(states, BLUR_SIGMA) - states
+    delta = gaussian_blur(states, BLUR * states.shape[2]) - states
     rows, importance = fisher_rows(logits)
     if signs is not None:
         exact = rows.shape[1] - signs.shape[1]
         scaled = rows[:, exact:] * (importance[:, exact:].clamp(min=1e-30).sqrt() * signs)[:, :, None]
         rows = torch.cat([rows[:, :exact], scaled.sum(dim=1, keepdim=True)], dim=1)
         importance = torch.cat([importance[:, :exact], torch.ones_like(importance[:, :1])], dim=1)
-    change = _changes(policy, states + TOWARDS_BLUR * delta, rows, delta, BUMP_RADIUS)
+    contrast = input_contrast(policy, policy.trace(states + TOWARDS_BLUR * delta)[2], rows, delta)
+    change = gaussian_blur(contrast, BUMP_RADIUS)
     return (importance[:, :, None, None] * change.square()).sum(dim=1) / 2
-
-
-def _changes(policy: ActorCritic, at: Tensor, rows: Tensor, delta: Tensor, radius: float) -> Tensor:
-    """(B, R, H, W): G_r * sum over channels of (rows J) delta, for rows (B, R, A) and the Jacobian J at ``at``."""
-    gradients = input_gradient(policy, policy.trace(at)[2], rows)
-    return gaussian_blur((gradients * delta[:, None]).sum(dim=2), radius)
 
 
 def fisher_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,11 +125,9 @@ def jacobian(policy: Policy, states: Tensor) -> Tensor:
     """d output_k / d s: float (B, K, C, H, W), of logits each less the first one's, a shift no decision depends on."""
     if isinstance(policy, ActorCritic):
         with torch.no_grad():
-            _, _, hidden = policy.trace(states)
-            rows = torch.eye(policy.actions, dtype=states.dtype)[1:]
-            rows[:, 0] = -1
-            found = input_gradient(policy, hidden, rows.expand(len(states), -1, -1))
-        return torch.cat([torch.zeros_like(found[:, :1]), found], dim=1)
+            rows = torch.eye(policy.actions, dtype=states.dtype)
+            rows[:, 0] -= 1
+            return input_gradient(policy, policy.trace(states)[2], rows.expand(len(states), -1, -1))
     leaf = states.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         outputs = policy(leaf)[0]

@@ -18,7 +18,7 @@ GOAL = 3.0  # times eq. 2's map
 
 def test_the_linear_map_takes_at_most_three_of_eq_2s():
     torch.set_num_threads(1)
-    loaded = carla_digr.load_policy("driving_student")
+    loaded = carla_digr.load_policy("driving_calm_student")
     explainers = {method: Explainer(loaded.network, loaded.card, method) for method in ("digr", "linear")}
     actions = "lane" if len(loaded.action_names) == 6 else "wheels"
     env = DrivingVecEnv(1, 11, DrivingConfig(actions=actions), evaluation=True)

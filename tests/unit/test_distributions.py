@@ -46,13 +46,27 @@ def test_the_divergence_is_what_sampling_finds(kind, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", DISTRIBUTIONS)
-def test_the_metric_is_the_divergence_to_second_order(kind, target):
+@pytest.mark.parametrize("size", [1e-3, 0.1, 1.0, 20.0])
+def test_the_divergence_after_a_change_is_the_divergence(kind, target, size):
     outputs = outputs_of(kind, 5)
-    change = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    step = 1e-4
+    change = size * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    if "gaussian" in kind:
+        change[:, change.shape[1] // 2 :] /= max(size, 1.0)  # a standard deviation does not change by e^20
     distribution = DISTRIBUTIONS[kind]
-    measured = 2 * distribution.divergence(outputs, outputs + step * change, target) / step**2
-    assert torch.allclose(distribution.metric(outputs, change, target), measured, rtol=2e-3, atol=1e-5)
+    expected = distribution.divergence(outputs, outputs + change, target)
+    torch.testing.assert_close(distribution.divergence_after(outputs, change, target), expected, rtol=1e-6, atol=1e-13)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_the_divergence_after_a_tiny_change_keeps_its_digits_in_float32(kind, target):
+    outputs = outputs_of(kind, 5)
+    change = 1e-3 * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    distribution = DISTRIBUTIONS[kind]
+    for step in (1.0, 1e-6, 1e-12):
+        exact = distribution.divergence_after(outputs, step * change, target)
+        found = distribution.divergence_after(outputs.float(), step * change.float(), target)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -73,9 +87,10 @@ def test_the_target_of_a_confident_policy_keeps_its_digits_in_float32():
     exact = DISTRIBUTIONS["logits"].gradients(logits.double(), 0)
     assert torch.allclose(DISTRIBUTIONS["logits"].gradients(logits, 0).double(), exact, rtol=1e-6)
     change = torch.tensor([[0.1, 0.3, -0.2]])
-    metric = DISTRIBUTIONS["logits"].metric
-    assert torch.allclose(metric(logits, change, 0).double(), metric(logits.double(), change.double(), 0), rtol=1e-5)
-    assert float(metric(logits, change, 0)) > 0
+    for target in (0, 1, None):
+        found = DISTRIBUTIONS["logits"].divergence_after(logits, change, target)
+        exact = DISTRIBUTIONS["logits"].divergence_after(logits.double(), change.double(), target)
+        assert float(found) > 0 and torch.allclose(found.double(), exact, rtol=1e-4, atol=0.0)
 
 
 def test_attributions_are_combined_in_the_metric():

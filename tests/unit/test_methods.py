@@ -19,7 +19,8 @@ from carla_digr.evaluation.saliency_methods import saliency_methods
 from carla_digr.live.viewer.page_decision import map_title
 from carla_digr.policy import ActorCritic, InputRecipe, TorchPolicy
 from carla_digr.saliency import METHODS
-from carla_digr.saliency.linear import NEGLIGIBLE, linear_maps
+from carla_digr.saliency.gradient import input_contrast, input_gradient
+from carla_digr.saliency.linear import linear_maps
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
 
 COARSE = Perturbation(4.0, 3.0, stride=8)
@@ -208,55 +209,50 @@ class Linear(nn.Module):
         return self.head(x.flatten(1))
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 30.0])
-def test_rows_of_the_metric_that_hardly_count_may_be_left_out_of_the_linear_map(sharpness):
-    torch.manual_seed(0)
-    policy = ActorCritic(PolicyConfig(activation="softplus"), 3, 128, 128, 6).eval()
-    with torch.no_grad():
-        policy.policy_head.weight.mul_(100.0 * sharpness)
-    states = torch.rand(6, 3, 128, 128, generator=torch.Generator().manual_seed(1))
-    whole, outputs = linear_maps(policy, states), policy(states)[0].detach()
-    assert torch.allclose(linear_maps(policy, states, outputs=outputs, negligible=1e-12), whole, rtol=1e-3, atol=1e-9)
-    for map, state, output in zip(whole, states, outputs, strict=True):
-        alone = linear_maps(policy, state[None], outputs=output[None], negligible=NEGLIGIBLE)[0]
-        assert float((alone - map).abs().sum() / map.sum()) < 0.05
-
-
-def test_the_linear_map_is_the_second_order_of_eq3_on_a_linear_policy():
+def test_the_linear_map_is_eq3_on_a_linear_policy():
     policy = TorchPolicy(Linear(), (3, 16, 16), 4)
     states = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    blur, radius = 3.0, 1.5
-    maps = linear_maps(policy, states, blur_sigma=blur, radius=radius)[0]
+    blur, radius, mass = 3.0, 1.5, 20.0
+    maps = linear_maps(policy, states, blur=blur / 16, radius=radius, mass=mass)[0]
     delta = gaussian_blur(states, blur) - states
     outputs = policy(states)[0]
     for row, column in ((0, 0), (8, 5), (15, 3)):
         spot = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
-        spot[0, 0, row, column] = 1.0
+        spot[0, 0, row, column] = mass
         bump = gaussian_blur(spot, radius)  # a mirrored blur is symmetric: what i gets is what i gives
-        step = 0.05
-        divergence = DISTRIBUTIONS["logits"].divergence(outputs, policy(states + step * bump * delta)[0]).detach()
-        assert float(maps[row, column]) == pytest.approx(float(divergence) / step**2, rel=1e-2)
+        divergence = DISTRIBUTIONS["logits"].divergence(outputs, policy(states + bump * delta)[0]).detach()
+        assert float(maps[row, column]) == pytest.approx(float(divergence), rel=1e-9)
 
 
 @pytest.mark.parametrize("target", [None, 3])
 def test_the_linear_map_is_its_formula(policy, target):
     states = random_states(2)
-    delta = gaussian_blur(states, 10.0) - states
+    delta = gaussian_blur(states, states.shape[2] * 10 / 128) - states
     between = (states + 0.35 * delta).requires_grad_(True)
     logits = policy(between)[0]
     rows = [torch.autograd.grad(logits[:, a].sum(), between, retain_graph=True)[0] for a in range(policy.actions)]
-    change = torch.stack([gaussian_blur((row * delta).sum(dim=1, keepdim=True), 1.5)[:, 0] for row in rows], dim=-1)
-    pi = policy(states)[0].detach().softmax(dim=1)[:, None, None, :]
-    if target is None:
-        expected = 0.5 * (pi * (change - (pi * change).sum(dim=-1, keepdim=True)) ** 2).sum(dim=-1)
-    else:
-        others = torch.cat([pi[..., :target], pi[..., target + 1 :]], dim=-1)
-        rest = torch.cat([change[..., :target], change[..., target + 1 :]], dim=-1)
-        odds = change[..., target] - (others * rest).sum(dim=-1) / others.sum(dim=-1)
-        expected = 0.5 * pi[..., target] * (1 - pi[..., target]) * odds**2
+    contrast = torch.stack([gaussian_blur((row * delta).sum(dim=1, keepdim=True), 1.5)[:, 0] for row in rows], dim=-1)
+    before = policy(states)[0].detach()[:, None, None, :]
+    expected = DISTRIBUTIONS["logits"].divergence(before, before + 30 * contrast, target)
     assert torch.allclose(
-        METHODS["linear"](policy, states, target), expected, rtol=1e-9, atol=1e-12 * float(expected.max())
+        METHODS["linear"](policy, states, target), expected, rtol=1e-7, atol=1e-10 * float(expected.max())
     )
+
+
+@pytest.mark.parametrize("convolutions", [((8, 8, 4), (8, 4, 2), (8, 3, 2)), ((8, 8, 8), (8, 3, 1)), ((8, 5, 2),)])
+def test_the_contrast_is_the_gradient_times_the_change_on_any_first_convolution(convolutions):
+    torch.manual_seed(0)
+    policy = ActorCritic(PolicyConfig(convolutions, 16, "softplus"), 3, 48, 48, 4).double()
+    generator = torch.Generator().manual_seed(1)
+    states, delta, weights = (
+        torch.rand(2, *shape, generator=generator, dtype=torch.float64)
+        for shape in ((3, 48, 48), (3, 48, 48), (5, policy.actions))
+    )
+    hidden = policy.trace(states)[2]
+    plain = (input_gradient(policy, hidden, weights) * delta[:, None]).sum(dim=2)
+    torch.testing.assert_close(input_contrast(policy, hidden, weights, delta), plain, rtol=1e-10, atol=1e-14)
+    one = torch.stack([input_gradient(policy, hidden, weights[:, k]) for k in range(5)], dim=1)
+    torch.testing.assert_close(input_gradient(policy, hidden, weights), one, rtol=1e-10, atol=1e-14)
 
 
 # --- recipes ---
