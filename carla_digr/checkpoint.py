@@ -117,7 +117,7 @@ def load(
             )
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise UserError(f"Cannot read the policy weights {path}: {error.strerror}{hint}.") from error
-        card = _read_card(path.with_suffix(".json"))
+        card = read_card(path)
         belong = hashlib.sha256(data).hexdigest() == card["weights_sha256"]
         if belong or time.monotonic() > give_up:
             break
@@ -172,7 +172,13 @@ def policy_hash(card: dict[str, Any]) -> str:
     return card["weights_sha256"][:12]
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(weights: Path) -> dict[str, Any]:
+    """The card of some weights, with every key that is needed; its ``task`` may be None.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = weights.with_suffix(".json")
     try:
         card = read_json(path, CARD_BYTES)
     except OSError as error:

@@ -345,6 +345,7 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
 
 def add_rollout(commands: argparse._SubParsersAction) -> None:
     """`rollout`: a policy's episodes on running simulators."""
+    from carla_digr.live import composition
 
     def run(args: argparse.Namespace) -> None:
         import json
@@ -375,8 +376,9 @@ def add_rollout(commands: argparse._SubParsersAction) -> None:
         description="Drive episodes on one or several running simulators at once and write down how they ended.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file like configs/rollout.yaml")
-    weights = Path(__file__).parent / "weights" / "driving_student.safetensors"
-    parser.add_argument("--weights", type=Path, default=weights, help="the policy (default: the student that ships)")
+    parser.add_argument(
+        "--weights", type=Path, default=composition.WEIGHTS, help="the policy (default: the student that ships)"
+    )
     parser.add_argument(
         "--driver",
         choices=("policy", "planner"),

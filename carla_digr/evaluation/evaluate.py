@@ -84,8 +84,8 @@ def evaluate(
         config = getattr(task_report(make_task(config)), "quick", lambda c: c)(config)
     task = make_task(config)
     own = task_report(task)
-    teacher, teacher_card = load_policy(teacher_path or _default_weights(config, out, "teacher"), task, module)
-    student_path = student_path or _default_weights(config, out, "student")
+    teacher, teacher_card = load_policy(teacher_path or _default_weights(task, out, "teacher"), task, module)
+    student_path = student_path or _default_weights(task, out, "student")
     student, student_card = load_policy(student_path, task, module)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
@@ -146,10 +146,15 @@ def evaluate(
     print(f"{directory}: results.json, report.md, {', '.join(pictures)}")
 
 
-def _default_weights(config: Config, out: Path, role: str) -> Path:
+def _default_weights(task: Task, out: Path, role: str) -> Path:
+    """The run's own weights, else those that ship for the task and its actions."""
     own = out / f"{role}.safetensors"
-    shipped = checkpoint.WEIGHTS_DIRECTORY / f"{config.task}_{role}.safetensors"
-    return shipped if shipped.exists() and not own.exists() else own
+    if own.exists():
+        return own
+    shipped = sorted(checkpoint.WEIGHTS_DIRECTORY.glob(f"{task.name}*_{role}.safetensors"))
+    return next(
+        (path for path in shipped if checkpoint.read_card(path)["action_names"] == list(task.action_names)), own
+    )
 
 
 def _evaluation_seed(config: Config) -> int:

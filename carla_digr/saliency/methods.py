@@ -172,7 +172,7 @@ METHODS: Registry[Method] = Registry(
         ),
         "linear": Method(
             "Linearised Perturbation",
-            "the perturbation of eq. 3 to second order, by one Jacobian between the picture and its blur",
+            "the perturbation of eq. 3 by one Jacobian between the picture and its blur",
             "frame",
             "carla_digr.saliency.linear:linear_maps",
         ),
