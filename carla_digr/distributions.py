@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST_CHANGE = 80.0  # of a logit; e to it is still a number in float32
+NEARLY_NOTHING = 1e-6  # its square's third order is beyond float32's digits
 
 
 class Distribution(Protocol):
@@ -134,7 +135,8 @@ class DiagonalGaussian:
         of_mean, of_log = change.chunk(2, dim=-1)
         of_log = of_log.clamp(-MOST_CHANGE / 4, MOST_CHANGE / 4)
         ratio = -2 * of_log
-        each = (_beyond_first_order(ratio) + of_mean.square() * (-2 * (log_sigma + of_log)).exp()) / 2
+        of_sigma = _beyond_first_order(ratio).to(change.dtype)
+        each = (of_sigma + of_mean.square() * (-2 * (log_sigma + of_log)).exp()) / 2
         return each.sum(dim=-1) if target is None else each[..., target]
 
     def explained(self, outputs: Tensor, target: int | None = None) -> Tensor:
@@ -208,22 +210,21 @@ def divergence_of_others(pi: Tensor, change: Tensor) -> Tensor:
     Returns:
         float (...), not negative.
     """
-    change = change.clamp(max=MOST_CHANGE)
-    beyond = _beyond_first_order(change)
-    total = (pi * (change + beyond)).sum(dim=-1)
-    series = total.square() * (
-        1 / 2 - total * (1 / 3 - total * (1 / 4 - total * (1 / 5 - total * (1 / 6 - total / 7))))
-    )
-    of_logarithm = torch.where(total.abs() < 0.03, series, total - torch.log1p(total))
-    return ((pi * beyond).sum(dim=-1) - of_logarithm).clamp(min=0)
+    exact = change.double().clamp(max=MOST_CHANGE)
+    beyond, pi = _beyond_first_order(exact), pi.double()
+    total = (pi * (exact + beyond)).sum(dim=-1)
+    of_logarithm = total.square() / 2 if _nearly_nothing(total) else total - torch.log1p(total)
+    return ((pi * beyond).sum(dim=-1) - of_logarithm).clamp(min=0).to(change.dtype)
 
 
 def _beyond_first_order(x: Tensor) -> Tensor:
-    """e^x - 1 - x; where x is small by a series, which has more digits than the difference."""
-    series = x.square() * (
-        1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040 + x / 40320)))))
-    )
-    return torch.where(x.abs() < 0.3, series, x.exp() - 1 - x)
+    """e^x - 1 - x, in float64, which has the digits for the difference unless all of x is next to nothing."""
+    x = x.double()
+    return x.square() / 2 if _nearly_nothing(x) else torch.expm1(x).sub_(x)
+
+
+def _nearly_nothing(x: Tensor) -> bool:
+    return float(x.abs().amax()) < NEARLY_NOTHING
 
 
 def combined(importance: Tensor, attributions: Tensor) -> Tensor:
