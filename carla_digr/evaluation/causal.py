@@ -55,6 +55,7 @@ COLUMNS = {
     "brightest": "brightest pixel on it",
     "nothing": "mass on nothing",
     "held": "flipping {named} with 10 %",
+    "needed": "mass on {needed}",
 }
 
 
@@ -91,10 +92,11 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
     """Both policies' maps against what decides.
 
     Returns:
-        scenes: how many. named, plays: ``asked_of``. effects: whose -> kind of object -> mean of the
-        largest effect of its kind, and share of the scenes in which one of them changes the greedy action. changes:
-        share of consecutive decisions of the student's drive that differ. rows: whose -> method or control -> column ->
-        mean, standard_error (bootstrap over episodes) and count; None where there is nothing to count.
+        scenes: how many. named, plays: ``asked_of``. needed: kinds that the task cannot be done without. effects:
+        whose -> kind of object -> mean of the largest effect of its kind, and share of the scenes in which one of them
+        changes the greedy action. changes: share of consecutive decisions of the student's drive that differ. rows:
+        whose -> method or control -> column -> mean, standard_error (bootstrap over episodes) and count; None where
+        there is nothing to count.
     """
     part = evaluation.part
     scenes = cache(lambda: collect_scenes(evaluation))
@@ -225,7 +227,8 @@ def causal_row(scenes: list[Scene], maps: list[NDArray[np.float64]], whose: str)
         objects of a scene, mean over scenes; own_correlation: of the named ones. first: scenes in which the
         largest share is on the object of the largest effect. mass, brightest: share on it, and whether the map's
         maximum is, in scenes whose largest effect is at least DECIDING and is a named one. nothing: share on
-        no object. held: of named objects whose removal changes the greedy action, those that have HELD.
+        no object. held: of named objects whose removal changes the greedy action, those that have HELD. needed: share
+        on those that the task cannot be done without, where it says so.
     """
     values: dict[str, list[tuple[int, float]]] = {column: [] for column in COLUMNS}
     for scene, found in zip(scenes, maps, strict=False):
@@ -246,6 +249,9 @@ def causal_row(scenes: list[Scene], maps: list[NDArray[np.float64]], whose: str)
             note("mass", shares[first])
             note("brightest", float(total > 0 and scene.masks[first].ravel()[found.argmax()]))
         note("nothing", float(found[~scene.masks.any(axis=0)].sum() / total) if total > 0 else 1.0)
+        needed = np.array([item.needed for item in scene.objects])
+        if needed.any():
+            note("needed", float(found[scene.masks[needed].any(axis=0)].sum() / total) if total > 0 else 0.0)
         for share in shares[named & flips]:
             note("held", float(share >= HELD))
     return {column: _bootstrapped(entries) for column, entries in values.items()}
@@ -284,7 +290,9 @@ def _effects(scenes: list[Scene], changes: float) -> dict[str, Any]:
                 largest.append(max((scene.effects[whose][k] for k in of_kind), default=0.0))
                 flipped.append(any(scene.flips[whose][k] for k in of_kind))
             effects[whose][kind] = {"largest": float(np.mean(largest)), "flips": float(np.mean(flipped))}
+    needed = list(dict.fromkeys(item.kind for scene in scenes for item in scene.objects if item.needed))
     return {
+        "needed": " and ".join(needed),
         "scenes": len(scenes),
         "episodes": len({scene.episode for scene in scenes}),
         "effects": effects,
@@ -347,10 +355,13 @@ def report_causal(results: dict[str, Any]) -> list[str]:
         f"the {named} without which the greedy action is another one. ± one standard error by bootstrap over episodes.",
         "",
     ]
-    header = ["map", *(title.format(named=named) for title in COLUMNS.values())]
+    columns = {c: title.format(named=named, needed=results.get("needed")) for c, title in COLUMNS.items()}
+    if not results.get("needed"):  # nor did reports of before know it
+        del columns["needed"]
     for whose, rows in results["rows"].items():
         lines += [f"Maps of the {whose}:", ""]
-        lines += markdown_table(header, [[name, *(_text(row[c]) for c in COLUMNS)] for name, row in rows.items()])
+        table = [[name, *(_text(row[c]) for c in columns)] for name, row in rows.items()]
+        lines += markdown_table(["map", *columns.values()], table)
         lines.append("")
     lines += [
         f"The student's greedy action changes in {100 * results['changes']:.0f} % of consecutive decisions. What "

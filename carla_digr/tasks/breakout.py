@@ -278,7 +278,8 @@ class _Game:
             screens = np.where(shown, 0, frames).reshape(self.screens.shape)
             mask = _picture(shown * np.uint8(255)) > 0
             without = np.stack([_picture(pair) for pair in screens])
-            objects.append(SceneObject(kind, name, mask, without, kind in nearness, nearness.get(kind, 0.0)))
+            needed = kind in nearness
+            objects.append(SceneObject(kind, name, mask, without, needed, nearness.get(kind, 0.0), needed))
         return objects
 
 

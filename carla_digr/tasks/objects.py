@@ -21,6 +21,7 @@ class SceneObject:
         named: whether it is one that a user asks for: was it this one that decided?
         nearness: of a named one, how near and how much in the agent's way it is, the larger the more: what a guess
             without the policy would name first.
+        needed: whether it is one of those without which the task cannot be done.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class SceneObject:
     without: NDArray[np.uint8]
     named: bool = False
     nearness: float = 0.0
+    needed: bool = False
 
 
 class KnowsObjects(Protocol):

@@ -180,7 +180,8 @@ class RedFetchGreenVecEnv(BatchedEnvironment):
             mask = here.repeat(TILE, axis=0).repeat(TILE, axis=1)
             named = kind in ("target", "distractor")
             away = np.abs(np.argwhere(here)[0, ::-1] - self.agent[i]).sum() if named else 0
-            objects.append(SceneObject(kind, name, mask, without, named, 1 / (1 + float(away)) if named else 0.0))
+            nearness = 1 / (1 + float(away)) if named else 0.0
+            objects.append(SceneObject(kind, name, mask, without, named, nearness, kind in ("target", "agent")))
         return objects
 
     def get_state(self) -> dict[str, np.ndarray]:

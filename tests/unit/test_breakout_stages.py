@@ -61,7 +61,11 @@ def test_the_stages_end_in_a_report_with_scores_maps_and_play(tmp_path, capsys):
     assert results["truth"]["SARFA"]["states"] <= 4 and results["truth"][UNIFORM]["states"] == 9
     assert 0.001 < results["truth"][UNIFORM]["share"]["0"] < 0.02 and results["truth"][UNIFORM]["auc"] == 0.5
     causal = results["causal"]
-    assert causal["scenes"] == 5 and causal["named"] == "ball and paddle" and causal["plays"] == "sampled"
+    assert (
+        causal["scenes"] == 5
+        and causal["named"] == causal["needed"] == "ball and paddle"
+        and causal["plays"] == "sampled"
+    )
     assert set(causal["effects"]["student"]) == {"ball", "paddle", "bricks", "wall", "score"}
     assert results["performance"]["always noop"]["score"]["mean"] == 0  # nobody hits the ball back
     report = (tmp_path / "evaluation" / "report.md").read_text()

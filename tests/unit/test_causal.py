@@ -105,6 +105,15 @@ def test_only_a_named_object_of_a_large_effect_is_a_decider():
     assert row["first"]["count"] == 2
 
 
+def test_mass_on_what_is_needed_counts_each_pixel_once():
+    item = scene([0.1, 0.6, 0.3])
+    assert causal_row([item], [painted(item, [0.2, 0.5, 0.1])], "student")["needed"] is None  # no task says so
+    item.masks[1] |= item.masks[0]  # what is needed overlaps
+    needed = replace(item, objects=[replace(o, needed=k < 2) for k, o in enumerate(item.objects)])
+    row = causal_row([needed], [painted(scene([0.1, 0.6, 0.3]), [0.2, 0.5, 0.1])], "student")
+    assert row["needed"]["mean"] == pytest.approx(0.7)
+
+
 def test_a_map_of_zeros_says_nothing():
     scenes = [scene([0.1, 0.6, 0.3])]
     row = causal_row(scenes, [np.zeros((12, 12))], "student")

@@ -41,7 +41,7 @@ def test_quick_writes_every_table_and_figure_and_takes_a_method_that_the_paper_d
         clean = {curve["0"]["mean"] for curve in by_attack.values()}
         assert len(clean) == 1  # without an attack the curves meet
     causal = results["causal"]
-    assert causal["scenes"] == 6 and causal["named"] == "balls"
+    assert causal["scenes"] == 6 and causal["named"] == "balls" and causal["needed"] == "target and agent"
     assert set(causal["effects"]["student"]) == {"target", "distractor", "wall", "agent"}
     assert causal["rows"].keys() == {"teacher", "student"} and "Brightness" in causal["rows"]["student"]
     report = (directory / "report.md").read_text()
