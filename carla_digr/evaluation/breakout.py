@@ -22,7 +22,7 @@ from PIL import Image
 from carla_digr.config import Config
 from carla_digr.evaluation.causal import draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.report import Evaluation, fresh_states, markdown_table, number
-from carla_digr.evaluation.saliency_methods import MapOf
+from carla_digr.evaluation.saliency_methods import DIGR_LINEAR, MapOf
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
@@ -64,7 +64,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
-    """What decides, and the student's play with its DIGR map over the game's colours, beside the game as it is."""
+    """What decides, and the student's play, and the same with its linearised map over the game's colours."""
     return {**draw_causal(evaluation), "play.gif": _play(evaluation)}
 
 
@@ -151,7 +151,7 @@ def _play(evaluation: Evaluation) -> bytes:
     env = evaluation.task.make_vec_env(1, evaluation.seed + 1)
     assert isinstance(env, BreakoutVecEnv)
     act = sampled(evaluation.student, np.random.default_rng((evaluation.seed + 1, 1)))
-    method = evaluation.methods["DIGR"]
+    method = evaluation.methods[DIGR_LINEAR]
     observations = np.asarray(env.reset())
     pictures = []
     for _ in Progress(range(PLAY_STEPS), desc="play", unit="step"):

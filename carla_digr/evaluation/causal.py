@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import Evaluation, markdown_table
-from carla_digr.evaluation.saliency_methods import DIGR, MapOf, saliency_methods
+from carla_digr.evaluation.saliency_methods import LINEAR, OF_THE_STUDENT, MapOf, saliency_methods
 from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import METHODS, metrics
 from carla_digr.saliency.faithfulness import randomised
@@ -32,7 +32,6 @@ from carla_digr.training.effects import outputs_without
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import greedy, sampled
 
-LINEAR = METHODS["linear"].title
 MARGIN = 2  # pixels around an object's mask that count as its own
 DECIDING = 0.3  # KL from which on an object decides, if it has the largest effect
 HELD = 0.1  # share of the map that an object must hold whose removal changes the action
@@ -113,7 +112,7 @@ def measure_causal(evaluation: Evaluation) -> dict[str, Any]:
         return {**facts, "rows": {}}
     rows = {}
     for whose, policy in policies.items():
-        names = [name for name in methods[whose] if name != DIGR]  # eq. 2 is Vanilla Gradient's already
+        names = [name for name in methods[whose] if name not in OF_THE_STUDENT]  # the others are of each policy here
         controls = [FLAT, *([OTHER] if LINEAR in methods[whose] else []), CONTRAST, NEAR]
         controls += [RANDOM_WEIGHTS] if policy.offers == "layers" else []
         rows[whose] = {name: row(whose, name) for name in (*names, *controls)}

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from carla_digr.driving.control import TICK
 from carla_digr.evaluation.figures import lit, png
 from carla_digr.evaluation.report import Evaluation
-from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
+from carla_digr.evaluation.saliency_methods import DIGR, DIGR_LINEAR, GAUSSIAN_BLUR
 from carla_digr.policy import to_input
-from carla_digr.saliency.gradient import normalise, vanilla_gradient
+from carla_digr.saliency.gradient import normalise
+from carla_digr.saliency.linear import linear_maps
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks.driving import Driving
 from carla_digr.tasks.driving.classes import CLASSES, RELEVANT
@@ -38,7 +39,7 @@ CLASS_COLOURS = {
     "vegetation": "#a9d18e",
     "building": "#c39bd3",
 }
-SHOWN = ("DIGR", GAUSSIAN_BLUR, "Vanilla Gradient", "Guided Backpropagation")  # of the grid beside the truth
+SHOWN = (DIGR_LINEAR, DIGR, GAUSSIAN_BLUR, "Vanilla Gradient")  # of the grid beside the truth
 SEARCHED_SECONDS = 40.0  # in which the sequence is looked for
 SEQUENCE_STEP = 0.3  # s between its frames
 ANIMATION_SECONDS = 8.0
@@ -121,7 +122,7 @@ def pictures_of_a_drive(evaluation: Evaluation, seconds: float, delay: dict[str,
         delay: see ``sequence``.
     """
     drive = record_drive(evaluation, min(SEARCHED_SECONDS, seconds), evaluation.seed + 3)
-    maps = normalise(_in_batches(partial(vanilla_gradient, evaluation.student), drive.pictures))[0].numpy()
+    maps = normalise(_in_batches(partial(linear_maps, evaluation.student), drive.pictures))[0].numpy()
     steers = 1 - drive.probabilities[:, drive.action_names.index("keep")]
     span = min(round(ANIMATION_SECONDS / TICK), len(steers))
     before = min(math.ceil(2 * delay["every_pixel"] / TICK), len(steers) - span)  # frames of maps that arrive late

@@ -25,7 +25,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config
 from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import Evaluation, TaskReport, markdown_table, spread
-from carla_digr.evaluation.saliency_methods import MapOf, milliseconds_per_map, saliency_methods
+from carla_digr.evaluation.saliency_methods import DIGR, DIGR_LINEAR, MapOf, milliseconds_per_map, saliency_methods
 from carla_digr.files import atomic_write, read_json
 from carla_digr.policy import Policy, to_input
 from carla_digr.saliency import metrics
@@ -270,10 +270,11 @@ def _report(results: dict[str, Any], slow: list[str]) -> list[str]:
         "",
         f"## Saliency, {settings['saliency_states']} fresh states",
         "",
-        "DIGR is eq. 2 on the student, the others explain the teacher. share: of a map's mass outside the teacher's "
-        "perturbation map (lower is better). agreement: AUC against that map (higher is better). important, "
-        "unimportant, auc: against the truth, where the task knows it. flat: maps without a gradient. Slow methods "
-        f"({', '.join(slow)}) are scored on {min(settings['slow_states'], settings['saliency_states'])} states.",
+        f"{DIGR} is eq. 2 on the student, {DIGR_LINEAR} its linearised perturbation map; the others explain the "
+        "teacher. share: of a map's mass outside the teacher's perturbation map (lower is better). agreement: AUC "
+        "against that map (higher is better). important, unimportant, auc: against the truth, where the task knows "
+        f"it. flat: maps without a gradient. Slow methods ({', '.join(slow)}) are scored on "
+        f"{min(settings['slow_states'], settings['saliency_states'])} states.",
         "",
     ]
     columns = ("share", "agreement", "important", "unimportant", "auc", "flat", "milliseconds")

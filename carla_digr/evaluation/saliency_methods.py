@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from carla_digr.saliency import METHODS
 from carla_digr.saliency.methods import Method
 from carla_digr.saliency.perturbation import Perturbation
 
-GAUSSIAN_BLUR, SARFA, DIGR = (METHODS[key].title for key in ("gb", "sarfa", "digr"))
+GAUSSIAN_BLUR, SARFA, DIGR, LINEAR = (METHODS[key].title for key in ("gb", "sarfa", "digr", "linear"))
+DIGR_LINEAR = f"{DIGR}, linearised"
+OF_THE_STUDENT = (DIGR, DIGR_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class MapOf:
 def saliency_methods(
     teacher: Policy, student: Policy, perturbation: Perturbation
 ) -> tuple[dict[str, MapOf], dict[str, str]]:
-    """Every method that can explain its policy: DIGR explains the student, the others the teacher.
+    """Every method that can explain its policy: two explain the student, the others the teacher.
+
+    Of the student there are eq. 2's map, DIGR, and the linearised map, DIGR_LINEAR.
 
     Returns:
         The methods by title; and by title, or by name where its package cannot be loaded, why one is left out.
@@ -62,6 +66,8 @@ def saliency_methods(
             left_out[title] = str(error)
         else:
             methods[title] = found
+    if LINEAR in methods:
+        methods[DIGR_LINEAR] = replace(methods[LINEAR], policy=student)
     return methods, left_out
 
 

@@ -35,6 +35,7 @@ def test_quick_writes_every_table_and_figure_and_takes_a_method_that_the_paper_d
     for row in results["table_1"].values():
         assert 0 <= row["auc"] <= 1 and 0 <= row["important"] <= 128 and 0 <= row["unimportant"] <= 2048
     assert results["table_1"]["SARFA"]["states"] == 8 and results["table_1"]["DIGR"]["states"] == 200
+    assert {"DIGR", "DIGR, linearised"} <= results["saliency"].keys()
     assert list(results["robustness"]) == ["teacher", "distillation only", "DIGR"]
     for by_attack in results["robustness"].values():
         assert list(by_attack) == ["FGSM", "PGD", "MI-FGSM", "MAD", "uniform noise"]
