@@ -57,7 +57,7 @@ def test_the_stages_end_in_a_report_with_scores_maps_and_play(tmp_path, capsys):
     assert "score" in curve[0].split(",") and curve[-1].startswith("256,")
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert set(results["truth"]) == {*results["saliency"], UNIFORM}
-    assert len(results["saliency"]) == len(METHODS)
+    assert len(results["saliency"]) == len(METHODS) + 1  # the student's linearised map too
     assert results["truth"]["SARFA"]["states"] <= 4 and results["truth"][UNIFORM]["states"] == 9
     assert 0.001 < results["truth"][UNIFORM]["share"]["0"] < 0.02 and results["truth"][UNIFORM]["auc"] == 0.5
     causal = results["causal"]
