@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,13 +18,13 @@ import torch
 
 from carla_digr.driving.control import Neighbour, commands_of
 from carla_digr.explainer import Explainer
+from carla_digr.live.composition import WEIGHTS
 from carla_digr.objects import explain_objects, viewed_objects
 from carla_digr.saliency.metrics import rank_correlation
 from carla_digr.simulator.sensors import instance_picture
 from carla_digr.tasks.driving.drive import InProcessDrive
 from carla_digr.tasks.driving.objects import scene_objects
 
-WEIGHTS = Path(__file__).parents[2] / "carla_digr" / "weights" / "driving_student.safetensors"
 APART = 25  # ticks between two frames
 FRAMES_OF_A_DRIVE = 10
 DECIDING = 0.3  # KL of a vehicle that decides

@@ -12,10 +12,11 @@ import sys
 import cv2
 import numpy as np
 import torch
-from objects_truth import WEIGHTS, frames
+from objects_truth import frames
 
 from carla_digr import checkpoint
 from carla_digr.explainer import Explainer
+from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.trust import LOW, agreement
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.faithfulness import randomised
