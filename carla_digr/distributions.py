@@ -210,11 +210,13 @@ def divergence_of_others(pi: Tensor, change: Tensor) -> Tensor:
     Returns:
         float (...), not negative.
     """
-    exact = change.double().clamp(max=MOST_CHANGE)
-    beyond, pi = _beyond_first_order(exact), pi.double()
-    total = (pi * (exact + beyond)).sum(dim=-1)
-    of_logarithm = total.square() / 2 if _nearly_nothing(total) else total - torch.log1p(total)
-    return ((pi * beyond).sum(dim=-1) - of_logarithm).clamp(min=0).to(change.dtype)
+    pi, exact = pi.double(), change.double().clamp(max=MOST_CHANGE)
+    mean = (pi * exact).sum(dim=-1)
+    if _nearly_nothing(exact):
+        divergence = ((pi * exact.square()).sum(dim=-1) - mean.square()) / 2
+    else:
+        divergence = torch.log1p((pi * torch.expm1(exact)).sum(dim=-1)) - mean
+    return divergence.clamp(min=0).to(change.dtype)
 
 
 def _beyond_first_order(x: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ half the variance of c under pi), for training: one ordinary backward pass throu
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from carla_digr.distributions import DISTRIBUTIONS, divergence_of_others
+from carla_digr.distributions import DISTRIBUTIONS, MOST_CHANGE, divergence_of_others
 from carla_digr.policy import ActorCritic, Policy
 from carla_digr.saliency.gradient import input_contrast, input_gradient
 from carla_digr.saliency.perturbation import gaussian_blur
@@ -24,6 +26,7 @@ BLUR = 10 / 128  # standard deviation of the blur, of the picture's height; no c
 BUMP_RADIUS = 1.5  # pixels, standard deviation of G
 BUMP_MASS = 30.0  # sum of G over the pixels; eq. 3's has 157, one of this radius and the height 1 has 14
 TOWARDS_BLUR = 0.35  # t
+ROUNDED = 1e-2  # least of a map's largest value in the probability of all other actions, for float32 to do
 
 
 def linear_maps(
@@ -56,9 +59,8 @@ def linear_maps(
         at = states + TOWARDS_BLUR * delta
         if isinstance(policy, ActorCritic) and target is None:
             others, rows = _against_the_preferred(outputs)
-            contrast = input_contrast(policy, policy.trace(at)[2], rows, delta)
-            change = gaussian_blur(mass * contrast, radius).permute(0, 2, 3, 1)
-            return divergence_of_others(outputs.softmax(dim=1).gather(1, others)[:, None, None], change)
+            contrast = input_contrast(policy, policy.trace(at)[2], mass * rows, delta)
+            return pixel_divergence(outputs.softmax(dim=1).gather(1, others), _bumps(contrast, radius))
         contrast = (jacobian(policy, at) * delta[:, None]).sum(dim=2)
         change = gaussian_blur(mass * contrast, radius).permute(0, 2, 3, 1)
         return DISTRIBUTIONS[policy.output].divergence_after(outputs[:, None, None], change, target)
@@ -69,6 +71,36 @@ def _against_the_preferred(logits: Tensor) -> tuple[Tensor, Tensor]:
     preferred = F.one_hot(logits.argmax(dim=1), logits.shape[1])
     others = (1 - preferred).nonzero()[:, 1].view(len(logits), -1)
     return others, (F.one_hot(others, logits.shape[1]) - preferred[:, None]).to(logits.dtype)
+
+
+def _bumps(contrast: Tensor, radius: float) -> Tensor:
+    """``gaussian_blur`` of maps float (B, R, H, W), without a gradient, by OpenCV's filter."""
+    if contrast.dtype != torch.float32:
+        return gaussian_blur(contrast, radius)
+    found = np.empty(contrast.shape, np.float32)
+    size = 2 * int(4 * radius + 0.5) + 1  # as there
+    for before, after in zip(contrast.flatten(0, 1).numpy(), found.reshape(-1, *found.shape[2:]), strict=True):
+        cv2.GaussianBlur(before, (size, size), radius, after, borderType=cv2.BORDER_REFLECT)
+    return torch.from_numpy(found)
+
+
+def pixel_divergence(pi: Tensor, change: Tensor) -> Tensor:
+    """``divergence_of_others`` for each pixel.
+
+    Args:
+        pi: float (B, R), probabilities of all actions but the preferred one.
+        change: float (B, R, H, W), of their logits.
+
+    Returns:
+        float (B, H, W). In float32, where that has the digits: the error of what the exponential rounds away is 1e-7 of
+        the sum of ``pi``, which is to be small beside the map's largest value.
+    """
+    if change.dtype == torch.float32:
+        rows = change.clamp(max=MOST_CHANGE).flatten(2)
+        found = torch.log1p((pi[:, None] @ rows.exp().sub_(1))[:, 0]) - (pi[:, None] @ rows)[:, 0]
+        if bool((ROUNDED * pi.sum(dim=1) < found.amax(dim=1)).all()):
+            return found.clamp_(min=0).view(-1, *change.shape[2:])
+    return divergence_of_others(pi[:, None, None], change.permute(0, 2, 3, 1))
 
 
 def differentiable_maps(policy: ActorCritic, states: Tensor, logits: Tensor, signs: Tensor | None = None) -> Tensor:

@@ -11,16 +11,17 @@ import torch
 from test_saliency import make_policy, random_states
 from torch import nn
 
+from carla_digr import checkpoint
 from carla_digr.attacks import ATTACKS
 from carla_digr.config import PolicyConfig
-from carla_digr.distributions import DISTRIBUTIONS
+from carla_digr.distributions import DISTRIBUTIONS, divergence_of_others
 from carla_digr.errors import UserError
-from carla_digr.evaluation.saliency_methods import saliency_methods
+from carla_digr.evaluation.saliency_methods import DIGR_LINEAR, saliency_methods
 from carla_digr.live.viewer.page_decision import map_title
 from carla_digr.policy import ActorCritic, InputRecipe, TorchPolicy
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import input_contrast, input_gradient
-from carla_digr.saliency.linear import linear_maps
+from carla_digr.saliency.linear import linear_maps, pixel_divergence
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur
 
 COARSE = Perturbation(4.0, 3.0, stride=8)
@@ -159,7 +160,7 @@ def broken(monkeypatch):
 def test_a_package_that_cannot_be_loaded_costs_its_own_method_alone(policy, foreign, broken):
     policy = policy.float()
     methods, left_out = saliency_methods(policy, policy, COARSE)
-    assert methods.keys() == {METHODS[name].title for name in METHODS if name != broken}
+    assert methods.keys() == {METHODS[name].title for name in METHODS if name != broken} | {DIGR_LINEAR}
     assert left_out.keys() == {broken}
     assert "a_package_that_fails" in left_out[broken]
     assert map_title(broken, "brake") == "broken of brake"
@@ -237,6 +238,34 @@ def test_the_linear_map_is_its_formula(policy, target):
     assert torch.allclose(
         METHODS["linear"](policy, states, target), expected, rtol=1e-7, atol=1e-10 * float(expected.max())
     )
+
+
+@pytest.mark.parametrize("name", ["driving_calm_student", "driving_calm_teacher", "breakout_teacher"])
+def test_the_linear_map_in_float32_is_that_of_float64(name):
+    network = checkpoint.load(name)[0]
+    generator = torch.Generator().manual_seed(3)
+    smooth = gaussian_blur(torch.rand(4, *network.input_shape, generator=generator), 3.0)
+    states = ((smooth - 0.5) * 2 + 0.5).clamp(0, 1)
+    maps = linear_maps(network, states)
+    weights = {key: value.double() for key, value in network.state_dict().items()}
+    network.double().load_state_dict(weights)
+    exact = linear_maps(network, states.double())
+    largest = exact.amax(dim=(1, 2), keepdim=True)
+    assert maps.dtype == torch.float32 and float(((maps - exact).abs() / largest).max()) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.1, 1, 6])
+@pytest.mark.parametrize("unlikely", [0.9, 1e-2, 1e-7])
+def test_the_divergence_of_a_map_has_its_digits_in_float32(scale, unlikely):
+    generator = torch.Generator().manual_seed(0)
+    pi = torch.rand(3, 4, generator=generator).softmax(dim=1) * torch.tensor([unlikely, 1, unlikely / 4])[:, None] / 2
+    change = scale * torch.randn(3, 4, 9, 7, generator=generator)
+    change[1, 0] *= 1e3  # what counts least changes most
+    pi[1, 0] = 1e-7
+    exact = divergence_of_others(pi.double()[:, None, None], change.double().permute(0, 2, 3, 1))
+    found = pixel_divergence(pi, change)
+    largest = exact.amax(dim=(1, 2), keepdim=True)
+    assert found.dtype == torch.float32 and float(((found - exact).abs() / largest).max()) < 1e-5
 
 
 @pytest.mark.parametrize("convolutions", [((8, 8, 4), (8, 4, 2), (8, 3, 2)), ((8, 8, 8), (8, 3, 1)), ((8, 5, 2),)])
