@@ -145,9 +145,9 @@ def input_contrast(policy: ActorCritic, hidden: list[Tensor], weights: Tensor, d
     g = _first_gradient(policy, hidden, weights).contiguous(memory_format=torch.channels_last)
     blocks = F.conv2d(g, _of_blocks(layer), padding=1).permute(0, 2, 3, 1)
     rows, columns = height // stride, width // stride
-    own = delta.view(-1, 1, in_channels, rows, stride, columns, stride).permute(0, 1, 3, 5, 2, 4, 6).contiguous()
-    found = blocks.reshape(*weights.shape[:2], rows, columns, in_channels, stride**2) * own.flatten(5)
-    found = found.sum(dim=4).view(*weights.shape[:2], rows, columns, stride, stride)
+    own = delta.view(-1, 1, in_channels, rows, stride, columns, stride).permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+    channels = (blocks.reshape(*weights.shape[:2], rows, columns, -1) * own).chunk(in_channels, dim=4)
+    found = functools.reduce(torch.add, channels).view(*weights.shape[:2], rows, columns, stride, stride)
     return found.permute(0, 1, 2, 4, 3, 5).reshape(*weights.shape[:2], height, width)
 
 

@@ -152,9 +152,14 @@ def perturbed_outputs(policy: Policy, states: Tensor, perturbation: Perturbation
 
 def gaussian_blur(states: Tensor, sigma: float) -> Tensor:
     """Blur with the borders mirrored at the picture's edge, float (B, C, H, W)."""
-    height, width = states.shape[2:]
-    blur_y, blur_x = (torch.from_numpy(_blur_matrix(n, sigma)).to(states) for n in (height, width))
-    return torch.einsum("yi,bcij,xj->bcyx", blur_y, states, blur_x)
+    blur_y, blur_x = (_blurring(n, sigma, states.dtype).to(states.device) for n in states.shape[2:])
+    return blur_y @ (states @ blur_x.T)
+
+
+@lru_cache(maxsize=16)
+def _blurring(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # what is kept serves training too
+        return torch.from_numpy(_blur_matrix(n, sigma)).to(dtype)
 
 
 def _centres(n: int, stride: int) -> np.ndarray:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 import carla_digr
 from carla_digr.explainer import Explainer
 from carla_digr.tasks.driving.batch import DrivingVecEnv
 from carla_digr.tasks.driving.settings import DrivingConfig
+from carla_digr.training import prepare_process
 
 FRAMES = 200
 GOAL = 3.0  # times eq. 2's map
 
 
 def test_the_linear_map_takes_at_most_three_of_eq_2s():
-    torch.set_num_threads(1)
+    prepare_process()  # as the explainer's
     loaded = carla_digr.load_policy("driving_calm_student")
     explainers = {method: Explainer(loaded.network, loaded.card, method) for method in ("digr", "linear")}
     actions = "lane" if len(loaded.action_names) == 6 else "wheels"
