@@ -189,6 +189,53 @@ def test_generated_waypoints_and_topology_hold_both_carriageways(carla_map):
         assert begin.lane_id in driving
 
 
+lane_places = st.tuples(
+    st.integers(0, len(ROAD.pieces) - 1), st.sampled_from(sorted(EVERY_LANE)), st.floats(0.01, 0.99)
+)
+
+
+@given(lane_places, st.floats(0.5, 400.0))
+def test_from_anywhere_the_way_on_and_back_is_as_long_as_it_was_asked_for(carla_map, place, distance):
+    piece, lane, share = place
+    start = carla_map.get_waypoint_xodr(piece + 1, lane, share * float(ROAD.pieces[piece, LENGTH]))
+    (ahead,), (behind,) = start.next(distance), start.previous(distance)
+    for there, back in ((ahead, ahead.previous), (behind, behind.next)):
+        assert (there.lane_id, there.lane_type) == (start.lane_id, start.lane_type)
+        (again,) = back(distance)
+        assert again.transform.location.distance(start.transform.location) < 0.2
+    s, d, _ = (float(v) for v in ROAD.project(start.transform.location.x, start.transform.location.y))
+    on, beside, _ = (float(v) for v in ROAD.project(ahead.transform.location.x, ahead.transform.location.y))
+    gone = (on - s) * (1 if lane < 0 else -1) % ROAD.length
+    assert gone == pytest.approx(distance, abs=0.2) or gone == pytest.approx(distance - ROAD.length, abs=0.2)
+    assert beside == pytest.approx(d, abs=0.02)
+
+
+@given(lane_places)
+def test_neighbours_lie_a_lane_apart_at_the_same_place_of_the_road(carla_map, place):
+    piece, lane, share = place
+    start = carla_map.get_waypoint_xodr(piece + 1, lane, share * float(ROAD.pieces[piece, LENGTH]))
+    for side, neighbour in ((-1.0, start.get_left_lane()), (1.0, start.get_right_lane())):
+        if neighbour is None:
+            continue
+        (s0, d0), (s1, d1) = (
+            [float(v) for v in ROAD.project(w.transform.location.x, w.transform.location.y)[:2]]
+            for w in (start, neighbour)
+        )
+        assert min(abs(s1 - s0), ROAD.length - abs(s1 - s0)) < 0.1
+        assert abs(d1 - d0) == pytest.approx((start.lane_width + neighbour.lane_width) / 2, abs=0.05)
+        assert (d1 - d0) * side * (1.0 if lane < 0 else -1.0) > 0.0
+
+
+def test_the_topology_leads_around_and_back_to_where_it_began(carla_map):
+    after = {(a.road_id, a.lane_id): (b.road_id, b.lane_id) for a, b in carla_map.get_topology()}
+    for start in after:
+        way = [start]
+        while (there := after[way[-1]]) != start:
+            assert there not in way
+            way.append(there)
+        assert len(way) == len(ROAD.pieces)
+
+
 def test_the_median_is_marked_yellow_on_both_sides(carla_map):
     for waypoint in all_waypoints(carla_map):
         if waypoint.lane_id in (-1, 1, -2):
