@@ -108,6 +108,7 @@ class Server:
             self._go_on_with_batch()
             now = time.monotonic()
             if self._leave_at is not None and (now >= self._leave_at or not self._clients):
+                self._episode.tape.stop()
                 return
             if self._switch is not None and now >= self._switch[1]:
                 self._begin_episode()
