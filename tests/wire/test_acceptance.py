@@ -80,7 +80,8 @@ ANOTHER_VERSION = """
 """
 WITHOUT_CONTACTS_AND_HIGHWAY = """
     from carla_digr.simulator import road
-    from carla_digr.simulator.server import METHODS, get_actor_definitions
+    from carla_digr.simulator.calls import get_actor_definitions
+    from carla_digr.simulator.server import METHODS
     road.LANE_WIDTH = 2.5
     METHODS["get_actor_definitions"] = METHODS["get_actor_definitions"]._replace(
         function=lambda episode: [d for d in get_actor_definitions(episode) if d.id != "sensor.other.collision"]
@@ -91,8 +92,9 @@ UNFIT = """
     from itertools import cycle
     import numpy as np
     from carla_digr.simulator import world
-    from carla_digr.simulator.server import METHODS, apply_control_to_vehicle, destroy_actor, spawn_actor
+    from carla_digr.simulator.calls import apply_control_to_vehicle, destroy_actor, spawn_actor
     from carla_digr.simulator.calls import set_actor_target_velocity, set_actor_transform
+    from carla_digr.simulator.server import METHODS
     from carla_digr.simulator.wire import ActorDescription, Transform, Vector3D
     from carla_digr.simulator.world import World
 
