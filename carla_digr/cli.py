@@ -696,27 +696,34 @@ def add_view(commands: argparse._SubParsersAction) -> None:
 
     def run(args: argparse.Namespace) -> None:
         import gc
-        from contextlib import closing, suppress
+        from contextlib import ExitStack, suppress
 
         from carla_digr.images import Crop
         from carla_digr.live.viewer.asking import Asking
         from carla_digr.live.viewer.recorded import Recorded
         from carla_digr.live.viewer.server import ViewerServer
+        from carla_digr.live.viewer.shelf import Shelf, is_bag
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        bags = [args.bag, *([args.other] if args.other else [])]
+
+        def opened(bags: list[Path]) -> Recorded:
+            return Recorded(bags, args.camera, args.odometry, Crop.parse(args.crop), args.wrong_size)
+
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
-        with (
-            closing(Recorded(bags, args.camera, args.odometry, Crop.parse(args.crop), args.wrong_size)) as recorded,
-            ViewerServer(
-                args.viewer_host,
-                args.viewer_port,
-                colormap=args.colormap,
-                recorded=recorded,
-                asking=Asking(recorded.policy, lambda side, index: recorded.pictures(side, index)[0]),
-            ) as page,
-            suppress(KeyboardInterrupt),
-        ):
+        with ExitStack() as stack, suppress(KeyboardInterrupt):
+            shown: Recorded | Shelf
+            asking = None
+            if args.other is None and args.bag.is_dir() and not is_bag(args.bag):
+                shown = Shelf(args.bag, opened)
+                if not shown.names:
+                    raise UserError(f"There is no recording in {args.bag}.")
+            else:
+                shown = recorded = opened([args.bag, *([args.other] if args.other else [])])
+                stack.callback(recorded.close)
+                asking = Asking(recorded.policy, lambda side, index: recorded.pictures(side, index)[0])
+            page = stack.enter_context(
+                ViewerServer(args.viewer_host, args.viewer_port, colormap=args.colormap, recorded=shown, asking=asking)
+            )
             gc.freeze()
             gc.enable()
             print(f"The page is at {page.address} (Ctrl-C ends it)", flush=True)
@@ -728,7 +735,12 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         description="Serve the web page for a recording: timeline, speed, steps, jumps to events; with a second one, "
         "for example by another method or policy, both side by side and jumps to where their maps agree least.",
     )
-    parser.add_argument("bag", metavar="BAG", type=Path, help="a bag's directory, or its .mcap or .db3 file")
+    parser.add_argument(
+        "bag",
+        metavar="BAG",
+        type=Path,
+        help="a bag's directory, or its .mcap or .db3 file; or a folder of recordings, which the page lists",
+    )
     parser.add_argument("other", metavar="BAG2", type=Path, nargs="?", help="another recording of the same drive")
     parser.add_argument(
         "--viewer-port",

@@ -21,6 +21,7 @@ from test_page import pixels, shown, wait_for_frame
 from carla_digr.errors import UserError
 from carla_digr.live.viewer.recorded import Recorded
 from carla_digr.live.viewer.server import ViewerServer
+from carla_digr.live.viewer.shelf import Shelf
 from carla_digr.recordings.bag import open_bag
 from carla_digr.recordings.topics import IMAGE
 from carla_digr.saliency.overlay import overlay
@@ -238,6 +239,35 @@ def test_recordings_of_two_drives_are_refused(bags, tmp_path):
         Recorded([bags[0], tmp_path / "late"])
     with open_bag(bags[0]):
         pass
+
+
+def test_a_folders_recordings_are_listed_and_opened_by_their_names_alone(bags, context):
+    with ViewerServer(port=0, recorded=Shelf(bags[0].parent, Recorded)) as server:
+        page = context.new_page()
+        page.goto(server.url)
+        names = page.locator("#shelf-list a")
+        expect(names).to_have_count(2)
+        assert set(names.all_inner_texts()) == {"drive", "explained"}
+        names.get_by_text("explained").click()
+        wait_for_frame(page, 1)
+        expect(page.locator("#captions span")).to_have_count(1)
+        page.get_by_role("button", name="Recordings").click()
+        page.get_by_role("dialog").get_by_text("beside").click()
+        wait_for_frame(page, 1)
+        expect(page.locator("#captions span")).to_have_text([re.compile("^explained"), re.compile("^drive")])
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        for query in (
+            "",
+            "?bag=..",
+            "?bag=../bags/drive",
+            "?bag=%2Fetc",
+            "?bag=drive&bag=explained&bag=drive",
+            "?bag=",
+        ):
+            connection.request("GET", f"/api/recording{query}")
+            refused = connection.getresponse()
+            refused.read()
+            assert refused.status == 404, query
 
 
 def test_the_command_serves_on_loopback_until_it_is_ended(bags):

@@ -106,6 +106,9 @@ def steer_by_the_command_line(cars, domain):
     assert "must be inferno or turbo" in say("set", "colormap", "beige", status=2)
     assert "no beauty to set; choose one of attack," in say("set", "beauty", "1", status=2)
     assert "driving_studet" in say("policy", "driving_studet", status=2)
+    assert say("drive", "0", "0", "0.5", "0.1") == "driven for 0.1 s\n"
+    assert "STEER must lie in [-1, 1]" in say("drive", "-2", "0", "0", status=2)
+    assert say("record", "on") == "recording\n"
     assert say("reset", "77").endswith("Seed 77 comes next.\n")
     assert say("resume") == "driving\n"
     live_support.until(lambda: cars["car1"].frames() > held + 5)

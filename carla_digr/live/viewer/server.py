@@ -52,7 +52,8 @@ the server leaves at most ``client.WINDOW`` frames unanswered and then keeps onl
 bounds the memory and the age of the picture for a client that is slow, frozen or gone.
 
 With recordings instead of a drive, ``GET /api/recording`` is `recorded.Recorded.description` and
-``GET /api/recording/SIDE/INDEX`` a binary message of one frame, its header without what the description has already.
+``GET /api/recording/SIDE/INDEX`` a binary message of one frame, its header without what the description has already;
+with a folder of them ``?bag=NAME`` of ``GET /api/recordings`` says which.
 """
 
 from __future__ import annotations
@@ -60,7 +61,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import socket
 import threading
@@ -87,6 +87,7 @@ from carla_digr.saliency.overlay import COLORMAP, colours
 if TYPE_CHECKING:
     from carla_digr.live.viewer.asking import Asking
     from carla_digr.live.viewer.recorded import Recorded
+    from carla_digr.live.viewer.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class ViewerServer:
         port: TCP port, 0 for any free one.
         colormap: colours of the map, one of `carla_digr.saliency.overlay.COLORMAPS`; the page mixes them into the
             picture as `overlay` does. `change_colormap` changes them later.
-        recorded: recordings to show instead of a live drive; nothing is published then.
+        recorded: recordings to show instead of a live drive, or a folder of them; nothing is published then.
         controls: does what pages want that have the token of `address`; None: they can do nothing.
         asking: answers what such pages ask about a frame.
         allowed_hosts: names under which browsers may reach the page besides ``localhost``, IP addresses, ``host`` and
@@ -147,7 +148,7 @@ class ViewerServer:
         port: int = 8765,
         *,
         colormap: str = COLORMAP,
-        recorded: Recorded | None = None,
+        recorded: Recorded | Shelf | None = None,
         controls: Controls | None = None,
         asking: Asking | None = None,
         allowed_hosts: Iterable[str] = (),
@@ -159,7 +160,6 @@ class ViewerServer:
         self._token = None if controls is None and asking is None else new_token()
         self._state: dict[str, Any] = {}  # the server's thread's, as
         self._doing: set[asyncio.Task[None]] = set()
-        self._description = b"" if recorded is None else json.dumps(recorded.description()).encode()
         self._socket = bind(host, port)
         if not is_loopback(host):
             log.warning(
@@ -354,8 +354,9 @@ class ViewerServer:
         app.router.add_get("/api/status", self._get_status)
         app.router.add_get("/ws", self._websocket)
         if self._recorded is not None:
-            app.router.add_get("/api/recording", self._get_recording)
-            app.router.add_get(r"/api/recording/{side:\d}/{index:\d{1,9}}", self._get_recorded_frame)
+            from carla_digr.live.viewer import shelf  # and rosbags, which a live page does without
+
+            shelf.add_routes(app.router, shelf.source(self._recorded))
         if self._asking is not None and self._token is not None:
             handler = self._asking.handler(self._token, self.tell)
             app.router.add_get(r"/api/ask/{side:\d}/{index:\d{1,15}}/{kind}", handler)
@@ -413,22 +414,6 @@ class ViewerServer:
     async def _get_status(self, request: web.Request) -> web.Response:
         return web.json_response(self.status(), headers={"Cache-Control": "no-store"})
 
-    async def _get_recording(self, request: web.Request) -> web.Response:
-        response = web.Response(body=self._description, content_type="application/json")
-        response.enable_compression()
-        return response
-
-    async def _get_recorded_frame(self, request: web.Request) -> web.Response:
-        assert self._recorded is not None
-        side, index = int(request.match_info["side"]), int(request.match_info["index"])
-        try:
-            body = await self._loop.run_in_executor(None, self._recorded.message, side, index)
-        except LookupError:
-            raise web.HTTPNotFound(text=f"There is no frame {index} in recording {side}.\n") from None
-        except UserError as error:
-            raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
-        return web.Response(body=body, content_type="application/octet-stream")
-
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get("Origin")  # browsers always send it, and pages cannot forge it
         if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
@@ -442,6 +427,7 @@ class ViewerServer:
         hello = {"type": "hello", "version": __version__, "now": time.monotonic(), "colormap": greeted}
         told = self._state
         shows = {"recording": self._recorded is not None, "asking": self._asking is not None}
+        shows["shelf"] = hasattr(self._recorded, "names")
         await websocket.send_json({**hello, **shows})
         if told:
             await websocket.send_json({"type": "state", **told})

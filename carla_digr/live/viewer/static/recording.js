@@ -18,6 +18,25 @@ export function parse(message) {
   };
 }
 
+// Lists the recordings of the server's folder; one that is chosen is opened, or laid beside another.
+export async function chooseRecording() {
+  const names = await (await fetch("api/recordings")).json();
+  const link = (text, bags) => {
+    const made = document.createElement("a");
+    made.textContent = text;
+    made.href = `?${new URLSearchParams(bags.map((bag) => ["bag", bag]))}`;
+    return made;
+  };
+  const [chosen] = new URLSearchParams(location.search).getAll("bag");
+  byId("shelf-list").replaceChildren(...names.map((name) => {
+    const item = document.createElement("li");
+    item.append(link(name, [name]));
+    if (chosen && chosen !== name) item.append(link("beside", [chosen, name]));
+    return item;
+  }));
+  byId("shelf").show();
+}
+
 export class Recording {
   constructor({ sides, frames, events, ignored }) {
     Object.assign(this, { sides, events, ignored });
@@ -44,7 +63,7 @@ export class Recording {
 
   async fetch(side, index) {
     if (!this.frames[index].decisions[side]) return null;
-    const response = await fetch(`api/recording/${side}/${index}`);
+    const response = await fetch(`api/recording/${side}/${index}${location.search}`);
     if (!response.ok) throw Error(await response.text());
     const picture = parse(await response.arrayBuffer());
     this.frames[index].decisions[side].saliency_flat = picture.map?.every((value) => !value);

@@ -8,7 +8,7 @@ import { Objects } from "./objects.js";
 import { Picture } from "./picture.js";
 import { HUES, LATENCY_BUDGET_MS, drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
 import { saveCsv, savePng } from "./save.js";
-import { Recording, parse } from "./recording.js";
+import { Recording, chooseRecording, parse } from "./recording.js";
 
 const HISTORY_FRAMES = 1200; // a minute at 20 Hz
 const EVENT_SECONDS = 3; // an event stays on the page this long after its frame
@@ -102,14 +102,18 @@ function connect() {
 function greet(hello) {
   Object.assign(connection, { state: "live", attempts: 0, lastSequence: null, recent: [] });
   connection.clockOffset = clock() - hello.now;
-  if (hello.recording && !recording) openRecording();
+  byId("shelf-button").hidden = !hello.shelf;
+  if (hello.shelf && !location.search) chooseRecording();
+  else if (hello.recording && !recording) openRecording();
   control.opened();
   ask.possible = hello.asking;
   refreshState();
 }
 
 async function openRecording() {
-  recording = new Recording(await (await fetch("api/recording")).json());
+  const response = await fetch(`api/recording${location.search}`);
+  if (!response.ok) return void (control.say((await response.text()).trim(), false), chooseRecording());
+  recording = new Recording(await response.json());
   for (const frame of recording.frames) history.push(frame);
   recording.present((change) => {
     change();
@@ -530,6 +534,7 @@ byId("save-button").addEventListener("click", () => byId("save").show());
 byId("save-png").addEventListener("click", () => shown && savePng(shown, picture.places()));
 byId("save-csv").addEventListener("click", () => saveCsv(history));
 byId("save").addEventListener("keydown", ({ key }) => key === "Escape" && byId("save").close());
+byId("shelf-button").addEventListener("click", chooseRecording);
 byId("help-button").addEventListener("click", () => byId("help").showModal());
 for (const input of document.querySelectorAll("input[name=view]")) input.addEventListener("change", () => setView(input.value));
 document.addEventListener("visibilitychange", () => {
