@@ -19,7 +19,7 @@ import pytest
 live_support.workspace()
 
 from ackermann_msgs.msg import AckermannDrive, AckermannDriveStamped  # noqa: E402
-from carla_digr_msgs.msg import DrivingDecision, ExplainedObjects, Vehicle, VehicleControl, Vehicles  # noqa: E402
+from carla_digr_msgs.msg import DrivingDecision, VehicleControl  # noqa: E402
 from carla_digr_msgs.srv import SetPolicy  # noqa: E402
 from carla_digr_ros import conversion, security, topics  # noqa: E402
 from geometry_msgs.msg import Twist, Vector3  # noqa: E402
@@ -27,9 +27,8 @@ from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters, SetParameters  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.serialization import serialize_message  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
+from strange_messages import nonsense  # noqa: E402
 
 from carla_digr.driving.control import ACTIONS  # noqa: E402
 from carla_digr.explainer import Explainer  # noqa: E402
@@ -503,28 +502,6 @@ def test_the_policy_of_sros_names_what_the_nodes_hear_publish_and_answer(drive, 
                 lambda ask=ask, name=name, wanted=granted[right]: {n for n, _ in ask(name, "/")} == wanted
             )
     assert {p.get("ns") for p in security.policy("car2").getroot().iter("profile")} == {"/car2"}
-
-
-def nonsense(topic, header) -> list:
-    """What is no message of a topic at all, and messages that no node can use, with a frame's header."""
-    whole = serialize_message(topic.type())
-    found = [b"", b"\0\1\0\3", whole[:7], whole[:20], whole[:-3], whole[:4] + b"\xff" * (len(whole) - 8)]
-    if topic.type is Image:
-        shapes = ("mono8", 8, 8, 8), ("rgb8", 8, 8, 24), ("16UC1", 8, 8, 16), ("32FC1", 8, 8, 32), ("", 8, 8, 8)
-        for encoding, height, width, step in shapes:
-            for rows in (height, 0, 2**31):
-                fields = {"encoding": encoding, "height": rows, "width": width, "step": step}
-                found += [Image(header=header, data=bytes(size), **fields) for size in (0, height * step - 1)]
-            if topic is topics.SALIENCY and encoding != "32FC1":
-                found.append(Image(header=header, data=bytes(height * step), **{**fields, "height": height}))
-    elif topic is topics.DECISION:
-        many = {"action_names": ["x"] * 2000, "probabilities": [0.0] * 2000}
-        found += [DrivingDecision(header=header, **many), DrivingDecision(header=header, policy_hash="x" * 100_000)]
-    elif topic is topics.VEHICLES:
-        found.append(Vehicles(header=header, vehicles=[Vehicle()] * 2000))
-    elif topic is topics.OBJECTS:
-        found.append(ExplainedObjects(header=header, sentence="x" * 100_000))
-    return found
 
 
 def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, onlookers):

@@ -283,6 +283,11 @@ class ExplainerNode(ManagedNode):
 
     def _on_image(self, message: Image) -> None:
         start = self._last_picture = time.monotonic()
+        try:  # before its stamp counts: what is no picture moves no clock
+            rgb = self._explainer.fitted(to_rgb(message))
+        except (UserError, ValueError) as error:
+            self._refuse(f"Refused a picture on {self._topic()}: {error}")
+            return
         stamp = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
         order = self._stamps.check(stamp)
         if order in (Order.REPEATED, Order.LATE):
@@ -296,17 +301,14 @@ class ExplainerNode(ManagedNode):
         self._last_stamp = stamp
         attack, epsilon = self._settings["attack"], self._settings["attack_epsilon"]
         try:
-            rgb = self._explainer.fitted(to_rgb(message))
             if attack != "none":
                 rgb = self._explainer.attacked(rgb, attack, epsilon)
             decision = self._explainer.decide(rgb)
         except (UserError, ValueError) as error:
-            self._refused += 1
-            self._report(f"Refused a picture on {self._topic()}: {error}")
+            self._refuse(f"Refused a picture on {self._topic()}: {error}")
             return
         except Exception as error:  # whatever a broken policy does: no decision, and the bridge brakes
-            self._refused += 1
-            self._report(f"No decision for this frame: {error!r}")
+            self._refuse(f"No decision for this frame: {error!r}")
             return
         answer = self._decision_message(message.header, decision)
         answer.attack = f"{attack} {epsilon:g}" if attack != "none" else ""
@@ -399,6 +401,10 @@ class ExplainerNode(ManagedNode):
             self._overlay_jpegs.publish(to_jpeg(picture, header))
 
     # --- diagnostics ---
+
+    def _refuse(self, problem: str) -> None:
+        self._refused += 1
+        self._report(problem)
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:  # each kind of problem at once on /diagnostics, repetitions once a second
