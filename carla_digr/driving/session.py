@@ -12,8 +12,10 @@ import contextlib
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 import weakref
@@ -96,6 +98,7 @@ class Session:
         _wait_for_port(host, port, timeout)
         client = carla.Client(host, port, worker_threads=1)  # one: sensor data are handled in the order they come in
         client.set_timeout(timeout)
+        _have_a_cache(client)
         try:
             version = client.get_server_version()
         except RuntimeError as error:
@@ -449,6 +452,20 @@ def _wait_for_port(host: str, port: int, timeout: float) -> None:
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def _have_a_cache(client: carla.Client) -> None:
+    """Where the client cannot keep what it downloads at home, let it do so in a directory of this process.
+
+    It downloads where walkers may go when it connects, and without a place for that it fails.
+    """
+    cache = Path(os.environ.get("HOME", "/"), "carlaCache")
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache, os.W_OK):
+        directory = tempfile.mkdtemp(prefix="carla-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        client.set_files_base_folder(directory)
 
 
 def describe(error: Exception) -> str:

@@ -8,7 +8,7 @@ import queue
 import carla
 import numpy as np
 import pytest
-from simulator_process import eventually
+from simulator_process import eventually, run_client
 
 from carla_digr.driving.session import SensorStream, Session
 from carla_digr.simulator.navigation import STRIP
@@ -89,6 +89,21 @@ def test_walkers_are_spawned_and_led_as_generate_traffic_does_it(session, client
     assert len(where) == 24
     with pytest.raises(RuntimeError, match="needs a walker to be attached to"):
         session.world.spawn_actor(session.blueprints.find("controller.ai.walker"), carla.Transform())
+
+
+WITHOUT_A_HOME = """
+    import os
+    os.environ["HOME"] = "/proc"  # where nobody can write
+    from carla_digr.driving.session import Session
+    with Session.connect("127.0.0.1", PORT, 20.0) as session:
+        session.tick()
+        print(session.world.get_random_location_from_navigation().z)
+"""
+
+
+def test_a_session_needs_no_home_for_what_the_client_downloads(shared_simulator):
+    said, errors = run_client(WITHOUT_A_HOME, shared_simulator).communicate(timeout=120)
+    assert said == "0.0\n", errors
 
 
 def test_a_walker_goes_where_its_control_says_and_carries_a_camera(session):
