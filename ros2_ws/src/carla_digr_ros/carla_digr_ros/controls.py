@@ -24,10 +24,10 @@ from carla_digr_msgs.srv import SetPolicy
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import ParameterDescriptor
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
 from rclpy.client import Client
 from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
-from rclpy.parameter_client import AsyncParameterClient
 from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
@@ -35,8 +35,7 @@ from carla_digr.errors import UserError
 
 BRIDGE, EXPLAINER, PAGE, RECORDER = "carla_bridge", "explainer", "viewer", "recorder"
 NODES = (BRIDGE, EXPLAINER, PAGE)  # whose parameters can be set
-MAYBE = (PAGE, RECORDER)  # a drive may have none
-MAYBE_SECONDS = 1.5  # that such a node has to be found
+MAYBE_SECONDS = {PAGE: 1.5, RECORDER: 5.0}  # that nodes have to be found that a drive may lack
 ANSWER_SECONDS = 10.0  # that a node has to be found and to answer
 POLICY_SECONDS = 60.0  # the same for loading a policy
 # rclpy's own, which a drive does not change; weights change by `policy`.
@@ -68,7 +67,6 @@ class Controls:
         self._node = node
         self._wait = wait
         self._clients: dict[str, Client] = {}
-        self._parameters: dict[str, AsyncParameterClient] = {}
         self._known: dict[str, Setting] = {}  # what was found so far: a change then takes one call, not four
 
     def do(self, words: Sequence[str]) -> str:
@@ -109,20 +107,19 @@ class Controls:
         """
         found: dict[str, Setting] = {}
         for node in nodes:
-            if node not in self._parameters:
-                self._parameters[node] = AsyncParameterClient(self._node, node)
-            client = self._parameters[node]
-            if node in MAYBE and not client.wait_for_services(MAYBE_SECONDS):
-                continue
-            self._find(client.wait_for_services, node)
-            names = self._answer(client.list_parameters(), node).result.names
-            described = self._answer(client.describe_parameters(names), node).descriptors
+            try:
+                listed = self._once(ListParameters, f"{node}/list_parameters", ListParameters.Request())
+            except UserError:
+                if node in MAYBE_SECONDS:
+                    continue
+                raise
+            request = DescribeParameters.Request(names=listed.result.names)
+            described = self._once(DescribeParameters, f"{node}/describe_parameters", request).descriptors
             live = [d for d in described if not d.read_only and d.name not in HIDDEN and "." not in d.name]
-            values = self._answer(client.get_parameters([d.name for d in live]), node).values
+            values = self.values(node, [d.name for d in live])
             for descriptor, value in zip(live, values, strict=True):
                 before = found.get(descriptor.name)
-                others = before.nodes if before else ()
-                now = parameter_value_to_python(value) if before is None else before.value
+                now, others = (before.value, before.nodes) if before else (value, ())
                 found[descriptor.name] = Setting(now, descriptor, (*others, node))
         for name, setting in found.items():
             known = self._known[name].nodes if name in self._known else ()
@@ -135,19 +132,17 @@ class Controls:
         Raises:
             UserError: it is not there.
         """
-        if node not in self._parameters:
-            self._parameters[node] = AsyncParameterClient(self._node, node)
-        self._find(self._parameters[node].wait_for_services, node)
-        answer = self._answer(self._parameters[node].get_parameters(list(names)), node)
+        answer = self._once(GetParameters, f"{node}/get_parameters", GetParameters.Request(names=list(names)))
         return [parameter_value_to_python(value) for value in answer.values]
 
     def _set(self, name: str, text: str, nodes: Sequence[str] = NODES) -> str:
         settings = self._known if name in self._known else self.settings(nodes)
         if name not in settings:
             raise UserError(f"A drive has no {name} to set; choose one of {', '.join(sorted(settings))}.")
-        new = Parameter(name, value=_value(name, text, settings[name].descriptor.type))
+        new = Parameter(name, value=_value(name, text, settings[name].descriptor.type)).to_parameter_msg()
         for node in settings[name].nodes:
-            (verdict,) = self._answer(self._parameters[node].set_parameters([new]), name).results
+            request = SetParameters.Request(parameters=[new])
+            (verdict,) = self._call(SetParameters, f"{node}/set_parameters", request).results
             if not verdict.successful:
                 raise UserError(verdict.reason or f"{name} cannot be {text}.")
         return f"{name}: {text}"
@@ -173,8 +168,15 @@ class Controls:
         self._find(self._clients[name].wait_for_service, name.partition("/")[0])
         return self._answer(self._clients[name].call_async(request), name, seconds)
 
+    def _once(self, kind: Any, name: str, request: Any) -> Any:
+        """As `_call` for what is seldom asked: a client that stays costs the node's executor with every message."""
+        try:
+            return self._call(kind, name, request)
+        finally:
+            self._node.destroy_client(self._clients.pop(name))
+
     def _find(self, wait: Callable[[float], bool], node: str) -> None:
-        if wait(MAYBE_SECONDS if node in MAYBE else ANSWER_SECONDS):
+        if wait(MAYBE_SECONDS.get(node, ANSWER_SECONDS)):
             return
         if node == RECORDER:
             raise UserError("This drive has no recorder: start it with --record DIRECTORY.")
