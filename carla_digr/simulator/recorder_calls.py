@@ -63,8 +63,7 @@ def replay_file(
     if header.map != MAP_NAME:
         raise CallFailed(f"{name} was recorded on another map, {header.map:.80}")
     last = 0.0
-    for frame in frames:  # checks all of it too
-        recording.motions(frame), recording.steps(frame)
+    for frame in frames:
         last = frame.stamp
     start = min(max(start if start >= 0.0 else last + start, 0.0), last)
     end = min(start + duration, last) if duration > 0.0 else last

@@ -28,7 +28,7 @@ from carla_digr.simulator.wire import AttributeValue, Transform, Weather
 DIRECTORY = Path("runs/recorder")
 MAGIC = b"carla_digr recorder 1\n"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-LARGEST = 512 * 2**20  # bytes of a file: an hour with 100 vehicles at 20 Hz
+LARGEST = 512 * 2**20  # bytes of a file: 40 minutes with 100 vehicles at 20 Hz
 LARGEST_PART = 16 * 2**20  # bytes of a frame
 FARTHEST = 1e6  # m, m/s and rad that are believed
 

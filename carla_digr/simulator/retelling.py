@@ -17,20 +17,22 @@ class _Text:
 
     def __init__(self, header: Header):
         self._lines = ["Version: 1", f"Map: {header.map}", f"Date: {header.date}", ""]
-        self._left_out = self._frames = 0
+        self._frames = 0
         self._stamp = 0.0
+
+    @property
+    def full(self) -> bool:
+        return len(self._lines) >= MOST_LINES
 
     def frame(self, frame: Frame) -> None:
         self._frames, self._stamp = self._frames + 1, frame.stamp
 
     def add(self, line: str) -> None:
-        if len(self._lines) < MOST_LINES:
+        if not self.full:
             self._lines.append(line)
-        else:
-            self._left_out += 1
 
     def whole(self) -> str:
-        left_out = [f"... and {self._left_out} more lines"] if self._left_out else []
+        left_out = ["... and more, for which there is no room"] if self.full else []
         end = ["", f"Frames: {self._frames}", f"Duration: {self._stamp:g} seconds", ""]
         return "\n".join([*self._lines, *left_out, *end])
 
@@ -40,7 +42,7 @@ def info(header: Header, frames: Iterable[Frame], everything: bool) -> str:
     text = _Text(header)
     for number, frame in enumerate(frames, start=1):
         text.frame(frame)
-        if not (everything or frame.came or frame.went or frame.contacts or frame.weather):
+        if text.full or not (everything or frame.came or frame.went or frame.contacts or frame.weather):
             continue
         text.add(f"Frame {number} at {frame.stamp:g} seconds")
         for actor in frame.came:
