@@ -22,7 +22,10 @@ def drive() -> Episode:
     for number, name in enumerate(("vehicle.tesla.model3", "walker.pedestrian.0001", "static.prop.barrel")):
         x, y, _ = (float(v[0]) for v in episode.world.road.pose([50.0 + 20.0 * number], [4.0]))
         uid = 0
-        episode.spawn(wire.ActorDescription(uid, name, []), Transform(Vector3D(x, y, 0.5)), 0)
+        entry = episode.spawn(wire.ActorDescription(uid, name, []), Transform(Vector3D(x, y, 0.5)), 0)
+        if number == 0:
+            camera = wire.ActorDescription(0, "sensor.camera.rgb", [wire.AttributeValue("fov", wire.FLOAT, "40.0")])
+            episode.spawn(camera, Transform(Vector3D(-6.0, 0.0, 3.0)), entry.id)
     return episode
 
 
@@ -46,6 +49,21 @@ def test_what_was_written_is_read(recorded):
     assert [len(recording.steps(frame)) for frame in frames] == [2] * 6
     np.testing.assert_allclose([frame.stamp for frame in frames], 0.05 * np.arange(6), atol=1e-9)
     assert "Frames: 6" in retelling.info(header, frames, True)
+
+
+@pytest.mark.parametrize("sensors", [False, True])
+def test_sensors_come_back_where_they_are_asked_for(recorded, sensors):
+    episode = Episode(1, 0, wire.EpisodeSettings(True), 2001)
+    episode.tape.directory = recorded.parent
+    replay_file(episode, recorded.name, 0.0, 0.0, 0, sensors, Transform())
+    list(advance(episode, ()))
+    made = [entry.description.id for entry in episode.actors.values()]
+    assert made.count("sensor.camera.rgb") == sensors and len(made) == 4 + sensors
+    if sensors:
+        (camera,) = (entry for entry in episode.actors.values() if entry.camera is not None)
+        assert camera.camera.fov == 40.0
+        assert episode.actors[camera.parent].description.id == "vehicle.tesla.model3"
+        assert episode.place(camera).location.z == pytest.approx(3.0)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
