@@ -1,9 +1,10 @@
 """A drive with strangers beside it: frames lost, decisions late, brakes.
 
-``python tests/bench/attackers.py OUT.json [--seconds 600] [--pause 1.0]``: `carla-digr live`, measured, while all that
-it listens to is attacked once a ``pause``: each topic by messages that are none (strange_messages.py), /clock by the
-wall's time, `set_policy` by files that are none, the page by clients that are deaf, half asked or talk nonsense, the
-simulator by calls that are too large. What it prints is the measurement of the drive, with how often each attacked.
+``python tests/bench/attackers.py OUT.json [--seconds 600] [--pause 1.0] [--only NAME]``: `carla-digr live`, measured,
+while all that it listens to is attacked once a ``pause``: each topic by messages that are none (strange_messages.py),
+/clock by the wall's time, `set_policy` by files that are none, the page by clients that are deaf, half asked or talk
+nonsense, the simulator by calls that are too large. What it prints is the measurement of the drive, with how often each
+attacked; `--only none` drives without them.
 """
 
 from __future__ import annotations
@@ -142,6 +143,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--pause", type=float, default=1.0)
+    parser.add_argument(
+        "--only", default="", help="one of: messages, clocks, policies, half_asked, deaf_page, talk, calls"
+    )
     args = parser.parse_args()
     port, page = live_support.free_port(), live_support.free_port()
     command = [sys.executable, "-m", "carla_digr.cli", "live", "--port", str(port), "--viewer-port", str(page),
@@ -159,7 +163,7 @@ def main() -> None:
                 attack()
                 time.sleep(args.pause)
 
-        for attack in strangers.all_of_them():
+        for attack in (each for each in strangers.all_of_them() if args.only in ("", each.__name__)):
             threading.Thread(target=again, args=(attack,), daemon=True).start()
         drive.wait()
         attacks = dict(strangers.done)
