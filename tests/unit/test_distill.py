@@ -165,7 +165,7 @@ def test_the_student_is_better_on_held_out_maps_than_where_it_began(tiny_run, ti
     _, held_out = split(load_dataset(tiny_run / "dataset"), tiny_config.distill.held_out)
     before = held_out_figures(make_student(tiny_config, teacher), teacher, held_out, 0.1)
     after = held_out_figures(student, teacher, held_out, 0.1)
-    assert after["score"] < before["score"] and after["share"] < 0.9 * before["share"]
+    assert after["score"] < before["score"] and after["share"] < 0.95 * before["share"]
     assert card["metrics"]["held_out_share"] == pytest.approx(after["share"], rel=1e-5)
     assert card["teacher_sha256"] == checkpoint.load(tiny_run / "teacher.safetensors")[1]["weights_sha256"]
 

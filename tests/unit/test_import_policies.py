@@ -165,7 +165,7 @@ def test_perturbation_is_the_definition(pair):
 def test_the_linearised_map_is_the_definition(pair):
     foreign, policy, _ = pair
     x = states(foreign, 1)
-    delta = (blurred(x, 10.0) - x).to(x.dtype)
+    delta = (blurred(x, x.shape[2] * 10 / 128) - x).to(x.dtype)
     at = (x + 0.35 * delta).requires_grad_(True)
     outputs = foreign.outputs(at)
     rows = [
@@ -175,16 +175,16 @@ def test_the_linearised_map_is_the_definition(pair):
         for k in range(outputs.shape[1])
     ]
     contrast = torch.stack([(row * delta).sum(dim=1) for row in rows], dim=1)
-    c = blurred(contrast, 1.5)
     with torch.no_grad():
-        here = foreign.outputs(x).double()
+        before = foreign.outputs(x).double()[:, :, None, None]
+    after = before + 30 * blurred(contrast, 1.5)
     if foreign.output == "gaussian":
-        means, log_deviation = c.chunk(2, dim=1)
-        deviation = here.chunk(2, dim=1)[1].exp()[:, :, None, None]
-        theirs = (means.square() / deviation**2 + 2 * log_deviation.square()).sum(dim=1) / 2
+        (mean, log_sigma), (other, log_other) = before.chunk(2, dim=1), after.chunk(2, dim=1)
+        ratio = ((2 * log_sigma).exp() + (other - mean).square()) / (2 * log_other).exp()
+        theirs = (log_other - log_sigma + ratio / 2 - 1 / 2).sum(dim=1)
     else:
-        pi = here.softmax(dim=1)[:, :, None, None]
-        theirs = ((pi * c.square()).sum(dim=1) - (pi * c).sum(dim=1).square()) / 2
+        log_p, log_q = before.log_softmax(dim=1), after.log_softmax(dim=1)
+        theirs = (log_p.exp() * (log_p - log_q)).sum(dim=1)
     ours = METHODS["linear"](policy, x).double()
     assert ((ours - theirs).abs() <= (1e-4 if x.dtype == torch.float32 else 1e-9) * theirs.max()).all()
 

@@ -20,6 +20,7 @@ from carla_digr import checkpoint
 from carla_digr.cli import main
 from carla_digr.errors import UserError
 from carla_digr.evaluation.evaluate import _reference_maps, task_report
+from carla_digr.evaluation.saliency_methods import DIGR_LINEAR
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency import METHODS
 from carla_digr.tasks import make_task
@@ -45,7 +46,7 @@ def test_the_four_stages_leave_a_report(tmp_path, tiny_yaml, tiny_run, capsys):
     }
     for row in results["performance"].values():
         assert 0 <= row["success"]["mean"] <= 1
-    assert set(results["saliency"]) == {method.title for method in METHODS.values()}
+    assert set(results["saliency"]) == {method.title for method in METHODS.values()} | {DIGR_LINEAR}
     for row in results["saliency"].values():
         assert 0 <= row["auc"] <= 1 and 0 <= row["share"] <= 1 and row["milliseconds"] > 0
     assert results["saliency"]["Gaussian-Blur Perturbation"]["agreement"] == pytest.approx(1)
