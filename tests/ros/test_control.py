@@ -160,11 +160,15 @@ def test_pause_step_and_reset(drive):
     assert not refused.success and "Pause the drive first" in refused.message
     assert drive.call(SetBool, "/carla_bridge/pause", data=True).success
     drive.observer.until(lambda: drive.status("carla_bridge")["says"] == "paused")
+
+    def explained():
+        return drive.last(topics.OVERLAY).header.stamp == drive.last(topics.FRAME).header.stamp
+
+    drive.observer.until(explained)
     number = drive.last(topics.FRAME).frame
     for step in (1, 2):
         assert drive.call(Trigger, "/carla_bridge/step").success
-        drive.new(topics.OVERLAY)
-        assert drive.last(topics.FRAME).frame == number + step
+        drive.observer.until(lambda step=step: drive.last(topics.FRAME).frame == number + step and explained())
     episode = drive.last(topics.FRAME).episode
     assert drive.set("carla_bridge", seed=77) == ""
     assert "77" in drive.call(Trigger, "/carla_bridge/reset").message

@@ -453,7 +453,6 @@ def test_what_the_package_imports_of_ros_it_depends_on():
     depends = {element.text for element in ElementTree.parse(package / "package.xml").iter("exec_depend")}
     depends -= {
         "rviz2",
-        "lifecycle_msgs",
         "python3-numpy",
         "python3-opencv",
         "python3-yaml",

@@ -426,7 +426,7 @@ def test_a_client_that_stops_reading_is_dropped_and_blocks_nobody(simulator):
 def test_a_client_that_reads_drop_by_drop_holds_the_others_only_for_a_while(simulator):
     with Session.connect("127.0.0.1", simulator.port, 60.0) as session:
         camera = session.spawn(
-            session.blueprint("sensor.camera.rgb", image_size_x=2048, image_size_y=2048),
+            session.blueprint("sensor.camera.rgb", image_size_x=1024, image_size_y=1024),
             carla.Transform(carla.Location(0.0, 5.0, 4.0)),
         )
         pictures = SensorStream(session, camera)
@@ -438,7 +438,7 @@ def test_a_client_that_reads_drop_by_drop_holds_the_others_only_for_a_while(simu
 
         def sip() -> None:
             with contextlib.suppress(ConnectionResetError):
-                while not over.is_set() and slow.recv(1 << 14):
+                while not over.is_set() and slow.recv(1 << 12):
                     time.sleep(0.01)
 
         reader = threading.Thread(target=sip)
