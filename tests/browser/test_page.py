@@ -363,6 +363,7 @@ def test_pause_holds_the_frame_and_scrubbing_shows_older_ones(pages: Pages, view
     wait_for_frame(page, 81)
 
 
+@pytest.mark.long
 def test_page_keeps_the_last_1200_frames(pages: Pages, viewer: ViewerServer):
     page = pages.open(viewer)
     drive(viewer, range(1, 1231))
