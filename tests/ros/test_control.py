@@ -448,7 +448,9 @@ def test_a_page_with_the_token_controls_the_drive_and_sees_what_others_change(dr
         live_support.until(found, lambda: None)
 
     until_braked_by(0.5, lambda: page.say("drive", "0", "0", "0.5"))
-    observer.until(lambda: page.state["control"] == "page")
+    live_support.until(
+        lambda: page.state["control"] == "page", lambda: (page.say("drive", "0", "0", "0.5"), observer.spin())
+    )
 
     def both():
         drive.manual.publish(VehicleControl(**hand))

@@ -314,8 +314,8 @@ def test_everything_ends_tidily_by_itself_when_the_launch_is_killed(launched, do
             return not alive()
 
         live_support.until(gone)
-        # 5 s; a machine on which two cores do the work of five others gets twice that.
-        assert max(last.values()) < 5.0 * max(1.0, os.getloadavg()[0] / 5.0), last
+        # 15 s; a machine on which two cores do the work of five others gets more.
+        assert max(last.values()) < 15.0 * max(1.0, os.getloadavg()[0] / 5.0), last
     finally:
         for pid in alive():
             os.kill(pid, signal.SIGKILL)
