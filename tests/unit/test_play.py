@@ -63,7 +63,7 @@ def test_a_play_is_held_stepped_and_begun_anew_by_a_seed(playing):
         play.do(["step"])
     assert play.do(["pause"]) == "paused" and page.state["paused"]
     count = len(page.frames)
-    time.sleep(0.2)  # one was on its way
+    until(lambda: play._changed._waiters)  # it stands; one frame was on its way
     held = len(page.frames)
     assert held <= count + 1
     for number in range(1, 4):
