@@ -294,6 +294,7 @@ def test_a_drive_goes_on_without_an_onlooker_that_dies_again_and_again(tmp_path,
     assert dies.ends_everything(2) and not dies.again().ends_everything(2)  # bad input is told at once
 
 
+@pytest.mark.alone
 def test_a_measured_drive_writes_its_figures_and_says_whether_they_held(live, tmp_path):
     report = tmp_path / "figures.json"
     drive = live("--duration", "3", "--headless", "--json", str(report))

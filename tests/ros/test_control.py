@@ -417,9 +417,13 @@ def test_a_page_with_the_token_controls_the_drive_and_sees_what_others_change(dr
     page, observer = Operator(viewer), drive.observer
 
     def answer(*words):
-        number = page.say(*words)
-        observer.until(lambda: number in page.answers)
-        return page.answers[number]
+        """To what is asked, again while there is too much at once: these tests drive faster than the page's keys do."""
+        said = {"said": "Too many requests"}
+        while "Too many requests" in said["said"]:
+            number = page.say(*words)
+            observer.until(lambda number=number: number in page.answers)
+            said = page.answers[number]
+        return said
 
     observer.until(lambda: page.setting("vehicles") == 64 and page.setting("opacity") is not None)
     assert drive.set("explainer", opacity=0.5) == ""
@@ -537,7 +541,8 @@ def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, onlookers):
         )
         for _, publisher in out:
             node_here.destroy_publisher(publisher)
-    assert "Refused what came on /" in drive.status("recorder")["says"]  # which has no other trouble
+    told = drive.status("recorder")  # what it lacks on a busy machine comes before
+    assert "Refused what came on /" in told["says"] + told.get("refused", "")
     client = drive.observer.node.create_client(SetParameters, "/explainer/set_parameters")
     drive.observer.until(client.service_is_ready)
     wrong = Parameter("opacity", value=0.5).to_parameter_msg()
@@ -546,6 +551,8 @@ def test_nothing_that_arrives_ends_a_node_or_the_drive(drive, onlookers):
     assert drive.set("explainer", opacity=0.8) == ""
     drive.policy_drives()
     drive.observer.until(lambda: float(drive.status("viewer").get("frames (Hz)", 0.0)) > 1.0)
+    enough = drive.last(topics.IMAGE).header.stamp.sec + 5
+    drive.observer.until(lambda: drive.last(topics.IMAGE).header.stamp.sec >= enough)
     for running in watching:
         assert running.end() == 0 and "Traceback" not in running.output, running.output
     measure.end()

@@ -70,6 +70,8 @@ class Reporter:
             values["messages refused"] = receiver.refused.total()
             if receiver.refusal and level == OK:
                 level, message = WARN, receiver.refusal
+            elif receiver.refusal:  # beside other trouble
+                values["refused"] = receiver.refusal
         status = DiagnosticStatus(
             level=level,
             name=self._name,

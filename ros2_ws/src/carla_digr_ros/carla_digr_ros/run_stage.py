@@ -10,6 +10,7 @@ from carla_digr_msgs.action import RunStage
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.task import Future
 
 from carla_digr.errors import UserError
 from carla_digr.training import STAGES
@@ -18,6 +19,7 @@ from carla_digr_ros.running import SPIN_SECONDS, Stop, run
 from carla_digr_ros.stages import END_SECONDS, action_name
 
 START_SECONDS = 60.0  # that the node `stages` has to appear
+ANSWER_SECONDS = 3.0  # after which it is asked again
 LOG_SECONDS = 10.0  # between two lines while a phase goes on
 
 
@@ -62,6 +64,14 @@ def follow(node: StageClient, executor: SingleThreadedExecutor, stop: Stop) -> N
         if stop.requested or time.monotonic() > deadline:
             raise UserError(gone)
         executor.spin_once(timeout_sec=SPIN_SECONDS)
+    # The answer of a node that does not know yet who listens is lost (rmw_fastrtps's issue 842); a goal whose answer
+    # is lost would run all the same: so one that asks for nothing goes before, again and again until it is answered.
+    asked: list[Future] = []
+    while not any(each.done() for each in asked):
+        if stop.requested or time.monotonic() > deadline:
+            raise UserError(gone)
+        asked.append(node.client.send_goal_async(RunStage.Goal()))
+        executor.spin_until_future_complete(asked[-1], ANSWER_SECONDS)
     sent = node.client.send_goal_async(node.goal, feedback_callback=node.log)
     executor.spin_until_future_complete(sent, START_SECONDS)
     goal = sent.result()
