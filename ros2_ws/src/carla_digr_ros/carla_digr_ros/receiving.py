@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -16,6 +18,7 @@ from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from rclpy.service import Service
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 
 from carla_digr.errors import UserError
 from carla_digr_ros.topics import Topic
@@ -45,6 +48,11 @@ class Receiver(SingleThreadedExecutor):
         """What was refused in the last seconds, and why; "" if nothing."""
         moment, what = self._last
         return what if time.monotonic() - moment < TOLD_SECONDS else ""
+
+    def _make_handler(self, entity: Any, node: Node, take: Callable[[Any], Work | None]) -> Any:
+        if isinstance(entity, (Subscription, Timer)) and not iscoroutinefunction(entity.callback):
+            return AtOnce(entity, take)
+        return super()._make_handler(entity, node, take)
 
     def _take_subscription(self, sub: Subscription) -> Work | None:
         return self._guarded(sub.topic_name, super()._take_subscription, sub)
@@ -78,6 +86,35 @@ class Receiver(SingleThreadedExecutor):
                 "" if isinstance(error, (ValueError, UserError)) else "\n" + "".join(traceback.format_exception(error))
             )
             get_logger("receiver").warning(self._last[1] + where)
+
+
+class AtOnce:
+    """What a subscription or a timer has, run where the executor asks a task to run.
+
+    rclpy's task wakes the executor twice for each callback, so that other threads see what has become free: of one
+    thread these are two more wait sets a message, and most of what a message costs.
+    """
+
+    def __init__(self, entity: Subscription | Timer, take: Callable[[Any], Work | None]):
+        self._entity, self._take = entity, take
+
+    def __call__(self) -> None:
+        """Run it to its end, unless a callback that waits keeps the others of its group from running."""
+        group = self._entity.callback_group
+        if group is None or not group.beginning_execution(self._entity):
+            return
+        try:
+            if (work := self._take(self._entity)) is not None:
+                with contextlib.suppress(StopIteration):
+                    work().send(None)
+        finally:
+            group.ending_execution(self._entity)
+
+    def exception(self) -> None:
+        """None: what a callback raises is raised by the call."""
+
+    def result(self) -> None:
+        """None."""
 
 
 def message_of(data: bytes, kind: type[Message]) -> Message:
