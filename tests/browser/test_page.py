@@ -218,7 +218,6 @@ def test_figures_belong_to_the_frame(pages: Pages, viewer: ViewerServer):
         "throttle": "Throttle\n50 %",
         "brake": "Brake\n13 %",
         "value": "3.50",
-        "latency": "62.5",
         "stamp": "0.35",
         "policy": "3fa94c17e2b0",
         "map": "Linearised Perturbation of brake",
@@ -256,9 +255,11 @@ def test_what_decides_is_listed_and_outlined_and_changes_calmly(pages: Pages, vi
             count++;
             [left, right] = [Math.min(left, i % canvas.width), Math.max(right, i % canvas.width)];
         }
+        if (canvas.hidden) return [0];
         const picture = document.getElementById("picture").getBoundingClientRect();
         const side = Math.min(picture.width, picture.height);
-        const column = (x) => ((x - (picture.width - side) / 2) / side) * 128;
+        const shift = canvas.getBoundingClientRect().left - picture.left;
+        const column = (x) => ((x + shift - (picture.width - side) / 2) / side) * 128;
         return [count, column(left), column(right)];
     }"""
     car = thing(3, kind="car", lane=-2, distance=None, share=0.1, effect=0.05, flips=False, box=[2, 60, 12, 70])
@@ -700,7 +701,7 @@ def test_a_held_page_asks_about_what_is_clicked_dragged_over_or_not_chosen(conte
         ask.click()
         dialog = page.get_by_role("dialog")
         expect(dialog).to_contain_text("Ask about frame 1")
-        place = page.locator("#outlines").bounding_box()
+        place = page.locator("#picture").bounding_box()
         side = min(place["width"], place["height"])
         left, top = place["x"] + (place["width"] - side) / 2, place["y"] + (place["height"] - side) / 2
 

@@ -98,6 +98,7 @@ STATIC = Path(__file__).parent / "static"
 ASSETS = {  # path on the server: (file, content type)
     "/": ("index.html", "text/html"),
     "/viewer.js": ("viewer.js", "text/javascript"),
+    "/figures.js": ("figures.js", "text/javascript"),
     "/plots.js": ("plots.js", "text/javascript"),
     "/control.js": ("control.js", "text/javascript"),
     "/objects.js": ("objects.js", "text/javascript"),

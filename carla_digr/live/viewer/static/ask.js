@@ -64,6 +64,7 @@ export class Ask {
         if (asked !== this.asked) return; // something else was asked meanwhile
         const [shot] = await this.picture.decode({ pictures: () => [part] });
         byId("answers").append(show(part.found, shot));
+        shot.camera.close();
       }
       setText(byId("ask-said"), "");
     } catch (error) {
@@ -123,7 +124,7 @@ export class Ask {
     context.drawImage(shot.camera, 0, 0, canvas.width, canvas.height);
     if (shot.map) {
       context.globalAlpha = picture.opacity;
-      context.drawImage(picture.paint(shot.map, ...shot.saliency, canvas.width, canvas.height, false), 0, 0, canvas.width, canvas.height);
+      context.drawImage(picture.paint(shot.map, ...shot.saliency, canvas.width, canvas.height, picture.smooth, false), 0, 0, canvas.width, canvas.height);
     }
     const figure = make("figure");
     figure.append(canvas, make("figcaption", text), ...(more ? [more] : []));
@@ -147,7 +148,7 @@ export class Ask {
 
   // The place of a pointer: the panel, its column and row in pixels of the map.
   place({ clientX, clientY }) {
-    const stage = byId("outlines").getBoundingClientRect();
+    const stage = byId("picture").getBoundingClientRect();
     const [x, y] = [clientX - stage.left, clientY - stage.top];
     const panels = this.picture.places();
     const inside = ({ left, top, width, height }) => x >= left && x < left + width && y >= top && y < top + height;

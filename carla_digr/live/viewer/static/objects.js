@@ -11,6 +11,8 @@ const LISTED = 4;
 const WIDTH = 1.5; // CSS pixels of an outline, and as many more
 const WIDTH_OF_ALL = 6; // where the thing holds all of the map
 const HUE = "#7fd4ff";
+const LABEL = 18; // CSS pixels of a number beside an outline
+const STEP = 32; // CSS pixels
 
 const identity = (thing) => thing.id || `${thing.kind} ${thing.lane}`;
 const weight = (thing) => Math.max(thing.effect ?? 0, thing.share ?? 0);
@@ -30,6 +32,7 @@ export class Objects {
     this.listed = []; // identities, in the order of the list
     this.changed = -Infinity;
     this.frame = null;
+    this.shapes = []; // what is outlined on the page
   }
 
   // Takes the frame that is shown; calm: others come after it.
@@ -76,40 +79,65 @@ export class Objects {
   }
 
   // Draws the outlines; panels: for each picture with a map its place {left, top, width, height} in CSS pixels, the
-  // map's size [height, width], and its things.
-  outline(canvas, panels) {
-    const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-    const scale = devicePixelRatio;
-    if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
-      [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
+  // map's size [height, width], and its things; room: width and height of all that.
+  outline(panels, room) {
+    const outlines = panels.flatMap((panel) => this.outlines(panel));
+    const key = JSON.stringify([outlines, room, devicePixelRatio]);
+    if (key === this.drawn) return;
+    this.drawn = key;
+    this.shapes = outlines;
+    const canvas = byId("outlines");
+    canvas.hidden = !outlines.length;
+    if (canvas.hidden) return;
+    // The canvas is no larger than what is drawn, in steps: each pixel of it costs whenever it changes.
+    const step = (edge, most, round) => Math.max(0, Math.min(most, STEP * round(edge / STEP)));
+    const [width, height] = room;
+    const left = step(Math.min(...outlines.map(({ box, line }) => box[0] - line - 2)), width, Math.floor);
+    const top = step(Math.min(...outlines.map(({ box, line }) => box[1] - line - LABEL)), height, Math.floor);
+    const right = step(Math.max(...outlines.map(({ box, line }) => box[0] + box[2] + Math.max(line + 2, LABEL))), width, Math.ceil);
+    const bottom = step(Math.max(...outlines.map(({ box, line }) => box[1] + box[3] + line + 2)), height, Math.ceil);
+    const place = { left, top, width: right - left, height: bottom - top };
+    for (const [name, value] of Object.entries(place)) {
+      if (canvas.style[name] !== `${value}px`) canvas.style[name] = `${value}px`;
     }
+    const [wide, high] = [place.width, place.height].map((side) => Math.round(side * devicePixelRatio));
+    if (canvas.width !== wide || canvas.height !== high) [canvas.width, canvas.height] = [wide, high];
     const context = canvas.getContext("2d");
-    context.setTransform(scale, 0, 0, scale, 0, 0);
-    context.clearRect(0, 0, width, height);
+    context.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, -left * devicePixelRatio, -top * devicePixelRatio);
+    context.clearRect(left, top, place.width, place.height);
+    this.draw(context);
+  }
+
+  // What is outlined in a panel: each thing's box [left, top, width, height] in CSS pixels, and how.
+  outlines({ left, top, width, height, size: [rows, columns], things }) {
+    const [across, down] = [width / columns, height / rows];
+    return (things ?? []).flatMap((thing) => {
+      const place = this.listed.indexOf(identity(thing));
+      if (place < 0 || !thing.box) return [];
+      const [l, t, r, b] = thing.box;
+      const box = [left + l * across, top + t * down, (r + 1 - l) * across, (b + 1 - t) * down];
+      const share = this.known.get(identity(thing))?.share ?? 0;
+      return { box, line: WIDTH + Math.round(4 * WIDTH_OF_ALL * share) / 4, whole: thing.flips, text: String(place + 1) };
+    });
+  }
+
+  // Draws what `outline` has drawn, on a context whose pixels are the stage's.
+  draw(context) {
     context.font = "600 12px system-ui, sans-serif";
-    for (const { left, top, width: wide, height: high, size: [rows, columns], things } of panels) {
-      for (const thing of things ?? []) {
-        const place = this.listed.indexOf(identity(thing));
-        if (place < 0 || !thing.box) continue;
-        const [l, t, r, b] = thing.box;
-        const box = [left + (l / columns) * wide, top + (t / rows) * high, ((r + 1 - l) / columns) * wide, ((b + 1 - t) / rows) * high];
-        const share = this.known.get(identity(thing))?.share ?? 0;
-        const line = WIDTH + WIDTH_OF_ALL * share;
-        context.beginPath();
-        context.roundRect(box[0] - line / 2, box[1] - line / 2, box[2] + line, box[3] + line, 4);
-        context.setLineDash(thing.flips ? [] : [6, 4]); // whole: without it the decision is another one
-        for (const [colour, extra] of [["#000a", 2], [HUE, 0]]) {
-          context.strokeStyle = colour;
-          context.lineWidth = line + extra;
-          context.stroke();
-        }
-        context.setLineDash([]);
-        const text = String(place + 1);
-        context.fillStyle = "#06131fd0";
-        context.fillRect(box[0] - line, box[1] - line - 16, 15, 15);
-        context.fillStyle = HUE;
-        context.fillText(text, box[0] - line + 4, box[1] - line - 4);
+    for (const { box: [left, top, width, height], line, whole, text } of this.shapes) {
+      context.beginPath();
+      context.roundRect(left - line / 2, top - line / 2, width + line, height + line, 4);
+      context.setLineDash(whole ? [] : [6, 4]); // whole: without it the decision is another one
+      for (const [colour, extra] of [["#000a", 2], [HUE, 0]]) {
+        context.strokeStyle = colour;
+        context.lineWidth = line + extra;
+        context.stroke();
       }
+      context.setLineDash([]);
+      context.fillStyle = "#06131fd0";
+      context.fillRect(left - line, top - line - 16, 15, 15);
+      context.fillStyle = HUE;
+      context.fillText(text, left - line + 4, top - line - 4);
     }
   }
 

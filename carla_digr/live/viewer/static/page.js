@@ -6,6 +6,14 @@ export const number = (value, digits) => (Number.isFinite(value) ? value.toFixed
 export const percent = (value) => (Number.isFinite(value) ? `${Math.round(value * 100)} %` : "–");
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
+// What is written is compared first, for every change costs a layout; a text keeps its node.
 export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const [node] = element.childNodes;
+  if (node instanceof Text && !node.nextSibling) {
+    if (node.data !== text) node.data = text;
+  } else if (element.textContent !== text) element.textContent = text;
+}
+
+export function setAttribute(element, name, value) {
+  if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }

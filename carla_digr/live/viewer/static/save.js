@@ -1,7 +1,5 @@
 // What the page has, as files: a picture of the moment, and the numbers of its frames.
 
-import { byId } from "./page.js";
-
 const FIGURES = ["action", "value", "steer", "throttle", "brake", "inference_ms", "saliency_ms", "latency_ms", "trust"];
 const THING = ["id", "kind", "lane", "distance", "share", "effect", "without"];
 
@@ -13,20 +11,15 @@ function download(name, blob) {
   URL.revokeObjectURL(link.href);
 }
 
-// Picture and outlines as they are on the page, the picture at its canvas's resolution.
-export function savePng(frame, places) {
-  const picture = byId("picture");
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [picture.width, picture.height];
+// Picture and outlines as they are on the page, but finer.
+export function savePng(frame, picture, objects) {
+  const canvas = picture.copy();
   const context = canvas.getContext("2d");
-  context.drawImage(picture, 0, 0);
-  const shown = places.filter(Boolean);
-  if (shown.length) {
-    const [first, last] = [shown[0], shown[shown.length - 1]];
-    const scale = devicePixelRatio;
-    const from = [first.left, first.top, last.left + last.width - first.left, first.height].map((value) => value * scale);
-    context.drawImage(byId("outlines"), ...from, 0, 0, canvas.width, canvas.height);
-  }
+  const shown = picture.places().filter(Boolean);
+  const [{ left, top }, last] = [shown[0], shown[shown.length - 1]];
+  const scale = canvas.width / (last.left + last.width - left);
+  context.setTransform(scale, 0, 0, scale, -left * scale, -top * scale);
+  objects.draw(context);
   canvas.toBlob((blob) => download(`frame-${frame.frame}.png`, blob), "image/png");
 }
 

@@ -3,10 +3,11 @@
 
 import { Ask } from "./ask.js";
 import { Control } from "./control.js";
-import { byId, clock, number, percent, sentence, setText } from "./page.js";
+import { nameActions, showFigures, showNotices, showTimes } from "./figures.js";
+import { byId, clock, number, sentence, setAttribute, setText } from "./page.js";
 import { Objects } from "./objects.js";
 import { Picture } from "./picture.js";
-import { HUES, LATENCY_BUDGET_MS, drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
+import { drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
 import { saveCsv, savePng } from "./save.js";
 import { Recording, chooseRecording, parse } from "./recording.js";
 
@@ -118,7 +119,7 @@ async function openRecording() {
   recording.present((change) => {
     change();
     recording.playFrom(asked);
-    planPlots();
+    planTimeline();
   });
   newest = history[history.length - 1];
   paused = true;
@@ -174,10 +175,11 @@ function refreshState() {
   const { state } = connection;
   const waiting = state === "live" && !newest;
   const pill = byId("connection");
-  pill.dataset.state = waiting ? "stalled" : state;
+  setAttribute(pill, "data-state", waiting ? "stalled" : state);
   const words = { connecting: "Connecting", live: "Connected", stalled: "No new picture", lost: "Connection lost" };
   setText(pill.querySelector("span"), waiting ? "No picture yet" : words[state]);
-  document.title = state === "live" ? "carla_digr live" : `${words[state]} · carla_digr`;
+  const named = state === "live" ? "carla_digr live" : `${words[state]} · carla_digr`;
+  if (document.title !== named) document.title = named;
 
   const old = age === null ? "No picture was received yet." : `The last picture is ${number(age, 1)} s old.`;
   const [title, text] = {
@@ -191,7 +193,7 @@ function refreshState() {
   setText(byId("veil-title"), title);
   setText(byId("veil-text"), text);
   document.body.classList.toggle("stale", !byId("veil").hidden);
-  document.body.dataset.state = state;
+  setAttribute(document.body, "data-state", state);
 
   setText(byId("rate"), state === "stalled" ? "0.0" : number(rate(), 1));
   setText(byId("skipped"), String(connection.skipped));
@@ -234,9 +236,8 @@ async function draw() {
     wanted = null;
     const decoded = await decode(frame);
     if (!decoded) continue;
-    picture.shots = decoded;
     shown = frame;
-    picture.compose();
+    picture.take(decoded, paused);
     describe(frame);
   }
   drawing = false;
@@ -260,86 +261,32 @@ function outline() {
     const decision = shown && (recording ? shown.decisions[side] : shown.decision);
     return place && { ...place, things: decision?.objects };
   });
-  objects.outline(byId("outlines"), panels.filter(Boolean));
+  objects.outline(panels.filter(Boolean), picture.room);
 }
 
-// ---------------------------------------------------------------- figures of the frame shown
-
-function meter(element, value, text, from = 0) {
-  const bar = element.querySelector("u");
-  bar.style.transform = `scaleX(${Number.isFinite(value) ? Math.max(-1, Math.min(1, value)) / (from ? 2 : 1) : 0})`;
-  setText(element.querySelector("b"), text);
-  element.setAttribute("aria-valuenow", Number.isFinite(value) ? value.toFixed(3) : "0");
-  element.setAttribute("aria-valuetext", text);
-}
+// ---------------------------------------------------------------- all that belongs to the frame shown
 
 let actionNames = [];
 
-function nameActions(names) {
+function nameThem(names) {
   if (names.join("\n") === actionNames.join("\n")) return;
   actionNames = names;
   control.name(names);
-  byId("actions").replaceChildren(...names.map((name, index) => {
-    const item = document.createElement("div");
-    item.className = `hue-${index % HUES.length}`;
-    item.dataset.name = name;
-    for (const [key, value] of Object.entries({ role: "meter", "aria-label": name, "aria-valuemin": 0, "aria-valuemax": 1 })) {
-      item.setAttribute(key, value);
-    }
-    const [label, track, figure] = ["span", "i", "b"].map((tag) => document.createElement(tag));
-    label.textContent = label.title = name;
-    track.append(document.createElement("u"));
-    item.append(label, track, figure);
-    return item;
-  }));
+  nameActions(names);
   makePlots(names.length, (frame) => seek(history.lastIndexOf(frame)));
 }
 
 function describe(frame) {
-  const { decision } = frame;
-  if (decision.action_names?.length) nameActions(decision.action_names); // a frame without decision keeps them
-  byId("picture").dataset.frame = frame.frame;
-  setText(byId("frame"), String(frame.frame));
-  setText(byId("stamp"), number(frame.stamp, 2));
-  byId("score-row").hidden = !Number.isFinite(decision.score);
-  setText(byId("score"), number(decision.score, 1));
-  setText(byId("policy"), decision.policy_hash || "–");
-  setText(byId("map"), decision.map || "–");
-  setText(byId("trust"), Number.isFinite(decision.trust) ? `${number(decision.trust, 2)}, ${number(decision.trust_age, 0)} s` : "–");
-  setText(byId("sentence"), decision.sentence ?? "");
-  byId("sentence").hidden = !decision.sentence;
-  setText(byId("action"), sentence((decision.action_names ?? [])[decision.action] ?? "–"));
-  byId("action").classList.toggle("unapplied", Boolean(decision.fallback));
-  byId("unapplied").hidden = !decision.fallback;
-  [...byId("actions").children].forEach((item, index) => {
-    const probability = decision.probabilities?.[index];
-    meter(item, probability, Number.isFinite(probability) ? `${(100 * probability).toFixed(1)} %` : "–");
-    item.classList.toggle("taken", index === decision.action);
-  });
-  meter(byId("steer"), decision.steer, number(decision.steer, 3), -1);
-  meter(byId("throttle"), decision.throttle, percent(decision.throttle));
-  meter(byId("brake"), decision.brake, percent(decision.brake));
-  setText(byId("value"), number(decision.value, 2));
-  for (const name of ["latency", "inference", "saliency"]) setText(byId(name), number(decision[`${name}_ms`], 1));
-  byId("latency").closest("div").classList.toggle("over", decision.latency_ms > LATENCY_BUDGET_MS);
-
-  const list = notices(frame);
-  const key = list.join("\n");
-  if (byId("notices").dataset.key !== key) {
-    byId("notices").dataset.key = key;
-    byId("notices").replaceChildren(...list.map(([level, text]) => {
-      const item = document.createElement("li");
-      item.dataset.level = level;
-      item.textContent = text;
-      return item;
-    }));
-  }
+  const { action_names: names } = frame.decision;
+  if (names?.length) nameThem(names); // a frame without decision keeps them
+  setAttribute(byId("picture"), "data-frame", frame.frame);
+  showFigures(frame);
+  showNotices(notices(frame));
   objects.take(frame, !paused && !recording);
   outline();
   recording?.describe(frame);
-  placeScrub(frame);
-  refreshState();
-  planPlots();
+  if (paused || !byId("veil").hidden) refreshState();
+  planTimeline();
 }
 
 // ---------------------------------------------------------------- pause, scrub, back to live
@@ -374,7 +321,7 @@ function setPaused(value) {
   if (recording) {
     byId("pause").setAttribute("aria-pressed", String(paused));
     byId("pause").setAttribute("aria-label", paused ? "Play" : "Pause");
-    if (paused) return planPlots();
+    if (paused) return show(asked);
     if (asked === newest) show(history[0]);
     recording.playFrom(asked);
     return play();
@@ -411,20 +358,25 @@ function seekMark(direction) {
   if (target !== undefined) seek(target);
 }
 
-// ---------------------------------------------------------------- plots
+// ---------------------------------------------------------------- timeline and plots
 
-let plotsPlanned = false;
-let plotsDrawn = 0; // s on this page's clock
+const TIMELINE_SECONDS = 0.25; // between two changes while live: they move slowly; a step or a scrub shows at once
 
-// Plots move slowly: five times a second is enough while live; a step or a scrub shows at once.
-function planPlots() {
-  if (plotsPlanned || (!paused && clock() - plotsDrawn < 0.2)) return;
-  plotsPlanned = true;
-  requestAnimationFrame(() => {
-    plotsPlanned = false;
-    plotsDrawn = clock();
-    drawPlots(history, paused || recording ? shown : null, Boolean(recording));
-  });
+let timelineDue = 0;
+let timelineShown = -Infinity; // s on this page's clock
+
+function planTimeline() {
+  const wait = paused ? 0 : TIMELINE_SECONDS - (clock() - timelineShown);
+  clearTimeout(timelineDue);
+  timelineDue = setTimeout(() => requestAnimationFrame(showTimeline), 1000 * Math.max(0, wait));
+}
+
+function showTimeline() {
+  timelineShown = clock();
+  if (!shown) return;
+  placeScrub(shown);
+  showTimes(shown);
+  drawPlots(history, paused || recording ? shown : null, Boolean(recording));
 }
 
 // ---------------------------------------------------------------- controls
@@ -531,7 +483,7 @@ byId("opacity").addEventListener("input", (event) => {
 byId("smooth").addEventListener("change", (event) => setSmooth(event.target.checked));
 byId("fullscreen").addEventListener("click", toggleFullscreen);
 byId("save-button").addEventListener("click", () => byId("save").show());
-byId("save-png").addEventListener("click", () => shown && savePng(shown, picture.places()));
+byId("save-png").addEventListener("click", () => shown && savePng(shown, picture, objects));
 byId("save-csv").addEventListener("click", () => saveCsv(history));
 byId("save").addEventListener("keydown", ({ key }) => key === "Escape" && byId("save").close());
 byId("shelf-button").addEventListener("click", chooseRecording);
@@ -542,7 +494,8 @@ document.addEventListener("visibilitychange", () => {
 });
 
 new ResizeObserver(resizePlots).observe(byId("latency-plot"));
-new ResizeObserver(() => {
+new ResizeObserver(([{ contentRect: { width, height } }]) => {
+  picture.room = [width, height];
   picture.compose();
   outline();
 }).observe(byId("stage"));
