@@ -45,6 +45,10 @@ class UserError(Exception):
     """
 
 
+class SimulatorGone(UserError):
+    """The simulator stopped answering; the session cannot go on, a new one can be connected."""
+
+
 def end_on_ctrl_c(status: int | None = None) -> None:
     """Until the process has a handler of its own, Ctrl-C ends it without a word: while modules load, a
     KeyboardInterrupt may get lost in them, or print their inside.

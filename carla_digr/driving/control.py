@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from carla_digr.errors import UserError
 
 TICK = 0.05  # s of sim time
+RETRY = 0.5  # s between tries to reach a lost server
 IMAGE_SIZE = 128  # pixels, square
 EGO_BLUEPRINT = "vehicle.tesla.model3"
 EGO_WHEELBASE = 2.88  # m

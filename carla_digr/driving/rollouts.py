@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from carla_digr.config import setting
 from carla_digr.driving.control import VehicleCommand
-from carla_digr.driving.drive_process import DriveProcess
+from carla_digr.driving.drive_process import DriveProcess, address_of
 from carla_digr.driving.episode import RunningEpisode
-from carla_digr.driving.session import SimulatorGone
-from carla_digr.errors import UserError
+from carla_digr.errors import SimulatorGone, UserError
 from carla_digr.simulator.road import MAP_NAME
 
 IDLE = 0.2  # s between looks for an episode
@@ -63,7 +62,7 @@ def drive_episodes(
     Raises:
         UserError: a simulator cannot be connected at the start, or none is left.
     """
-    addresses = [_address(text) for text in config.simulators]
+    addresses = [address_of(text) for text in config.simulators]
     drives: list[DriveProcess] = []
     work = _Work(config, driver, finished)
     try:
@@ -153,10 +152,3 @@ class _Work:
                 frame = drive.step(command)
             episode.count(frame.speed, frame.collision, frame.off_road, frame.road_ends, frame.struck)
         return {"seed": seed, **episode.figures()}
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"A simulator must be given as host:port, not {text!r}.")
-    return host, int(port)

@@ -18,6 +18,7 @@ from carla_digr.driving.control import (
     CRUISE_SPEED,
     EGO_BLUEPRINT,
     IMAGE_SIZE,
+    RETRY,
     TICK,
     DriveFrame,
     VehicleCommand,
@@ -29,8 +30,9 @@ from carla_digr.driving.control import (
 from carla_digr.driving.highway import far_reaching, highway_points, reach
 from carla_digr.driving.lane import lane_curvature, reference_lines
 from carla_digr.driving.session import SensorStream, Session, describe
+from carla_digr.driving.situation import Situation, Situations
 from carla_digr.driving.start import start_in_traffic
-from carla_digr.driving.surroundings import Surroundings, SurroundingsCamera, rgb_of
+from carla_digr.driving.surroundings import LabelCamera, Surroundings, SurroundingsCamera, rgb_of
 from carla_digr.driving.traffic import ManagedTraffic, SimulatorTraffic, Traffic
 from carla_digr.errors import UserError
 
@@ -45,8 +47,12 @@ FILM = {
     "lens_flare_intensity": "0",
 }
 """Attributes of the camera that keep a picture from depending on those before it, and on the sun in the lens."""
+PLACE = carla.Transform(
+    carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),
+    carla.Rotation(pitch=CAMERA["pitch"], yaw=CAMERA["yaw"], roll=CAMERA["roll"]),
+)
+"""Of the cameras on the ego."""
 RUN_OUT = 40.0  # m before the end of a stretch at which its drive ends
-RETRY = 0.5  # s between tries to reach a lost server
 WEATHERS = ("ClearNoon", "CloudyNoon", "HardRainNoon", "ClearSunset", "ClearNight", "DustStorm")
 """CARLA's names of those that the embedded highway, too, paints in different ways."""
 
@@ -77,25 +83,22 @@ class Scenario:
             self.change_weather("ClearNoon")
         # Before the camera: the embedded simulator sends a frame's messages in the order its sensors were made.
         self._contacts = Contacts(session, self._ego)
-        place = carla.Transform(
-            carla.Location(CAMERA["x"], CAMERA["y"], CAMERA["z"]),
-            carla.Rotation(pitch=CAMERA["pitch"], yaw=CAMERA["yaw"], roll=CAMERA["roll"]),
-        )
         camera = session.blueprint(
             "sensor.camera.rgb", image_size_x=IMAGE_SIZE, image_size_y=IMAGE_SIZE, fov=CAMERA["fov"]
         )
         for attribute, value in FILM.items():
             if camera.has_attribute(attribute):
                 camera.set_attribute(attribute, value)
-        self._pictures = SensorStream(session, session.spawn(camera, place, self._ego))
+        self._pictures = SensorStream(session, session.spawn(camera, PLACE, self._ego))
         self._surroundings: SurroundingsCamera | None = None
         if surroundings and SurroundingsCamera.offered(session):
-            self._surroundings = SurroundingsCamera(session, self._ego, place)
-        self._wait_for_pictures()
+            self._surroundings = SurroundingsCamera(session, self._ego, PLACE)
+        self._wait_for(self._pictures)
         self._lines = reference_lines(session.map.to_opendrive())
         for pieces in [pieces for pieces in self._lines.values() if len(pieces)][:1]:
             lane_curvature(pieces, 0.0, 0.0, 0.0)  # loads its compiled code, for which no tick of a drive has the time
         self._last: DriveFrame | None = None
+        self._situations = Situations(session, self._ego, self._lines)
         self._height = 0.0  # m, of the ego
         self._left = 0.0
         """m that can still be driven in this episode, where there is a car of its own."""
@@ -276,6 +279,32 @@ class Scenario:
         """Those of the present frame, once; None before their picture has come, and without a camera for them."""
         return None if self._surroundings is None else self._surroundings.take()
 
+    def situation(self) -> Situation:
+        """Where the ego is on its road and who is around it, in the present frame.
+
+        Raises:
+            SimulatorGone: the simulator does not answer in time.
+        """
+        try:
+            return self._situations.of(self._session.world.get_snapshot())
+        except RuntimeError as error:
+            raise self._session.lost(describe(error)) from None
+
+    def add_label_camera(self, size: int) -> LabelCamera:
+        """A camera of what the camera's pixels show, switched on and at work; called between two episodes.
+
+        Args:
+            size: pixels, square.
+
+        Raises:
+            UserError: the server has no such camera.
+            SimulatorGone: the simulator does not answer in time.
+        """
+        camera = LabelCamera(self._session, self._ego, PLACE, size)
+        camera.switch(True)
+        self._wait_for(camera)
+        return camera
+
     def others(self) -> list[float]:
         """Speeds (m/s) of the other vehicles in the present frame."""
         vehicles = self._session.world.get_actors().filter("vehicle.*")
@@ -360,11 +389,11 @@ class Scenario:
                 failure = error
         raise failure
 
-    def _wait_for_pictures(self) -> None:
-        """Tick until the camera delivers: a subscription may take effect some frames after listen() returned."""
+    def _wait_for(self, pictures: SensorStream | LabelCamera) -> None:
+        """Tick until a camera delivers: a subscription may take effect some frames after listen() returned."""
         for _ in range(WARM_UP_TICKS):
             frame = self._session.tick().frame
-            if self._pictures.poll(frame, self._session.timeout / WARM_UP_TICKS) is not None:
+            if pictures.poll(frame, self._session.timeout / WARM_UP_TICKS) is not None:
                 return
         raise self._session.lost(f"its camera sent no picture in {WARM_UP_TICKS} frames")
 

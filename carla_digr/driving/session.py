@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import carla
 
 from carla_digr.driving.control import TICK
-from carla_digr.errors import UserError
+from carla_digr.errors import SimulatorGone, UserError
 
 VERSION = "0.9.16"
 """The only server version this client speaks; others have other message layouts."""
@@ -41,10 +41,6 @@ _TIME_OUT = re.compile(r"time-out of (\d+)ms")
 CLOSE_TIMEOUT = 2.0  # s a call may take while cleaning up
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that would end the program without cleaning up."""
-
-
-class SimulatorGone(UserError):
-    """The simulator stopped answering; the session cannot go on, a new one can be connected."""
 
 
 class Session:
@@ -238,6 +234,7 @@ class Session:
 
     def listen(self, sensor: carla.Sensor, receive: Callable[[Any], object]) -> None:
         """Have ``receive`` called in the client's thread with each message of a sensor; :meth:`close` ends it."""
+        self._listening = [(other, held) for other, held in self._listening if held() is not None]
         self._listening.append((sensor, listen(sensor, receive)))
 
     def destroy(self, actor: carla.Actor) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import CAMERA, IMAGE_SIZE, UNKNOWN_LANE, Neighbour
-from carla_digr.driving.session import Session
+from carla_digr.driving.session import SensorStream, Session
 
 CAMERA_BLUEPRINT = "sensor.camera.instance_segmentation"
 SIZE = 2 * IMAGE_SIZE  # pixels: lane lines are thinner than a pixel of the picture
@@ -121,6 +121,39 @@ class SurroundingsCamera:
             return UNKNOWN_LANE
         to_right, across = beside.get_right_vector(), there.location - beside.location
         return round((across.x * to_right.x + across.y * to_right.y) / course[0].lane_width)
+
+
+class LabelCamera:
+    """An instance segmentation camera that may be switched off between pictures, which the embedded highway, where one
+    takes its processor's time, does not miss; on a CARLA server the first frames after are lost.
+
+    Args:
+        session: owns the tick.
+        ego: what carries it.
+        place: of the camera on it.
+        size: pixels, square.
+
+    Raises:
+        UserError: the server has no such camera.
+    """
+
+    def __init__(self, session: Session, ego: carla.Vehicle, place: carla.Transform, size: int):
+        self._session = session
+        blueprint = session.blueprint(CAMERA_BLUEPRINT, image_size_x=size, image_size_y=size, fov=CAMERA["fov"])
+        self._sensor = session.spawn(blueprint, place, ego)
+        self._stream: SensorStream | None = None
+
+    def switch(self, on: bool) -> None:
+        """Have pictures from the next tick on, each to be taken, or none."""
+        if on and self._stream is None:
+            self._stream = SensorStream(self._session, self._sensor)
+        elif not on and self._stream is not None:
+            self._sensor.stop()
+            self._stream = None
+
+    def poll(self, frame: int, timeout: float) -> carla.Image | None:
+        """The picture of a frame, None if it has not come after ``timeout`` seconds or the camera is off."""
+        return None if self._stream is None else self._stream.poll(frame, timeout)
 
 
 def rgb_of(picture: carla.Image) -> NDArray[np.uint8]:

@@ -154,14 +154,17 @@ def long_drive(evaluation: Evaluation, seconds: float) -> dict[str, float]:
     act = greedy(evaluation.student)
     decisions = round(seconds / (config.decision_ticks * TICK))
     stretches: list[dict[str, float]] = []
-    observations = np.asarray(env.reset())
-    dones = np.zeros(1, bool)
-    for _ in Progress(range(decisions), desc="long drive", unit="decision"):
-        observations, _, dones, infos = env.step(act(observations))
-        if dones[0]:
-            stretches.append(infos[0]["metrics"])
-    if not dones[0]:
-        stretches.append(env.episodes[0].metrics())
+    try:
+        observations = np.asarray(env.reset())
+        dones = np.zeros(1, bool)
+        for _ in Progress(range(decisions), desc="long drive", unit="decision"):
+            observations, _, dones, infos = env.step(act(observations))
+            if "metrics" in infos[0]:
+                stretches.append(infos[0]["metrics"])
+        if not dones[0]:
+            stretches.append(env.metrics(0))
+    finally:
+        env.close()
     total = {key: float(sum(s[key] for s in stretches)) for key in ("seconds", "distance", "overtakes")}
     return {
         **total,

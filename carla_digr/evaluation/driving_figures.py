@@ -103,12 +103,15 @@ def record_drive(evaluation: Evaluation, seconds: float, seed: int) -> RecordedD
     task = Driving(evaluation.config.environment)
     env = task.make_vec_env(1, seed)
     act = greedy(evaluation.student)
-    pictures = [np.asarray(env.reset())[0]]
-    while len(pictures) * TICK * evaluation.config.environment.decision_ticks < seconds:
-        observations, _, dones, _ = env.step(act(pictures[-1][None]))
-        if dones[0]:
-            break
-        pictures.append(np.asarray(observations)[0])
+    try:
+        pictures = [np.asarray(env.reset())[0]]
+        while len(pictures) * TICK * evaluation.config.environment.decision_ticks < seconds:
+            observations, _, dones, _ = env.step(act(pictures[-1][None]))
+            if dones[0]:
+                break
+            pictures.append(np.asarray(observations)[0])
+    finally:
+        env.close()
     drive = np.stack(pictures)
     logits = _in_batches(lambda states: evaluation.student(states)[0], drive)
     return RecordedDrive(drive, logits.double().softmax(dim=1).numpy(), task.action_names)

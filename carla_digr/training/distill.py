@@ -39,7 +39,7 @@ from carla_digr.tasks import make_task
 from carla_digr.training.effects import LEAST_EFFECT, effects_loss, target_shares
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy, policy_logits, restore_batch, sample_actions, varied_task
+from carla_digr.training.rollout import load_policy, policy_logits, present, restore_batch, sample_actions, varied_task
 from carla_digr.training.saliency_dataset import SaliencyDataset, load_dataset
 from carla_digr.training.state import (
     check_same_job,
@@ -238,8 +238,9 @@ class _Distillation:
             hardness = None  # costs a pass of the teacher
             if self.settings.hard_states > 0:
                 hardness = kl_divergence(policy_logits(self.teacher, self.observations), logits).numpy()
-            self.buffer.add(self.observations, hardness)
             observations, _, dones, infos = self.env.step(sample_actions(logits, self.rng))
+            there = present(self.env)
+            self.buffer.add(self.observations[there], None if hardness is None else hardness[there])
             self.observations = np.asarray(observations)
             for i in np.flatnonzero(dones):
                 if "is_success" in infos[i]:

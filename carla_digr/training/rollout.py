@@ -103,6 +103,11 @@ def policy_logits(policy: Policy, observations: NDArray[np.uint8]) -> torch.Tens
         return policy(to_input(torch.from_numpy(observations)))[0]
 
 
+def present(env: Batch) -> NDArray[np.bool_]:
+    """Which environments (N,) took the last step; those of a simulator that is lost for a while did not."""
+    return getattr(env, "present", np.ones(env.num_envs, bool))
+
+
 def run_episodes(env: Batch, act: Act, episodes: int, label: str = "") -> list[dict[str, float]]:
     """Run fresh environments for ``episodes`` whole episodes.
 
@@ -122,7 +127,9 @@ def run_episodes(env: Batch, act: Act, episodes: int, label: str = "") -> list[d
             observations, rewards, dones, infos = env.step(act(observations))
             returns += rewards
             for i in np.flatnonzero(dones):
-                if quota[i]:
+                if (
+                    quota[i] and "metrics" in infos[i]
+                ):  # an episode that was cut because its simulator was lost has none
                     quota[i] -= 1
                     finished.append({**infos[i]["metrics"], "return": float(returns[i])})
                     progress.update()
@@ -142,21 +149,24 @@ def collect_states(
         uint8 (count, C, H, W), and where the environment has it, the label, int8 (count, H, W).
     """
     importance = getattr(env, label, None)
+    if importance is not None and hasattr(env, "watch_labels"):
+        env.watch_labels(interval)
     states: list[NDArray[np.uint8]] = []
     labels: list[NDArray[np.int8]] = []
     observations = np.asarray(env.reset())
     steps = 0
     with Progress(total=count, unit="state", desc="states") as progress:
-        while len(states) * env.num_envs < count:
+        while sum(map(len, states)) < count:
             observations = np.asarray(env.step(act(observations))[0])
             steps += 1
             if steps % interval == 0:
-                states.append(observations.copy())
+                there = present(env)
+                states.append(observations[there])
                 if importance is not None:
-                    labels.append(importance())
+                    labels.append(importance()[there])
                 if look is not None:
                     look(env, states[-1])
-                progress.update(min(env.num_envs, count - progress.n))
+                progress.update(min(len(states[-1]), count - progress.n))
     return np.concatenate(states)[:count], np.concatenate(labels)[:count] if labels else None
 
 

@@ -18,7 +18,7 @@ from carla_digr.files import atomic_write, exclusive, open_regular
 
 # What a resumed job may change without becoming another job.
 STATE_BYTES = 16 << 30  # of the largest state that is read
-_FREE = {"total_steps", "checkpoint_interval", "iterations"}
+_FREE = {"total_steps", "checkpoint_interval", "iterations", "simulators", "timeout", "patience"}
 # Settings that jobs begun by an earlier version do not know, and what they did.
 _NEWER = {
     "saliency_dataset.effects": False,
@@ -28,8 +28,14 @@ _NEWER = {
     "distill.scenery_interval": None,
     "environment.actions": "wheels",
     "environment.change_penalty": 0.0,
+    "environment.kind": "embedded",
+    "environment.patience": 60.0,
     "environment.random_scenery": 0.0,
+    "environment.roads": None,
+    "environment.simulators": None,
+    "environment.spawn_points": None,
     "environment.steering_penalty": 0.0,
+    "environment.timeout": 10.0,
 }
 
 

@@ -11,17 +11,19 @@ import csv
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -33,7 +35,7 @@ from carla_digr.files import NOTES_BYTES, atomic_write, read_regular
 from carla_digr.policy import ActorCritic, InputRecipe, to_input
 from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import load_policy, restore_batch
+from carla_digr.training.rollout import load_policy, present, restore_batch
 from carla_digr.training.state import (
     check_same_job,
     load_state,
@@ -135,6 +137,27 @@ class SB3Policy(ActorCriticPolicy):
         return self._distribution_and_value(obs)[0]
 
 
+class PresentRollouts(RolloutBuffer):
+    """Rollouts from which the steps of environments that were absent, see ``rollout.present``, are left out.
+
+    Attributes:
+        present: bool (steps, environments).
+    """
+
+    def reset(self) -> None:
+        """Forget the last rollout."""
+        super().reset()
+        self.present = np.ones((self.buffer_size, self.n_envs), bool)
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+        """Minibatches, those of absent steps alone left out: advantages are normalised by their deviation."""
+        yield from (samples for samples in super().get(batch_size) if len(samples.actions) > 1)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
+        present = self.present.swapaxes(0, 1).ravel()
+        return super()._get_samples(batch_inds[present[batch_inds]], env)
+
+
 class _PPO(PPO):
     """stable-baselines3's PPO on environments whose pictures are (C, H, W), whatever is the smallest of the three."""
 
@@ -167,6 +190,7 @@ def make_ppo(config: Config, env: VecEnv, recipe: InputRecipe | None = None) -> 
         target_kl=settings.target_kl,
         policy_kwargs={"network_config": config.policy, "recipe": recipe},
         seed=config.seed,
+        rollout_buffer_class=PresentRollouts,
         device="cpu",
     )
 
@@ -205,8 +229,11 @@ class _Job(BaseCallback):
         done = min(1.0, self.model.num_timesteps / settings.total_steps)
         start, end = settings.entropy_coefficient, settings.entropy_coefficient_end
         self.model.ent_coef = start + (end - start) * done  # type: ignore[attr-defined]
-        if self.model.ep_info_buffer:
-            self.progress.set_postfix(_recent(self.model), refresh=False)
+        figures = _recent(self.model)
+        if hasattr(self.batch, "driving"):
+            figures["servers"] = self.batch.driving
+        if figures:
+            self.progress.set_postfix(figures, refresh=False)
 
     def _on_training_end(self) -> None:
         self.write_curve()
@@ -214,6 +241,8 @@ class _Job(BaseCallback):
 
     def _on_step(self) -> bool:
         self.progress.update(self.training_env.num_envs)
+        rollouts = self.model.rollout_buffer  # type: ignore[attr-defined]
+        rollouts.present[rollouts.pos] = present(self.batch)
         metrics = [info["metrics"] for info in self.locals["infos"] if "metrics" in info]
         self.scores.extend(item["score"] for item in metrics if "score" in item)
         return True

@@ -23,7 +23,7 @@ import numpy as np
 from carla_digr.driving.control import CRUISE_SPEED, TICK, DriveFrame, commands_of
 from carla_digr.driving.drive_process import DriveProcess
 from carla_digr.driving.episode import RunningEpisode
-from carla_digr.driving.session import SimulatorGone
+from carla_digr.errors import SimulatorGone
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 from simulator_process import Simulator

@@ -30,7 +30,7 @@ from carla_digr.tasks.driving import DrivingConfig
 from carla_digr.tasks.driving.batch import DrivingVecEnv
 from carla_digr.tasks.driving.drive import InProcessDrive
 from carla_digr.tasks.driving.environment import DrivingEnv
-from carla_digr.tasks.driving.reward import hazards, reward
+from carla_digr.tasks.driving.reward import hazards, in_lanes, reward
 from carla_digr.tasks.environment import episode_seed
 
 CONFIG = DrivingConfig()
@@ -93,7 +93,7 @@ def test_a_lane_keeper_stays_on_an_empty_road_through_every_curve():
     travelled = 0.0
     while travelled < ROAD.length:
         drive.advance(WHEELS[keep_lane(drive)])
-        assert drive.incident() == (None, False)
+        assert drive.incident() == (None, False, False, False)
         travelled += float(drive.world.vehicle(drive.ego)["speed"]) * TICK
     assert drive.frame().frame > frame.frame
 
@@ -195,9 +195,10 @@ def test_hazards_see_what_is_ahead_and_alongside_only():
 
 
 def test_the_reward_prefers_the_lane_centre_and_speed():
-    centre = lane_center(2)
+    centre = in_lanes(lane_center(2))
+    beside = in_lanes(lane_center(2) + 1.0)
     assert reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0, 0.0) == pytest.approx(0.01)
-    assert reward(CONFIG, 0.1, 22.0, centre + 1.0, 0.0, 0.0, 0.0) < reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0, 0.0)
+    assert reward(CONFIG, 0.1, 22.0, beside, 0.0, 0.0, 0.0) < reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0, 0.0)
     assert reward(CONFIG, 0.1, 10.0, centre, 0.0, 0.0, 0.0) < reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.0, 0.0)
     assert reward(CONFIG, 0.1, 22.0, centre, 0.0, 0.5, 0.0) < 0.0
     assert reward(CONFIG, 0.05, 22.0, centre, 0.0, 0.0, 0.0) == pytest.approx(0.005)
@@ -208,7 +209,7 @@ def test_a_foreseen_edge_costs_alike_on_both_sides_and_only_on_the_way_to_it(to_
     config = replace(CONFIG, edge_horizon=horizon, offset_penalty=0.0)
 
     def at(d: float, drift: float) -> float:
-        return reward(config, 0.1, 22.0, d, drift, 0.0, 0.0)
+        return reward(config, 0.1, 22.0, in_lanes(d), drift, 0.0, 0.0)
 
     left, right = MEDIAN_HALF_WIDTH + to_edge, ROAD_EDGE - to_edge
     assert at(left, -outwards) == pytest.approx(at(right, outwards))

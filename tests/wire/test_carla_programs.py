@@ -11,7 +11,8 @@ import pytest
 
 from carla_digr.driving.control import VehicleCommand
 from carla_digr.driving.scenario import Scenario
-from carla_digr.driving.session import SensorStream, Session, SimulatorGone
+from carla_digr.driving.session import SensorStream, Session
+from carla_digr.errors import SimulatorGone
 from carla_digr.simulator.lidar import Beams
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.world import World

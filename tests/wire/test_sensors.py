@@ -9,7 +9,8 @@ import carla
 import numpy as np
 import pytest
 
-from carla_digr.driving.session import SensorStream, Session, SimulatorGone
+from carla_digr.driving.session import SensorStream, Session
+from carla_digr.errors import SimulatorGone
 from carla_digr.simulator import shading
 from carla_digr.simulator.renderer import camera_axes
 from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, RAIL_OFFSET, ROAD_EDGE, Road

@@ -19,8 +19,8 @@ from simulator_process import Simulator, eventually, run_client
 
 from carla_digr.driving.control import ACTIONS, VehicleCommand
 from carla_digr.driving.scenario import Scenario
-from carla_digr.driving.session import Session, SimulatorGone
-from carla_digr.errors import UserError
+from carla_digr.driving.session import Session
+from carla_digr.errors import SimulatorGone, UserError
 
 CRUISE = VehicleCommand(steer=0.0, target_speed=22.0)
 
@@ -296,7 +296,8 @@ ENDING = """
     import threading
     import time
     import carla
-    from carla_digr.driving.session import SensorStream, Session, SimulatorGone
+    from carla_digr.driving.session import SensorStream, Session
+    from carla_digr.errors import SimulatorGone
 
     session = Session.connect("127.0.0.1", PORT, 1.0)
     camera = session.blueprint("sensor.camera.rgb", image_size_x=32, image_size_y=32)
@@ -381,7 +382,7 @@ def test_nothing_is_left_on_a_server_that_only_hung(simulator):
     program = """
         from carla_digr.driving.control import ACTIONS
         from carla_digr.driving.scenario import Scenario
-        from carla_digr.driving.session import SimulatorGone
+        from carla_digr.errors import SimulatorGone
         drive = Scenario.connect("embedded", "127.0.0.1", PORT, timeout=1.0, vehicles=6)
         try:
             drive.reset(1)

@@ -21,14 +21,18 @@ The reward is in reward.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from carla_digr.driving.control import ACTIONS, IMAGE_SIZE
 from carla_digr.tasks.driving.settings import DrivingConfig, DrivingEvaluation
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from carla_digr.tasks.driving.batch import DrivingVecEnv
-    from carla_digr.tasks.driving.expert import PlannerPolicy
+    from carla_digr.tasks.driving.servers import ServersVecEnv
 
 
 class Driving:
@@ -45,8 +49,17 @@ class Driving:
         self.action_names = tuple(ACTIONS[config.actions])
         self.idle_action = self.action_names.index("keep")
 
-    def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> DrivingVecEnv:
-        """Highways in this process; see Task.make_vec_env."""
+    @property
+    def most_environments(self) -> int | None:
+        """That can be had at once: as many as simulators, where it is driven on such."""
+        return len(self.config.simulators) if self.config.simulators else None
+
+    def make_vec_env(self, environments: int, seed: int, evaluation: bool = True) -> DrivingVecEnv | ServersVecEnv:
+        """Highways in this process, or those of ``simulators``; see Task.make_vec_env."""
+        if self.config.simulators:
+            from carla_digr.tasks.driving.servers import ServersVecEnv
+
+            return ServersVecEnv(environments, seed, self.config, evaluation)
         from carla_digr.tasks.driving.batch import DrivingVecEnv  # loads the simulator, which a configuration need not
 
         return DrivingVecEnv(environments, seed, self.config, evaluation, self._varied or not evaluation)
@@ -55,8 +68,10 @@ class Driving:
         """The task with the training's weathers and sceneries in every batch; see Varies."""
         return Driving(self.config, varied=True)
 
-    def expert(self, env: DrivingVecEnv) -> PlannerPolicy:
-        """The full-state planner, the upper reference of learned policies."""
+    def expert(self, env: Any) -> Callable[[NDArray[np.uint8]], NDArray[np.int64]]:
+        """Who sees the full state, the upper reference of learned policies: the planner, on servers the script."""
+        if self.config.simulators:
+            return env.scripted
         from carla_digr.tasks.driving.expert import PlannerPolicy
 
         return PlannerPolicy(env)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, TICK, DriveFrame
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, TICK, DriveFrame, VehicleCommand
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.simulator.road import Road
-from carla_digr.simulator.traffic import ONCOMING, VEHICLE
+from carla_digr.simulator.traffic import VEHICLE
 from carla_digr.tasks.driving.classes import importance_of
 from carla_digr.tasks.driving.drive import SCENES, InProcessDrive
 from carla_digr.tasks.driving.objects import scene_objects
@@ -22,6 +22,7 @@ from carla_digr.tasks.driving.settings import DrivingConfig
 from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
 from carla_digr.tasks.objects import SceneObject
 
+PASSED = 100.0  # m within which a vehicle that was ahead a decision ago has been overtaken, not gone round the ring
 _METRICS = (
     "clean",
     "collision",
@@ -35,14 +36,39 @@ _METRICS = (
 )
 
 
+class TaskDrive(Protocol):
+    """What the task's episodes need of a drive, wherever it is."""
+
+    def reset(self, seed: int) -> DriveFrame:
+        """See control.Drive."""
+
+    def advance(self, wanted: VehicleCommand) -> None:
+        """Apply a command and advance one tick."""
+
+    def speed(self) -> float:
+        """The ego's speed in m/s."""
+
+    def incident(self) -> tuple[str | None, bool, bool, bool]:
+        """Of the last tick: collision, off_road, road_ends and struck of control.DriveFrame."""
+
+    def frame(self) -> DriveFrame:
+        """The present frame with its picture."""
+
+    def reward(self, config: DrivingConfig, seconds: float) -> float:
+        """Reward of the last ``seconds`` if nothing ended in them."""
+
+    def ahead(self) -> dict[int, float]:
+        """m along the road from the ego to vehicles that drive in its direction, negative behind it, by their ids."""
+
+
 class Episode:
     """One highway with its ego: actions in, pictures, rewards and the episode's figures out."""
 
-    def __init__(self, config: DrivingConfig, road: Road, decision_ticks: int, random_scenery: float = 0.0):
+    def __init__(self, config: DrivingConfig, drive: TaskDrive, decision_ticks: int):
         self.config = config
         self.decision_ticks = decision_ticks
         self.commands = tuple(ACTIONS[config.actions].values())
-        self.drive = InProcessDrive(config.vehicles, road, random_scenery)
+        self.drive = drive
 
     def reset(self, seed: int) -> DriveFrame:
         """Start the episode of this seed."""
@@ -50,25 +76,28 @@ class Episode:
         self.running = RunningEpisode(self.config.episode_seconds)
         self.overtaken = self.changes = 0
         self.last_action = -1
-        self.ahead = self._relative() > 0.0
+        self.before = self.drive.ahead()
         return frame
+
+    def command(self, action: int) -> VehicleCommand:
+        """What an action stands for."""
+        return self.commands[action]
 
     def step(self, action: int) -> tuple[DriveFrame, float, bool, bool]:
         """One decision: frame, reward, terminated, truncated."""
-        wanted = self.commands[action]
+        wanted = self.command(action)
         changed = self.last_action not in (-1, action)
         self.changes += changed
         self.last_action = action
         for _ in range(self.decision_ticks):
             self.drive.advance(wanted)
-            speed = float(self.drive.world.vehicle(self.drive.ego)["speed"])
-            self.running.count(speed, *self.drive.incident())
-            if self.running.terminated:
+            self.running.count(self.drive.speed(), *self.drive.incident())
+            if self.running.terminated or self.running.struck or self.running.road_ends:
                 break
         frame = self.drive.frame()
-        relative = self._relative()
-        self.overtaken += int((self.ahead & (relative < 0.0) & (relative > -100.0)).sum())
-        self.ahead = relative > 0.0
+        ahead = self.drive.ahead()
+        self.overtaken += sum(-PASSED < ahead[i] < 0.0 < far for i, far in self.before.items() if i in ahead)
+        self.before = ahead
         if self.running.terminated:
             return frame, -1.0, True, False
         seconds = self.decision_ticks * TICK
@@ -86,19 +115,18 @@ class Episode:
         }
         return {name: float(figures[name]) for name in _METRICS}
 
-    def _relative(self) -> NDArray[np.float64]:
-        """Distance along the road from the ego to every vehicle, in [-ring / 2, ring / 2); 0 for the oncoming."""
-        world = self.drive.world
-        ring = world.road.length
-        relative = (world.vehicles["s"] - world.vehicle(self.drive.ego)["s"] + 0.5 * ring) % ring - 0.5 * ring
-        return np.where(world.vehicles["driver"] == ONCOMING, 0.0, relative)
+
+class HighwayEpisode(Episode):
+    """An episode in this process, which can be saved and continued."""
+
+    drive: InProcessDrive
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Everything the following steps depend on."""
         world = self.drive.world.get_state()
         return {
             "vehicles": world["vehicles"].view(np.uint8).reshape(len(world["vehicles"]), -1).copy(),
-            "ahead": self.ahead.copy(),
+            "ahead": np.array([self.before.get(i, 0.0) > 0.0 for i in self.drive.world.ids()]),
             "counters": np.array(
                 [world["frame"], world["last_id"], self.drive.ego, self.running.ticks, self.overtaken]
             ),
@@ -115,7 +143,7 @@ class Episode:
         self.running.ticks, self.running.distance = ticks, distance
         vehicles = np.ascontiguousarray(state["vehicles"]).view(VEHICLE)[:, 0]
         self.drive.restore({"vehicles": vehicles, "frame": frame, "last_id": last_id, "elapsed": elapsed}, ego)
-        self.ahead = state["ahead"].astype(bool)
+        self.before = dict(zip(self.drive.world.ids(), state["ahead"].astype(float).tolist(), strict=True))
         self.last_action, self.changes = (int(value) for value in state.get("actions", (-1, 0)))
         self.drive.set_scene(int(state.get("scene", (0,))[0]))
 
@@ -142,7 +170,9 @@ class DrivingVecEnv(BatchedEnvironment):
         road = Road.ring()
         ticks = config.decision_ticks if evaluation else config.training_decision_ticks
         scenery = config.random_scenery if (not evaluation if varied is None else varied) else 0.0
-        self.episodes = [Episode(config, road, ticks, scenery) for _ in range(environments)]
+        self.episodes = [
+            HighwayEpisode(config, InProcessDrive(config.vehicles, road, scenery), ticks) for _ in range(environments)
+        ]
         self.commands = self.episodes[0].commands
         self.started = np.zeros(environments, np.int64)
         self.observations = np.zeros((environments, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
@@ -184,6 +214,10 @@ class DrivingVecEnv(BatchedEnvironment):
 
         list(self._threads.map(advance, self._shares))  # raises here what a thread raised
         return self.observe(), rewards, dones, infos
+
+    def metrics(self, i: int) -> dict[str, float]:
+        """Figures of the present episode of environment i."""
+        return self.episodes[i].metrics()
 
     def observe(self) -> NDArray[np.uint8]:
         """The present observations, uint8 (N, 3, 128, 128)."""

@@ -37,6 +37,18 @@ for _id, _name in (
 ):
     _CLASS_OF_ID[-_id] = CLASSES.index(_name)
 
+_CLASS_OF_LABEL = np.full(256, CLASSES.index("empty road"), np.int8)  # by CARLA's CityObjectLabel
+for _name, _labels in {
+    "vehicle": (12, 13, 14, 15, 16, 17, 18, 19),  # pedestrians and riders with them
+    "lane line": (24,),
+    "barrier": (4, 5),
+    "guard rail": (28,),
+    "sky": (11,),
+    "vegetation": (9, 10, 23, 25),
+    "building": (3, 6, 7, 8, 20, 21, 22),
+}.items():
+    _CLASS_OF_LABEL[list(_labels)] = CLASSES.index(_name)
+
 
 def class_picture(ids: NDArray[np.int32], ego: int) -> NDArray[np.int8]:
     """The class of every pixel.
@@ -55,7 +67,27 @@ def class_picture(ids: NDArray[np.int32], ego: int) -> NDArray[np.int8]:
     """
     fine = np.where(ids > 0, np.int8(0), _CLASS_OF_ID[np.maximum(-ids, 0)])
     fine[ids == ego] = EGO
-    height, width = ids.shape[0] // SAMPLES, ids.shape[1] // SAMPLES
+    return _of_samples(fine)
+
+
+def class_picture_seen(labels: NDArray[np.uint8], ego: int) -> NDArray[np.int8]:
+    """`class_picture` from a CARLA server's instance picture.
+
+    CARLA has one label for barriers and guard rails of metal, and none for shadows; what bounds the road besides is a
+    barrier, masts and signs are buildings, and labels that nobody knows, as on edges, are empty road.
+
+    Args:
+        labels: uint8 (SAMPLES * H, SAMPLES * W, 3), CARLA's label, low and high byte of the actor's id.
+        ego: the ego's id.
+    """
+    fine = _CLASS_OF_LABEL[labels[..., 0]]
+    fine[(fine == 0) & (labels[..., 1] == ego & 0xFF) & (labels[..., 2] == ego >> 8 & 0xFF)] = EGO
+    return _of_samples(fine)
+
+
+def _of_samples(fine: NDArray[np.int8]) -> NDArray[np.int8]:
+    """The class of every pixel from those of its samples."""
+    height, width = fine.shape[0] // SAMPLES, fine.shape[1] // SAMPLES
     samples = fine.reshape(height, SAMPLES, width, SAMPLES)
     first = samples.min(axis=(1, 3))
     return np.where(first <= EGO, first, samples[:, SAMPLES // 2, :, SAMPLES // 2])

@@ -27,10 +27,11 @@ from carla_digr.simulator.palette import drawn_palette
 from carla_digr.simulator.road import MEDIAN_HALF_WIDTH, ROAD_EDGE, Road, project_to
 from carla_digr.simulator.scenery import SCENERIES
 from carla_digr.simulator.shading import WITHOUT_BUILDINGS, WITHOUT_TREES
+from carla_digr.simulator.traffic import ONCOMING
 from carla_digr.simulator.vehicle import KINDS
 from carla_digr.simulator.world import Camera, World
 from carla_digr.tasks.driving.classes import SAMPLES, class_picture
-from carla_digr.tasks.driving.reward import hazards, reward
+from carla_digr.tasks.driving.reward import hazards, in_lanes, reward
 from carla_digr.tasks.driving.settings import DrivingConfig
 
 SCENES = 2**20  # that can be drawn
@@ -126,15 +127,24 @@ class InProcessDrive:
         self.advance(wanted)
         return self.frame()
 
-    def incident(self) -> tuple[str | None, bool]:
-        """What the ego hit in the last tick, and whether its centre is off the driving lanes."""
+    def incident(self) -> tuple[str | None, bool, bool, bool]:
+        """What the ego hit in the last tick, whether its centre is off the driving lanes, and what never happens here:
+        that the road ends, or that somebody drives into it."""
         hits = [contact.other_name for contact in self.world.collisions if contact.id == self.ego]
-        return (hits[0] if hits else None), not MEDIAN_HALF_WIDTH < self.world.vehicle(self.ego)["d"] < ROAD_EDGE
+        off_road = not MEDIAN_HALF_WIDTH < self.world.vehicle(self.ego)["d"] < ROAD_EDGE
+        return (hits[0] if hits else None), off_road, False, False
+
+    def ahead(self) -> dict[int, float]:
+        """m along the road from the ego to each vehicle of its carriageway, in [-ring / 2, ring / 2), by their ids."""
+        ring, vehicles = self.road.length, self.world.vehicles
+        relative = (vehicles["s"] - self.world.vehicle(self.ego)["s"] + 0.5 * ring) % ring - 0.5 * ring
+        others = (vehicles["driver"] != ONCOMING) & (vehicles["id"] != self.ego)
+        return dict(zip(vehicles["id"][others].tolist(), relative[others].tolist(), strict=True))
 
     def frame(self) -> DriveFrame:
         """The present frame with its picture."""
         ego = self.world.vehicle(self.ego)
-        collision, off_road = self.incident()
+        collision, off_road, *_ = self.incident()
         return DriveFrame(
             frame=self.world.frame,
             stamp=self.world.elapsed,
@@ -158,7 +168,7 @@ class InProcessDrive:
         closing, alongside = hazards(self.world.vehicles, self.world.index(self.ego), self.road.length)
         heading = project_to(self.road.pieces, ego["x"], ego["y"])[2]
         drift = float(ego["speed"] * math.sin(ego["yaw"] - heading))
-        return reward(config, seconds, ego["speed"], ego["d"], drift, closing, alongside)
+        return reward(config, seconds, self.speed(), in_lanes(ego["d"]), drift, closing, alongside)
 
     def restore(self, state: dict[str, Any], ego: int) -> None:
         """Continue from ``World.get_state`` with the ego of this id."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTIONS, CRUISE_SPEED, IMAGE_SIZE, TICK, Drive, VehicleCommand
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, TICK, VehicleCommand
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.tasks.driving.drive import InProcessDrive
-from carla_digr.tasks.driving.reward import less_effort
+from carla_digr.tasks.driving.reward import less_effort, reward_seen
 from carla_digr.tasks.driving.settings import DrivingConfig
+
+if TYPE_CHECKING:
+    from carla_digr.driving.scenario import Scenario
 
 
 class DrivingEnv(gymnasium.Env):
@@ -21,9 +24,8 @@ class DrivingEnv(gymnasium.Env):
 
     Args:
         config: of the task; the default one if None.
-        drive: where to drive. None: in this process, with the shaped reward. A
-            :class:`carla_digr.driving.scenario.Scenario` drives over CARLA's protocol; the pictures are the same, the
-            reward lacks the risk terms, for the traffic's state is not part of a picture.
+        drive: where to drive. None: in this process. A :class:`carla_digr.driving.scenario.Scenario` drives over
+            CARLA's protocol, where pictures and rewards are the same.
         decision_ticks: ticks a decision lasts, by default the configuration's.
 
     Observations are uint8 (128, 128, 3) RGB, actions Discrete; see carla_digr.tasks.driving for both, for the
@@ -35,7 +37,7 @@ class DrivingEnv(gymnasium.Env):
     def __init__(
         self,
         config: DrivingConfig | None = None,
-        drive: Drive | None = None,
+        drive: InProcessDrive | Scenario | None = None,
         decision_ticks: int | None = None,
         render_mode: str | None = None,
     ):
@@ -74,7 +76,7 @@ class DrivingEnv(gymnasium.Env):
         if isinstance(self.drive, InProcessDrive):
             value = self.drive.reward(self.config, seconds)
         else:
-            value = self.config.progress_reward * self.last.speed / CRUISE_SPEED * seconds / 0.1
+            value = reward_seen(self.config, seconds, self.last.speed, self.drive.situation())
         return less_effort(self.config, value, seconds, wanted, changed)
 
     def _info(self) -> dict[str, Any]:

@@ -13,6 +13,13 @@ class DrivingConfig:
     """The highway drive; see reward.py for what the reward's terms are."""
 
     vehicles: int = setting(64, minimum=0, maximum=160)  # on the ring's own carriageway: 7 within 150 m
+    # host:port of CARLA servers or embedded simulators to drive on, one for each environment; none: in this process
+    simulators: tuple[str, ...] | None = None
+    kind: Literal["embedded", "carla"] = "embedded"  # whose traffic there: the embedded highway's, or CARLA's
+    roads: tuple[int, ...] | None = None  # OpenDRIVE ids of the roads there on which episodes start; none: any highway
+    spawn_points: tuple[int, ...] | None = None  # or indices of the map's spawn points at which they start
+    timeout: float = setting(10.0, minimum=0.1)  # s for each call to a simulator
+    patience: float = setting(60.0, minimum=0)  # s for which all simulators may be lost
     episode_seconds: float = setting(50.0, minimum=1)
     decision_ticks: int = setting(1, minimum=1, maximum=4)  # ticks of 0.05 s a decision lasts in evaluation and live
     training_decision_ticks: int = setting(2, minimum=1, maximum=4)  # the same for the teacher's training

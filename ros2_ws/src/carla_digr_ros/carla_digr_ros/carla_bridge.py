@@ -25,8 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from carla_digr.driving.control import MAX_WHEEL_ANGLE, UNKNOWN_LANE, DriveFrame, VehicleCommand, turning
 from carla_digr.driving.scenario import WEATHERS, Scenario
-from carla_digr.driving.session import SimulatorGone
-from carla_digr.errors import UserError
+from carla_digr.errors import SimulatorGone, UserError
 from carla_digr.live.composition import whole_number
 from carla_digr.live.pacing import PERIOD, Pacer
 from carla_digr.live.watchdog import (
