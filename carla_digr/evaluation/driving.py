@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from carla_digr.config import Config
 from carla_digr.driving.control import TICK
 from carla_digr.evaluation import driving_figures, figures
-from carla_digr.evaluation.causal import draw_causal, measure_causal, report_causal
+from carla_digr.evaluation.causal import asked_of, draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.decision import (
     maps_of,
     measure_decision,
@@ -75,14 +75,14 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     """Everything of this module.
 
     Returns:
-        "causal": ``measure_causal``; "truth": method -> ``_truth_row``; "decision": ``measure_decision``; "randomised":
-        ``measure_randomised``; "robustness": ``measure_robustness``; "drive": ``long_drive``; "perturbation_delay":
-        seconds of one map at every pixel and at the dataset's stride.
+        "causal": ``measure_causal``, where vehicles can be taken out; "truth": method -> ``_truth_row``; "decision":
+        ``measure_decision``; "randomised": ``measure_randomised``; "robustness": ``measure_robustness``; "drive":
+        ``long_drive``; "perturbation_delay": seconds of one map at every pixel and at the dataset's stride.
     """
     settings, part = _settings(evaluation.config), evaluation.part
     frames = functools.cache(lambda: held_out_frames(evaluation, settings.table_states))
     maps = functools.cache(lambda name: maps_of(name, evaluation.methods[name], frames()[0], settings.slow_states))
-    which = measure_causal(evaluation)
+    causal = {"causal": measure_causal(evaluation)} if asked_of(evaluation) else {}
     truth = {
         name: part(f"truth, {name}", partial(_truth_row, evaluation, frames, maps, name)) for name in evaluation.methods
     }
@@ -93,7 +93,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     drive = part("long drive", partial(long_drive, evaluation, settings.drive_seconds))
     delay = part("perturbation delay", partial(_perturbation_delay, evaluation, frames))
     return {
-        "causal": which,
+        **causal,
         "truth": truth,
         "decision": decision,
         "randomised": weights,
@@ -196,7 +196,7 @@ def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:
     states, classes = held_out_frames(evaluation, 8 * evaluation.config.evaluation.examples)
     seconds = _settings(evaluation.config).drive_seconds
     return {
-        **draw_causal(evaluation),
+        **(draw_causal(evaluation) if "causal" in results else {}),
         "figure_attacks.png": figures.success_against_epsilon(results["robustness"], band, "share driven"),
         "figure_mass.png": driving_figures.mass_by_class(results["truth"]),
         "figure_truth.png": driving_figures.truth_grid(evaluation, states, classes),
@@ -210,7 +210,7 @@ def report(evaluation: Evaluation, results: dict[str, Any]) -> list[str]:
     """Lines of Markdown."""
     drive = results["drive"]
     lines = [
-        *report_causal(results["causal"]),
+        *(report_causal(results["causal"]) if "causal" in results else ()),
         "## A long drive",
         "",
         f"The student, greedy, {drive['seconds']:.0f} s, going on elsewhere after an incident: "

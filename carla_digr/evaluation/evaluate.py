@@ -34,6 +34,7 @@ from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import Act, greedy, load_policy, run_episodes, sampled, states_of
+from carla_digr.training.state import ELSEWHERE
 
 QUICK: dict[str, Any] = {
     "episodes": 16,
@@ -300,6 +301,8 @@ class _Parts:
         self.path = path
         values = config.to_dict()
         sections = {key: values[key] for key in ("seed", "environment", "evaluation")}
+        for key in ELSEWHERE:
+            sections["environment"].pop(key, None)
         used = ("radius", "blur_sigma", "stride", "score", "threshold", "environments", "state_interval")
         sections |= {key: values["saliency_dataset"][key] for key in used}
         self.key = {"weights": [card["weights_sha256"] for card in cards], **sections}

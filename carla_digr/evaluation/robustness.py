@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from carla_digr.attacks import ATTACKS, Attack, noise
 from carla_digr.evaluation.report import Curves, Evaluation, Part, spread
 from carla_digr.policy import Policy, to_input
 from carla_digr.tasks import Task
 from carla_digr.training.progress import Progress
-from carla_digr.training.rollout import draw_actions, load_policy
+from carla_digr.training.rollout import draw_actions, load_policy, run_episodes, sample_actions
 
 NOISE = "uniform noise"
 CHUNK = 128  # states attacked together
@@ -115,9 +116,15 @@ def attacked_episodes(
     The episodes and the draws of the actions are the same for every epsilon, policy and attack. Episodes that have
     ended are attacked no more, and environments whose episodes have all ended are stepped no more.
 
+    Where the task has a limit of environments, see ``Task.most_environments``, they take their turns instead, one
+    epsilon after the other, and an environment drives several episodes.
+
     Returns:
-        Per epsilon the metrics and the "return" of each episode, in the order of the environments.
+        Per epsilon the metrics and the "return" of each episode, in the order of the environments or as they ended.
     """
+    most = getattr(task, "most_environments", None)
+    if most is not None:
+        return {size: _by_turns(task, policy, attack, size, episodes, seed, label, most) for size in epsilons}
     generator = torch.Generator().manual_seed(seed)
     envs = [task.make_vec_env(episodes, seed) for _ in epsilons]
     draws = [np.random.default_rng((seed, 1)) for _ in epsilons]
@@ -151,3 +158,21 @@ def attacked_episodes(
         for env in envs:
             env.close()
     return dict(zip(epsilons, finished, strict=True))
+
+
+def _by_turns(
+    task: Task, policy: Policy, attack: Attack, epsilon: float, episodes: int, seed: int, label: str, most: int
+) -> list[dict[str, float]]:
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng((seed, 1))
+
+    def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
+        size = torch.full((len(observations), 1, 1, 1), epsilon)
+        states = attack(policy, to_input(torch.from_numpy(observations)), size, generator)
+        with torch.no_grad():
+            return sample_actions(policy(states)[0], rng)
+
+    env = task.make_vec_env(min(episodes, most), seed)
+    try:
+        return run_episodes(env, act, episodes, label)
+    finally:
+        env.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -45,7 +46,8 @@ def drawn_with(vehicles: VehicleTable, figures: NDArray[np.void]) -> VehicleTabl
         figures["color"],
         np.zeros(len(figures), np.bool_),
     )
-    return VehicleTable(*(np.concatenate(columns) for columns in zip(vehicles, others, strict=True)))
+    columns: Any = zip(vehicles, others, strict=True)
+    return VehicleTable(*map(np.concatenate, columns))
 
 
 @njit(cache=True, nogil=True)

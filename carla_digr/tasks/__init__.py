@@ -22,7 +22,7 @@ class Task(Protocol):
     derived from ``config.EvaluationConfig``, where its evaluation has settings of its own, and ``report``, the name of
     a module of its evaluation (see ``evaluation.report.TaskReport``). A task may have ``recipe``, the
     ``policy.InputRecipe`` of its observations; without it three channels are one RGB picture, and any other number as
-    many grey ones.
+    many grey ones; and ``most_environments``, how many can be had at once, None: any number.
     """
 
     @property
@@ -62,7 +62,8 @@ class Task(Protocol):
         it, "is_success".
 
         For training that resumes exactly, the batch has ``get_state() -> dict[str, numpy array]``,
-        ``set_state(state)`` and ``observe()``; without them a resumed training starts new episodes.
+        ``set_state(state)`` and ``observe()``; without them a resumed training starts new episodes. A batch on
+        simulators that may be lost has ``present``, bool (N,): which environments took the last step.
         """
 
 

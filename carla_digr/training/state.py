@@ -18,7 +18,9 @@ from carla_digr.files import atomic_write, exclusive, open_regular
 
 # What a resumed job may change without becoming another job.
 STATE_BYTES = 16 << 30  # of the largest state that is read
-_FREE = {"total_steps", "checkpoint_interval", "iterations", "simulators", "timeout", "patience"}
+ELSEWHERE = ("simulators", "timeout", "patience")
+"""Settings of an environment that say where its simulators are."""
+_FREE = {"total_steps", "checkpoint_interval", "iterations", *ELSEWHERE}
 # Settings that jobs begun by an earlier version do not know, and what they did.
 _NEWER = {
     "saliency_dataset.effects": False,
