@@ -846,10 +846,10 @@ def add_repair(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "repair",
         help="save what is whole of a recording that was killed or damaged",
-        description="Make a whole bag of all complete chunks and messages of an unfinished or damaged MCAP recording, "
+        description="Make a whole bag of all that can be read of an unfinished or damaged MCAP or sqlite3 recording, "
         "which stays as it is.",
     )
-    parser.add_argument("bag", metavar="BAG", type=Path, help="the bag's directory or its .mcap file")
+    parser.add_argument("bag", metavar="BAG", type=Path, help="the bag's directory or its .mcap or .db3 file")
     parser.add_argument("--out", type=Path, metavar="BAG2", help="the new bag (default: BAG-repaired)")
     parser.set_defaults(run=run)
 

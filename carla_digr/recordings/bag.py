@@ -29,7 +29,8 @@ from carla_digr.errors import UserError
 from carla_digr.files import exclusive
 from carla_digr.recordings.bounds import too_much
 from carla_digr.recordings.definitions import ALL_STATEMENTS, STATEMENTS, definition, ros1_types, statements, types_of
-from carla_digr.recordings.readers import Reader, Ros1Reader
+from carla_digr.recordings.readers import McapReader, Reader, Ros1Reader
+from carla_digr.recordings.sqlite import Sqlite3Reader
 from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE
 
 CHUNK_BYTES = (1 << 20) - 64  # of messages in a chunk; less than at what rosbags ends one
@@ -260,8 +261,9 @@ class Bag:
         if sum(lines for lines in map(statements, texts) if lines <= STATEMENTS) > ALL_STATEMENTS:
             raise too_much(path, f"has definitions of more than {ALL_STATEMENTS} lines")
         self._parts = [_part(reader, connection) for reader in filled for connection in reader.connections]
-        self._files = [file for reader in readers if isinstance(reader, Reader) for file in reader.mcap_files]
-        self._older = [reader for reader in readers if isinstance(reader, Ros1Reader)]
+        self._files = [
+            file for reader in readers for file in (reader.files if isinstance(reader, Reader) else [reader])
+        ]
         self.channels = list(dict.fromkeys(part.channel for part in self._parts))
         self.start = min(reader.start_time for reader in filled)
         self.end = max(reader.end_time for reader in filled)
@@ -272,9 +274,16 @@ class Bag:
 
     @property
     def damage(self) -> list[str]:
-        """A sentence about the chunks, of those that have been read so far, that are damaged; none: there are none."""
-        count = sum(len(file.damaged) for file in self._files) + sum(len(file.damaged) for file in self._older)
-        return [f"{count} damaged chunks are left out, with the messages in them."] if count else []
+        """A sentence about what is damaged of that which has been read so far; none: there is nothing."""
+        if not (count := self.damaged):
+            return []
+        parts = "places" if any(isinstance(file, Sqlite3Reader) for file in self._files) else "chunks"
+        return [f"{count} damaged {parts} are left out, with the messages in them."]
+
+    @property
+    def damaged(self) -> int:
+        """How many chunks or, of an sqlite3 file, places could not be read so far."""
+        return sum(len(file.damaged) for file in self._files)
 
     def times(self, channels: Iterable[Channel]) -> dict[Channel, list[int]] | None:
         """The times in ns of the messages of some channels, from an MCAP file's index, with nothing unpacked.
@@ -282,7 +291,7 @@ class Bag:
         None: there is no such index.
         """
         file = self._files[0] if len(self._files) == 1 else None
-        if file is None or file.bio is None:
+        if not isinstance(file, McapReader) or file.bio is None:
             return None
         found, size = dict[Channel, list[int]](), file.path.stat().st_size
         for channel in channels:

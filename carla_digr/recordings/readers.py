@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import heapq
-import sqlite3
 import stat
 from collections.abc import Collection, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from io import SEEK_CUR, BytesIO
 from operator import itemgetter
@@ -24,11 +23,11 @@ from rosbags.rosbag2 import ReaderError
 from rosbags.rosbag2 import reader as rosbag2
 from rosbags.rosbag2.storage_mcap import DECOMPRESSORS, ChunkInfo
 from rosbags.rosbag2.storage_mcap import McapReader as Mcap
-from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader as Sqlite3
 
 from carla_digr.errors import UserError
 from carla_digr.files import read_regular
 from carla_digr.recordings.bounds import CHANNELS, Limits, check_chunks, check_yaml, too_much, unpack
+from carla_digr.recordings.sqlite import Sqlite3Reader
 
 MAGIC = b"\x89MCAP0\r\n"
 FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK = 2, 3, 4, 5, 6  # opcodes of MCAP, https://mcap.dev/spec#records
@@ -209,41 +208,6 @@ class McapReader(Mcap):
         yield from found
 
 
-class Sqlite3Reader(Sqlite3):
-    """An sqlite3 file, of which only plain tables are read."""
-
-    path: Path
-
-    def __init__(self, path: Path, limits: Limits | None = None):
-        super().__init__(path)
-        self._given = limits
-
-    def open(self) -> None:
-        """Open it.
-
-        Raises:
-            UserError: it is beyond its limits.
-            ReaderError: it is no recording.
-            sqlite3.Error: it is damaged.
-        """
-        limits = self._given or Limits.of(self.path.stat().st_size)
-        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as tables:
-            kinds = {name: kind for _, name, kind, *_ in tables.execute("PRAGMA table_list")}
-            for table in {"messages", "topics", "schema", "message_definitions"} & kinds.keys():
-                columns = tables.execute(f"PRAGMA table_xinfo({table})").fetchall()
-                if kinds[table] != "table" or any(hidden for *_, hidden in columns):
-                    raise ReaderError(f"its table {table} is computed")
-            lengths = "SELECT count(*), coalesce(max(length(data)), 0), coalesce(sum(length(data)), 0) FROM messages"
-            count, most, total = tables.execute(lengths).fetchone()
-            topics = tables.execute("SELECT count(*) FROM topics").fetchone()[0]
-            if count > limits.records or topics > CHANNELS or most > limits.at_once or total > limits.total:
-                raise too_much(self.path, f"has {count} messages of {topics} topics")
-            if any(name == "offered_qos_profiles" for _, name, *_ in tables.execute("PRAGMA table_info(topics)")):
-                texts = tables.execute("SELECT CAST(offered_qos_profiles AS BLOB) FROM topics")
-                check_yaml(self.path, b"\n".join(text for (text,) in texts if text), limits)
-        super().open()
-
-
 STORAGES: dict[str, Any] = {"mcap": McapReader, "sqlite3": Sqlite3Reader}
 
 
@@ -326,11 +290,9 @@ class Reader(AnyReader):
         super().open()
 
     @property
-    def mcap_files(self) -> list[McapReader]:
-        """Of its files those that are MCAP."""
-        return [
-            storage for storage in getattr(self.storage, "storages", [self.storage]) if isinstance(storage, McapReader)
-        ]
+    def files(self) -> list[McapReader | Sqlite3Reader]:
+        """The readers of its files."""
+        return list(getattr(self.storage, "storages", [self.storage]))
 
 
 class Ros1Reader(rosbag1.Reader):

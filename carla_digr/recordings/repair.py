@@ -19,7 +19,7 @@ from rosbags.typesys.store import Typestore
 from tqdm import tqdm
 
 from carla_digr.errors import UserError
-from carla_digr.recordings.bag import Channel, channel_types, new_bag, storage_file
+from carla_digr.recordings.bag import Channel, channel_types, new_bag, open_bag, storage_file
 from carla_digr.recordings.bounds import CHANNELS, MESSAGE_BYTES, Limits, check_yaml, too_much
 from carla_digr.recordings.definitions import ALL_STATEMENTS, STATEMENTS, statements
 from carla_digr.recordings.readers import (
@@ -40,7 +40,8 @@ from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE
 class Repaired(NamedTuple):
     """What `repair` has saved.
 
-    ``damaged_messages`` are not of their type and left out; ``cut``: the file ended in the middle of a record.
+    ``damaged_chunks`` are places in an sqlite3 file; ``damaged_messages`` are not of their type and left out; ``cut``:
+    the file ended in the middle of a record.
     """
 
     messages: int
@@ -52,18 +53,18 @@ class Repaired(NamedTuple):
 
 
 def repair(path: Path, out: Path) -> Repaired:
-    """Make a whole bag of all complete chunks and messages of an unfinished or damaged MCAP bag, which stays as it is.
+    """Make a whole bag of all that can be read of an unfinished or damaged MCAP or sqlite3 bag, which stays as it is.
 
     Messages that cannot be read, for they are not of their type, are left out.
 
     Raises:
-        UserError: there is nothing to save, it is not MCAP, or ``out`` exists.
+        UserError: there is nothing to save, it is of another kind, or ``out`` exists.
     """
     if not path.exists():
         raise UserError(f"There is no recording {path}.")
     file = storage_file(path) if path.is_dir() else path
     if file.suffix == ".db3":
-        raise UserError(f"{file} is an sqlite3 recording; repair it with sqlite3's own `.recover`.")
+        return _repair_sqlite(file, out)
     if not is_regular(file):
         raise UserError(f"{file} is no recording: it is no regular file.")
     salvage = Salvage(file)
@@ -94,6 +95,21 @@ def repair(path: Path, out: Path) -> Repaired:
         if first is None or last is None:
             raise nothing
     return Repaired(count, len(channels), (last - first) * 1e-9, damaged, unreadable, cut)
+
+
+def _repair_sqlite(file: Path, out: Path) -> Repaired:
+    readable, unreadable = _Readable(), 0
+    with open_bag(file) as bag:
+        channels = {(channel.topic, channel.type): channel for channel in bag.channels}
+        with new_bag(out, list(channels.values())) as new:
+            for channel, time, data in tqdm(bag.read(), "saving", bag.messages, unit="message", mininterval=1, delay=1):
+                if readable(channel, data):
+                    new.write(channel.topic, channel.type, time, data)
+                    new.flush()
+                else:
+                    unreadable += 1
+            count = new.messages
+        return Repaired(count, len(channels), (bag.end - bag.start) * 1e-9, bag.damaged, unreadable, False)
 
 
 class _Readable:

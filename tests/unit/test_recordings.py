@@ -181,6 +181,45 @@ def test_foreign_recordings_open_whatever_their_storage_and_compression(plugin, 
             drive_bag.read_drive(opened)
 
 
+def test_what_is_whole_of_an_sqlite3_recording_is_read_and_the_rest_told(tmp_path, capsys):
+    """Each page in turn is lost, and each part of the end; of the pictures some have pages of their own."""
+    path = tmp_path / "foreign"
+    writer = Writer(path, version=8, storage_plugin=StoragePlugin.SQLITE3)
+    with writer:
+        connection = writer.add_connection("/front/image_raw", topics.PICTURE_TYPE, typestore=drive_bags.STORE)
+        for number in range(1, 61):
+            message = drive_bags.image(
+                number * 10**8, drive_bags.picture(number, 128 if number % 10 == 0 else 16), "rgb8"
+            )
+            writer.write(connection, number * 10**8, drive_bags.serialized(topics.PICTURE_TYPE, message))
+    (whole_file,) = path.glob("*.db3")
+    data, whole, page = whole_file.read_bytes(), messages(whole_file), 4096
+    hurt = tmp_path / "hurt.db3"
+    lost, readable = [], 0
+    for place in range(0, len(data), page):
+        for damaged in (data[:place] + b"\xff" * page + data[place + page :], data[:place]):
+            hurt.write_bytes(damaged)
+            try:
+                with open_bag(hurt) as opened:
+                    found = [(channel.topic, time, data) for channel, time, data in opened.read()]
+                    told = opened.damage
+            except UserError as error:
+                assert "sqlite3's `.recover`" in str(error) or "is empty" in str(error), error
+                continue
+            readable += 1
+            same = [message for message in found if message in whole]
+            assert [time for _, time, _ in found] == sorted({time for _, time, _ in found})
+            assert len(found) - len(same) <= 1  # a page full of a picture's bytes is a picture too
+            if len(found) < len(whole):
+                assert told and "damaged places are left out" in told[0], place
+            lost.append(len(whole) - len(found))
+    assert readable > len(data) / page / 2 and max(lost) > 10 and lost.count(0) and lost.count(1)
+    hurt.write_bytes(data[: len(data) - len(data) // 3])
+    assert command(["repair", str(hurt), "--out", str(tmp_path / "new")]) == 0
+    assert "damaged chunks were left out" in capsys.readouterr().out
+    assert set(messages(tmp_path / "new")) < set(whole)
+
+
 def test_the_frames_are_found_without_unpacking_the_pictures(content, tmp_path):
     whole, _ = content
     path = tmp_path / "drive.mcap"
