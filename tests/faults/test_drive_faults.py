@@ -293,7 +293,10 @@ def test_two_bridges_on_one_simulator(port, start, observe, weights):
 
 def test_two_bridges_in_one_ros_domain(port, start, observe, weights):
     drive = Drive(port, start, observe, weights)
+    drive.drives(1)
+    stranger = drive.observer.node.create_publisher(topics.CLOCK.type, topics.CLOCK.name, 10)  # which ends no drive
     drive.drives(round(NEWCOMER_SECONDS / PERIOD) + 10)  # from then on it is the other one that leaves
+    drive.observer.node.destroy_publisher(stranger)
     other = live_support.free_port()
     start(live_support.simulator(other))
     second = start(live_support.bridge(other))

@@ -227,7 +227,7 @@ class CarlaBridge(ManagedNode):
         settled = time.monotonic() + NEWCOMER_SECONDS
         while going():
             if time.monotonic() < settled:
-                self._refuse_a_second_clock()
+                self._refuse_a_second(topics.FRAME)  # a bridge that has begun at the same time; a clock ends no drive
             self._publish(frame)
             self._wait_for_the_decision(executor, going)
             if not self._lockstep:
@@ -543,7 +543,7 @@ class CarlaBridge(ManagedNode):
         """
         image, decision = topics.IMAGE.of(self), topics.DECISION.of(self)
         while going():
-            self._refuse_a_second_clock()
+            self._refuse_a_second(topics.CLOCK)
             deciders = {info.node_name for info in self.get_publishers_info_by_topic(decision)}
             watchers = [info.node_name for info in self.get_subscriptions_info_by_topic(image)]
             answering = (deciders - {self.get_name()}) & set(watchers)
@@ -554,15 +554,15 @@ class CarlaBridge(ManagedNode):
             executor.spin_once(timeout_sec=0.1)
         self._waiting = ""
 
-    def _refuse_a_second_clock(self) -> None:
+    def _refuse_a_second(self, topic: topics.Topic) -> None:
         """Leave the road to another node that owns time here.
 
         Raises:
-            UserError: there is one.
+            UserError: there is another publisher of a topic that is a bridge's own.
         """
-        clock = topics.CLOCK.of(self)
-        if self.count_publishers(clock) > 1:
-            raise UserError(f"Another node publishes {clock} too: end it, or give each drive its own namespace.")
+        name = topic.of(self)
+        if self.count_publishers(name) > 1:
+            raise UserError(f"Another node publishes {name} too: end it, or give each drive its own namespace.")
 
     def _wait_for_the_decision(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         start = time.monotonic()
