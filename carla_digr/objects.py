@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import cv2
@@ -44,6 +45,9 @@ _CLASSES[[4, 5, 28]] = _BARRIER  # wall, fence, guard rail
 MOST_OBJECTS = 16  # of a frame, those that cover most of the picture
 LEAST_PIXELS = 4  # that show a thing, or it is not in view
 MARGIN = 2  # pixels around a mask whose share of the map is the thing's
+OUTLINE_PARTS, OUTLINE_CORNERS = 8, 96  # of a thing's outline, at most
+OUTLINED = 6  # things of a frame that a message has the outlines of
+OUTLINE_ERROR = 0.8  # pixels that it may lie beside the thing's edge
 
 FAR = 45.0  # m, beyond which a pixel is more than two metres of road
 LINES_APART = 2.4  # m, less than two lane lines are
@@ -299,23 +303,49 @@ def explain_objects(
     return sorted(explained, key=lambda thing: -thing.effect)
 
 
-def fields_of(thing: ExplainedObject) -> dict[str, Any]:
-    """The fields of its message, carla_digr_msgs/ExplainedObject."""
-    rows, columns = np.flatnonzero(thing.seen.mask.any(axis=1)), np.flatnonzero(thing.seen.mask.any(axis=0))
-    return {
-        "id": thing.seen.id,
-        "kind": thing.seen.kind,
-        "lane": thing.seen.lane,
-        "distance": thing.seen.distance,
-        "share": thing.share,
-        "effect": thing.effect,
-        "action": thing.action,
-        "flips": thing.flips,
-        "left": int(columns[0]),
-        "top": int(rows[0]),
-        "right": int(columns[-1]),
-        "bottom": int(rows[-1]),
-    }
+def fields_of(things: Sequence[ExplainedObject]) -> list[dict[str, Any]]:
+    """The fields of each thing's message, carla_digr_msgs/ExplainedObject; of the first OUTLINED with its outline."""
+    found = []
+    for place, thing in enumerate(things):
+        rows, columns = np.flatnonzero(thing.seen.mask.any(axis=1)), np.flatnonzero(thing.seen.mask.any(axis=0))
+        parts = outlines(thing.seen.mask) if place < OUTLINED else []
+        found.append(
+            {
+                "id": thing.seen.id,
+                "kind": thing.seen.kind,
+                "lane": thing.seen.lane,
+                "distance": thing.seen.distance,
+                "share": thing.share,
+                "effect": thing.effect,
+                "action": thing.action,
+                "flips": thing.flips,
+                "left": int(columns[0]),
+                "top": int(rows[0]),
+                "right": int(columns[-1]),
+                "bottom": int(rows[-1]),
+                "outline": np.concatenate(parts).ravel() if parts else np.zeros(0, np.uint16),
+                "parts": np.array([len(part) for part in parts], np.uint16),
+            }
+        )
+    return found
+
+
+def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.uint16]]:
+    """What surrounds a mask's pixels: a polygon for each of its parts, the largest first.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        At most OUTLINE_PARTS polygons of OUTLINE_CORNERS corners in all, uint16 (corners, 2): column and row of pixels
+        beside the mask's, or in it at the picture's edge.
+    """
+    grown = cv2.dilate(mask.view(np.uint8), np.ones((3, 3), np.uint8))
+    contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    largest = sorted(contours, key=cv2.contourArea, reverse=True)[:OUTLINE_PARTS]
+    simple = [cv2.approxPolyDP(contour, OUTLINE_ERROR, True)[:, 0].astype(np.uint16) for contour in largest]
+    corners = accumulate(len(part) for part in simple)
+    return [part for part, total in zip(simple, corners, strict=True) if total <= OUTLINE_CORNERS]
 
 
 def _with_shadow(vehicle: NDArray[np.bool_]) -> NDArray[np.bool_]:

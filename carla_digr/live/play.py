@@ -20,7 +20,7 @@ from carla_digr.explainer import Decision, Explainer, Saliency, action_index
 from carla_digr.live.questions import shipped_policies
 from carla_digr.live.viewer.page_decision import map_title
 from carla_digr.live.viewer.server import ViewerServer
-from carla_digr.objects import map_shares
+from carla_digr.objects import map_shares, outlines
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, rgb_of
 from carla_digr.tasks import Task
@@ -308,6 +308,7 @@ def _things(batch: Any, explainer: Explainer, decision: Decision, saliency: Sali
                 "without": explainer.action_names[actions[i]],
                 "flips": actions[i] != decision.action,
                 "box": [columns[0], rows[0], columns[-1], rows[-1]],
+                "outline": [part.ravel() for part in outlines(thing.mask)],
             }
         )
     return sorted(found, key=lambda thing: -thing["effect"])[:6]

@@ -166,7 +166,7 @@ class Frame:
     policy saw, during an attack) and ``saliency`` are the times of these messages in the bag, ns; ``policy`` is the
     policy's decision and ``fallback`` the bridge's in its place. ``trust`` is what was known then of an earlier
     frame's map. None: there is no such message. ``sentence`` says what decides, empty if nobody did; ``objects`` are
-    those with the largest effects.
+    those with the largest effects, and ``said`` is the time of the message about them.
     """
 
     stamp: int
@@ -174,6 +174,7 @@ class Frame:
     camera: int
     observation: int | None = None
     saliency: int | None = None
+    said: int | None = None
     facts: Any = None
     odometry: Any = None
     policy: Any = None
@@ -339,7 +340,7 @@ def _read_all(
             elif channel.topic == DECISION:
                 frame["fallback" if message.fallback else "policy"] = message
             elif channel.topic == OBJECTS:
-                frame["sentence"] = message.sentence
+                frame["said"], frame["sentence"] = time, message.sentence
                 frame["objects"] = tuple(
                     Thing(*(getattr(thing, name) for name in Thing._fields)) for thing in message.objects[:LEADING]
                 )

@@ -346,7 +346,7 @@ class _Copy:
                 header=header,
                 frame=frame.number,
                 sentence=self._narrator.say(decision.action, found),
-                objects=[blank(self._store, OBJECT_TYPE, **fields_of(thing)) for thing in found],
+                objects=[blank(self._store, OBJECT_TYPE, **fields) for fields in fields_of(found)],
                 policy_hash=self._explainer.policy_hash,
                 objects_ms=math.nan,
             )

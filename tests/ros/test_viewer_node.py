@@ -91,7 +91,16 @@ class Feed:
                 sentence=f"Brakes because of {number}.",
                 objects=[
                     ExplainedObject(
-                        id=7, kind="truck", lane=127, distance=24.0, share=0.5, effect=1.0, action=2, flips=True
+                        id=7,
+                        kind="truck",
+                        lane=127,
+                        distance=24.0,
+                        share=0.5,
+                        effect=1.0,
+                        action=2,
+                        flips=True,
+                        outline=[1, 2, 3, 2, 3, 4, 7, 7, 9, 7],
+                        parts=[3, 2],
                     )
                 ],
             ),
@@ -148,6 +157,7 @@ def test_the_page_says_what_was_said_last_and_for_a_second(feed_and_page):
     assert sentence(61) == "Brakes because of 41."
     (truck,) = page.frames[61]["decision"]["objects"]
     assert (truck["kind"], truck["lane"], truck["without"], truck["share"]) == ("truck", None, "right", 0.5)
+    assert truck["outline"] == [[1, 2, 3, 2, 3, 4], [7, 7, 9, 7]]
     assert sentence(62) is None
     assert page.frames[61]["decision"]["saliency_ms"] is not None  # nothing waited for it
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,15 @@ from carla_digr.objects import (
     LINE,
     MAJORITY,
     MOST_OBJECTS,
+    OUTLINE_CORNERS,
+    OUTLINE_PARTS,
     VOTES,
     ExplainedObject,
     Narrator,
     ViewedObject,
     explain_objects,
     map_shares,
+    outlines,
     painted_over,
     viewed_objects,
 )
@@ -75,6 +79,25 @@ def test_painting_over_is_a_straight_line_between_the_neighbours_of_a_row():
     state[0, 0] = (5, 1, 9, 9, 9, 3, 9, 9)
     mask = np.array([[[True, False, True, True, True, False, True, True]]])
     np.testing.assert_allclose(painted_over(state, mask)[0, 0, 0], (1, 1, 1.5, 2, 2.5, 3, 3, 3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_outline_surrounds_the_pixels_closely_and_has_few_corners(drive, seed):
+    rng = np.random.default_rng(seed)
+    for masks in (random_masks(rng), [thing.mask for thing in viewed_objects(segmentation(drive, 1), others(drive))]):
+        for mask in masks:
+            parts = outlines(mask)
+            assert 1 <= len(parts) <= OUTLINE_PARTS and sum(map(len, parts)) <= OUTLINE_CORNERS
+            filled = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [part.astype(np.int32) for part in parts], 1)
+            reach = cv2.dilate(cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5))), np.ones((5, 5)))
+            if mask.shape == (128, 128):
+                assert (filled.view(bool) & mask).sum() >= 0.8 * mask.sum()
+                assert (filled.view(bool) & ~reach.view(bool)).sum() <= 0.05 * filled.sum()
+    square = np.zeros((32, 32), np.bool_)
+    square[10:20, 0:5] = True  # at the picture's edge
+    (corners,) = outlines(square)
+    assert sorted(map(tuple, corners.tolist())) == [(0, 9), (0, 20), (5, 9), (5, 20)]
+    assert outlines(np.zeros((32, 32), np.bool_)) == []
 
 
 def test_a_batch_of_things_has_the_effects_of_each_alone(explainer, drive):

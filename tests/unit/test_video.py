@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 
 import cv2
@@ -15,6 +16,7 @@ from carla_digr.saliency.overlay import overlay
 
 FRAMES = 30
 TRUCK = {"id": 7, "kind": "truck", "share": 0.5, "effect": 0.8, "action": 2, "flips": True, "right": 9, "bottom": 9}
+TRUCK |= {"outline": np.array([0, 0, 9, 0, 9, 9], np.uint16), "parts": np.array([3], np.uint16)}
 LINE = {"id": 0, "kind": "lane line", "lane": -1, "share": 0.2, "effect": 0.3, "action": 1}
 
 
@@ -78,8 +80,11 @@ def test_what_cannot_be_a_video_is_one_sentence_and_leaves_nothing(bag, tmp_path
 def test_where_another_thing_decides_for_a_while_is_an_event_and_frames_say_what(bag):
     with closing(Recorded([bag])) as recorded:
         told = recorded.description()
+        message = recorded.message(0, 6)
     changes = [event["index"] for event in told["events"] if event["kind"] == "another object decides"]
     assert changes == [5, 15]
     first = told["frames"][6]["decisions"][0]["objects"][0]
     assert (first["id"], first["kind"], first["without"], first["flips"]) == (7, "truck", "right", True)
     assert first["box"] == [0, 0, 9, 9] and told["frames"][6]["decisions"][0]["sentence"] == "Keeps, 7."
+    header = json.loads(message[4 : 4 + int.from_bytes(message[:4], "little")])
+    assert header["outlines"] == [[[0, 0, 9, 0, 9, 9]], []]

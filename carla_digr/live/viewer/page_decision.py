@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from carla_digr.driving.control import UNKNOWN_LANE, VehicleCommand, pedals
@@ -11,6 +12,7 @@ from carla_digr.errors import UserError
 from carla_digr.saliency import METHODS
 
 SHOWN_OBJECTS = 6  # of a frame, at most
+LONGEST_OUTLINE = 1000  # numbers of a thing's outline
 
 
 def map_title(method: str, target: str = "") -> str:
@@ -40,9 +42,22 @@ def page_objects(objects: Sequence[Any], action_names: Sequence[str]) -> list[di
             "without": action_names[thing.action] if 0 <= thing.action < len(action_names) else None,
             "flips": thing.flips,
             "box": [thing.left, thing.top, thing.right, thing.bottom],
+            "outline": outline_of(thing),
         }
         for thing in objects[:SHOWN_OBJECTS]
     ]
+
+
+def outline_of(thing: Any) -> list[list[int]]:
+    """A polygon for each part of a carla_digr_msgs/ExplainedObject: column and row of each corner by turns.
+
+    Empty where it has none, as in older recordings, or one that cannot be.
+    """
+    corners, parts = getattr(thing, "outline", ()), getattr(thing, "parts", ())
+    if max(len(corners), len(parts)) > LONGEST_OUTLINE or 2 * sum(int(part) for part in parts) != len(corners):
+        return []
+    ends = accumulate((2 * int(part) for part in parts), initial=0)
+    return [[int(number) for number in corners[a:b]] for a, b in pairwise(ends)]
 
 
 def page_decision(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,11 +19,11 @@ from carla_digr.errors import UserError
 from carla_digr.images import Crop, to_array, to_rgb
 from carla_digr.live.questions import shipped_policy
 from carla_digr.live.viewer.message import encode, plain
-from carla_digr.live.viewer.page_decision import map_title, page_decision
+from carla_digr.live.viewer.page_decision import map_title, outline_of, page_decision
 from carla_digr.recordings.bag import Bag, Channel, open_bag
-from carla_digr.recordings.drive import Decoder, Drive, read_drive
+from carla_digr.recordings.drive import LEADING, Decoder, Drive, read_drive
 from carla_digr.recordings.playback import GAP_SECONDS, LONGEST_GAP
-from carla_digr.recordings.topics import IMAGE, ODOMETRY, SALIENCY
+from carla_digr.recordings.topics import IMAGE, OBJECTS, ODOMETRY, SALIENCY
 from carla_digr.saliency.metrics import rank_correlation
 
 AT_ONCE = 8  # frames that are read together, for a chunk holds several
@@ -35,6 +35,14 @@ LOW = 0.05  # the share of frames with the lowest agreement that count as events
 DECIDES = 0.1  # nats, `objects.MATTERS`, whose module loads torch
 LASTS = 5  # frames that an object must decide before that counts as an event
 EQUAL = 0.99  # of maps that agree like this none counts: they are the same but for rounding
+
+
+class _Shown(NamedTuple):
+    """What is looked at of a frame: a picture or a map is None where it is missing; of each object its polygons."""
+
+    rgb: NDArray[np.uint8] | None
+    saliency: NDArray[np.float32] | None
+    outlines: list[list[list[int]]]
 
 
 class Side:
@@ -60,7 +68,7 @@ class Side:
         self._resize, crop = resize, crop or explained
         self._shown = (lambda message: crop.of(_picture(message))) if crop else _picture  # what the map is of
         self._trust = _last_known(self.drive)
-        self._kept: OrderedDict[int, tuple[NDArray | None, NDArray | None]] = OrderedDict()
+        self._kept: OrderedDict[int, _Shown] = OrderedDict()
         self._lock = threading.Lock()  # the reader has one place in its file
 
     @property
@@ -109,17 +117,14 @@ class Side:
             UserError: the recording is damaged there.
         """
         with self._lock:
-            if index not in self._kept:
-                self._read(index)
-            self._kept.move_to_end(index)
-            rgb, saliency = self._kept[index]
-        if rgb is None:
+            shown = self._look(index)
+        if shown.rgb is None:
             number = self.drive.frames[index].number
             raise UserError(f"The picture of frame {number} in {self.name} is damaged, or too large to be shown.")
-        return rgb, saliency
+        return shown.rgb, shown.saliency
 
     def message(self, index: int) -> bytes:
-        """A frame's picture and map, as `message.encode` has them.
+        """A frame's picture and map, as `message.encode` has them; its header has the outlines of the frame's objects.
 
         Raises:
             UserError: the recording is damaged there, or the picture of another size than its map, which is refused.
@@ -137,16 +142,26 @@ class Side:
             "height": rgb.shape[0],
             "saliency": None if saliency is None else list(saliency.shape),
         }
+        with self._lock:
+            header["outlines"] = self._look(index).outlines
         return encode(header, rgb, saliency)
+
+    def _look(self, index: int) -> _Shown:
+        if index not in self._kept:
+            self._read(index)
+        self._kept.move_to_end(index)
+        return self._kept[index]
 
     def _read(self, first: int) -> None:
         frames = self.drive.frames[first : first + AT_ONCE]
-        parts: dict[tuple[str, int], tuple[int, Callable[[Any], NDArray]]] = {}
+        parts: dict[tuple[str, int], tuple[int, Callable[[Any], Any]]] = {}
         for index, frame in enumerate(frames, first):
             parts[frame.picture(self._camera)] = index, self._shown
             if frame.saliency is not None:
                 parts[SALIENCY, frame.saliency] = index, _map
-        found: dict[int, dict[bool, NDArray]] = {index: {} for index, _ in parts.values()}
+            if frame.said is not None:
+                parts[OBJECTS, frame.said] = index, _outlines
+        found: dict[int, dict[Callable[[Any], Any], Any]] = {index: {} for index, _ in parts.values()}
         times, wanted, size = [time for _, time in parts], {topic for topic, _ in parts}, 0
         for channel, time, data in self._bag.read(min(times), max(times) + 1, lambda c: c.topic in wanted):
             index, convert = parts.get((channel.topic, time), (-1, _picture))
@@ -154,17 +169,17 @@ class Side:
                 found.pop(index, None)  # another time, when it is asked for
             if index in found:
                 try:
-                    found[index][convert is _map] = picture = convert(self._decode(channel, data))
+                    found[index][convert] = part = convert(self._decode(channel, data))
                 except (UserError, ValueError):
                     continue
-                size += picture.nbytes
-        for index, pictures in reversed(found.items()):
-            self._kept[index] = pictures.get(False), pictures.get(True)
+                size += 0 if convert is _outlines else part.nbytes
+        for index, shown in reversed(found.items()):
+            self._kept[index] = _Shown(shown.get(self._shown), shown.get(_map), shown.get(_outlines, []))
         while len(self._kept) > KEPT or (len(self._kept) > 1 and self._kept_bytes() > KEPT_BYTES):
             self._kept.popitem(last=False)
 
     def _kept_bytes(self) -> int:
-        return sum(picture.nbytes for pair in self._kept.values() for picture in pair if picture is not None)
+        return sum(part.nbytes for shown in self._kept.values() for part in shown[:2] if part is not None)
 
 
 def _picture(message: Any) -> NDArray[np.uint8]:
@@ -181,6 +196,11 @@ def _map(message: Any) -> NDArray[np.float32]:
     if saliency.dtype != np.float32:
         raise ValueError(f"a map is of 32FC1, not {message.encoding}")
     return saliency
+
+
+def _outlines(message: Any) -> list[list[list[int]]]:
+    """The outlines of the objects that a frame of a drive keeps."""
+    return [outline_of(thing) for thing in message.objects[:LEADING]]
 
 
 def _last_known(drive: Drive) -> list[tuple[float, float] | None]:

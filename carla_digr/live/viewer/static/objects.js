@@ -26,6 +26,25 @@ function lane({ kind, lane: place, id }) {
   return Math.abs(place) > 1 ? `${Math.abs(place)} ${side}` : side;
 }
 
+// The highest corner of a polygon, x and y of its corners by turns.
+function highest(corners) {
+  const rows = corners.filter((_, i) => i % 2);
+  const i = rows.indexOf(Math.min(...rows));
+  return corners.slice(2 * i, 2 * i + 2);
+}
+
+// Whether a polygon, x and y of its corners by turns, is around a point: a line from there to the right crosses it an odd
+// number of times.
+function surrounds(corners, x, y) {
+  let inside = false;
+  for (let i = 0; i < corners.length; i += 2) {
+    const [left, top] = corners.slice(i, i + 2);
+    const [right, bottom] = corners.slice((i + 2) % corners.length).slice(0, 2);
+    if (top > y !== bottom > y && x < left + ((y - top) / (bottom - top)) * (right - left)) inside = !inside;
+  }
+  return inside;
+}
+
 export class Objects {
   constructor() {
     this.known = new Map(); // identity -> the thing with calm figures, and when it was seen
@@ -117,16 +136,24 @@ export class Objects {
       const [l, t, r, b] = thing.box;
       const box = [left + l * across, top + t * down, (r + 1 - l) * across, (b + 1 - t) * down];
       const share = this.known.get(identity(thing))?.share ?? 0;
-      return { box, line: WIDTH + Math.round(4 * WIDTH_OF_ALL * share) / 4, whole: thing.flips, text: String(place + 1) };
+      const point = (number, i) => (i % 2 ? top + (number + 0.5) * down : left + (number + 0.5) * across);
+      const parts = (thing.outline ?? []).map((corners) => corners.map(point));
+      const label = parts.length ? highest(parts[0]) : box;
+      return { box, parts, label, line: WIDTH + Math.round(4 * WIDTH_OF_ALL * share) / 4, whole: thing.flips, text: String(place + 1) };
     });
   }
 
   // Draws what `outline` has drawn, on a context whose pixels are the stage's.
   draw(context) {
     context.font = "600 12px system-ui, sans-serif";
-    for (const { box: [left, top, width, height], line, whole, text } of this.shapes) {
+    context.lineJoin = "round";
+    for (const { box: [left, top, width, height], parts, label, line, whole, text } of this.shapes) {
       context.beginPath();
-      context.roundRect(left - line / 2, top - line / 2, width + line, height + line, 4);
+      if (!parts.length) context.roundRect(left - line / 2, top - line / 2, width + line, height + line, 4);
+      for (const corners of parts) {
+        for (let i = 0; i < corners.length; i += 2) context.lineTo(corners[i], corners[i + 1]);
+        context.closePath();
+      }
       context.setLineDash(whole ? [] : [6, 4]); // whole: without it the decision is another one
       for (const [colour, extra] of [["#000a", 2], [HUE, 0]]) {
         context.strokeStyle = colour;
@@ -135,17 +162,19 @@ export class Objects {
       }
       context.setLineDash([]);
       context.fillStyle = "#06131fd0";
-      context.fillRect(left - line, top - line - 16, 15, 15);
+      context.fillRect(label[0] - line, label[1] - line - 16, 15, 15);
       context.fillStyle = HUE;
-      context.fillText(text, left - line + 4, top - line - 4);
+      context.fillText(text, label[0] - line + 4, label[1] - line - 4);
     }
   }
 
-  // The thing at a place of a map, row and column, of those that the frame has; the smallest box wins.
+  // The thing at a place of a map, row and column, of those that the frame has: the one whose outline is around it, or
+  // else the one with the smallest box.
   at(frame, row, column) {
     const area = ([l, t, r, b]) => (r - l + 1) * (b - t + 1);
     const inside = (frame.decision.objects ?? []).filter(({ box: [l, t, r, b] }) => column >= l && column <= r && row >= t && row <= b);
-    return inside.sort((a, b) => area(a.box) - area(b.box))[0];
+    inside.sort((a, b) => area(a.box) - area(b.box));
+    return inside.find(({ outline }) => outline?.some((corners) => surrounds(corners, column - 0.5, row - 0.5))) ?? inside[0];
   }
 }
 

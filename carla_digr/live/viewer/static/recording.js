@@ -66,7 +66,9 @@ export class Recording {
     const response = await fetch(`api/recording/${side}/${index}${location.search}`);
     if (!response.ok) throw Error(await response.text());
     const picture = parse(await response.arrayBuffer());
-    this.frames[index].decisions[side].saliency_flat = picture.map?.every((value) => !value);
+    const decision = this.frames[index].decisions[side];
+    decision.saliency_flat = picture.map?.every((value) => !value);
+    decision.objects?.forEach((thing, i) => (thing.outline = picture.outlines[i]));
     return picture;
   }
 

@@ -152,6 +152,6 @@ class ObjectsStage:
             header=explained.header,
             frame=explained.frame,
             sentence=self._narrator[1].say(explained.decision.action, found),
-            objects=[ExplainedObject(**objects.fields_of(thing)) for thing in found],
+            objects=[ExplainedObject(**fields) for fields in objects.fields_of(found)],
             policy_hash=explained.explainer.policy_hash,
         )
