@@ -69,8 +69,16 @@ class Scenario:
     """Horizontal field of view of the camera, degrees."""
     _again: Callable[[], Scenario]
 
-    def __init__(self, session: Session, points: list[carla.Transform], traffic: Traffic, surroundings: bool = False):
+    def __init__(
+        self,
+        session: Session,
+        points: list[carla.Transform],
+        traffic: Traffic,
+        surroundings: bool = False,
+        picture_ticks: int = 1,
+    ):
         self._session = session
+        self._picture_ticks = picture_ticks
         self._points = points
         self._traffic = traffic
         session.before_close(traffic.close)
@@ -89,11 +97,14 @@ class Scenario:
         for attribute, value in FILM.items():
             if camera.has_attribute(attribute):
                 camera.set_attribute(attribute, value)
+        if picture_ticks > 1:
+            camera.set_attribute("sensor_tick", str(picture_ticks * TICK))
         self._pictures = SensorStream(session, session.spawn(camera, PLACE, self._ego))
         self._surroundings: SurroundingsCamera | None = None
         if surroundings and SurroundingsCamera.offered(session):
             self._surroundings = SurroundingsCamera(session, self._ego, PLACE)
         self._wait_for(self._pictures)
+        self._first_picture = session.frame
         self._lines = reference_lines(session.map.to_opendrive())
         for pieces in [pieces for pieces in self._lines.values() if len(pieces)][:1]:
             lane_curvature(pieces, 0.0, 0.0, 0.0)  # loads its compiled code, for which no tick of a drive has the time
@@ -134,6 +145,7 @@ class Scenario:
         roads: Sequence[int] = (),
         spawn_points: Sequence[int] = (),
         surroundings: bool = False,
+        picture_ticks: int = 1,
     ) -> Scenario:
         """Connect to a server and put ego, camera and collision sensor on its highway.
 
@@ -143,6 +155,8 @@ class Scenario:
             vehicles: other vehicles (on the embedded highway: on the ego's carriageway).
             roads, spawn_points: where drives start, see :func:`carla_digr.driving.highway.highway_points`.
             surroundings: have them too, where the server has a camera for them.
+            picture_ticks: on the embedded highway, frames from one that has a picture of its own to the next, beginning
+                with an episode's first; those between have the picture before.
 
         Raises:
             UserError: as :meth:`Session.connect` and ``highway_points``, or the server lacks what the drive needs.
@@ -154,12 +168,12 @@ class Scenario:
             if simulator == "carla" and not spawn_points:
                 points = far_reaching(session.map, points)
             traffic = SimulatorTraffic if simulator == "embedded" else ManagedTraffic
-            scenario = cls(session, points, traffic(session, points, vehicles), surroundings)
+            scenario = cls(session, points, traffic(session, points, vehicles), surroundings, picture_ticks)
         except BaseException:
             session.close()
             raise
         scenario._again = functools.partial(
-            cls.connect, simulator, host, port, timeout, vehicles, roads, spawn_points, surroundings
+            cls.connect, simulator, host, port, timeout, vehicles, roads, spawn_points, surroundings, picture_ticks
         )
         return scenario
 
@@ -198,6 +212,8 @@ class Scenario:
             if self._car is not None:
                 self._start(self._car, point, seed)
                 return self._first()
+            while not self._pictured(self._session.frame + 1):
+                self._session.tick()
             self._ego.set_transform(point)
             self._ego.apply_control(carla.VehicleControl())
             self._ego.set_target_velocity(carla.Vector3D(CRUISE_SPEED * math.cos(yaw), CRUISE_SPEED * math.sin(yaw)))
@@ -206,6 +222,10 @@ class Scenario:
             raise self._session.lost(describe(error)) from None
         self._first_frame = self._session.frame + 1
         return self._first()
+
+    def _pictured(self, frame: int) -> bool:
+        """Whether the camera sends a picture of that frame."""
+        return (frame - self._first_picture) % self._picture_ticks == 0
 
     def _first(self) -> DriveFrame:
         frame = self._tick()
@@ -324,7 +344,9 @@ class Scenario:
         snapshot = self._session.tick()
         if self._surroundings is not None:
             self._surroundings.ticked(snapshot)
-        picture = self._pictures.take(snapshot.frame)
+        picture = self._last.image if self._last else None
+        if picture is None or self._pictured(snapshot.frame):
+            picture = rgb_of(self._pictures.take(snapshot.frame))
         ego = snapshot.find(self._ego.id)
         if ego is None:
             raise UserError(f"Somebody destroyed the ego on {self._session.address}; start the drive anew.")
@@ -341,7 +363,7 @@ class Scenario:
         self._last = DriveFrame(
             frame=snapshot.frame,
             stamp=snapshot.timestamp.elapsed_seconds,
-            image=rgb_of(picture),
+            image=picture,
             x=place.location.x,
             y=place.location.y,
             yaw=float(np.float32(yaw)),

@@ -19,7 +19,7 @@ from carla_digr.driving.session import Session
 from carla_digr.simulator.road import CURVATURE, HEADING0, LENGTH, S0, X0, Y0, pose_at, project_to
 
 REACH = 300.0  # m of road that are looked at, ahead and behind, when the ego comes to their end
-ENOUGH = 160.0  # m of them that must be left
+ENOUGH = 160.0  # m of them that must be left, and within which others are seen
 STRIDE = 5.0  # m between looks for the next road; shorter roads are joined by what lies before and behind them
 LEVEL = 4.0  # m up or down within which others are on the same road
 BESIDE = 30.0  # m across within which they are
@@ -85,35 +85,33 @@ class Situations:
         yaw = math.radians(place.rotation.yaw)
         speed = _speed(state, yaw)
         offset, to_left, to_right = _in_lanes(lane, place.location)
-        self._meet(snapshot)
+        actors = {actor.id: actor for actor in snapshot}
+        if not self._kinds.keys() >= actors.keys():
+            self._meet(list(actors))
         size = self._kinds[self._ego.id]
         assert size is not None
         others = {}
-        for actor in snapshot:
-            kind = self._kinds[actor.id]
-            if kind is None or actor.id == self._ego.id:
+        x, y, z = place.location.x, place.location.y, place.location.z
+        for i, actor in actors.items():
+            kind = self._kinds[i]
+            if kind is None or i == self._ego.id:
                 continue
             at = actor.get_transform()
             here = at.location
-            if abs(here.z - place.location.z) > LEVEL or math.hypot(
-                here.x - place.location.x, here.y - place.location.y
-            ) > (REACH):
+            if math.hypot(here.x - x, here.y - y) > ENOUGH or abs(here.z - z) > LEVEL:
                 continue
             their_s, their_d, road = project_to(self._chain, here.x, here.y)
             if abs(their_d - d) > BESIDE:
                 continue
             turned = math.radians(at.rotation.yaw)
             along = math.cos(turned - road) > 0.0
-            others[actor.id] = Other(their_s - s, their_d - d, _speed(actor, turned), *kind, along)
+            others[i] = Other(their_s - s, their_d - d, _speed(actor, turned), *kind, along)
         return Situation(speed, *size, offset, to_left, to_right, speed * math.sin(yaw - heading), others)
 
-    def _meet(self, snapshot: carla.WorldSnapshot) -> None:
+    def _meet(self, present: list[int]) -> None:
         """Know of every actor whether it is a vehicle, and how large; a kind of vehicle is asked for once."""
-        new = [actor.id for actor in snapshot if actor.id not in self._kinds]
-        if not new:
-            return
-        present = {actor.id for actor in snapshot}
-        self._kinds = {i: kind for i, kind in self._kinds.items() if i in present} | dict.fromkeys(new)
+        new = [i for i in present if i not in self._kinds]
+        self._kinds = {i: self._kinds.get(i) for i in present}
         for actor in self._session.world.get_actors(new):
             if not isinstance(actor, carla.Vehicle):
                 continue

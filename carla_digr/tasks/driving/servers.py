@@ -66,7 +66,10 @@ class ServersVecEnv(BatchedEnvironment):
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(environments, "server")
         ticks = config.decision_ticks if evaluation else config.training_decision_ticks
-        where = {"vehicles": config.vehicles, "roads": config.roads or (), "spawn_points": config.spawn_points or ()}
+        where: dict[str, Any] = {"vehicles": config.vehicles, "roads": config.roads or ()}
+        where["spawn_points"] = config.spawn_points or ()
+        if config.kind == "embedded":  # whose pictures take its processor's time
+            where["picture_ticks"] = ticks
         self._processes: list[SimulatorProcess] = []
         try:
             for address in self.addresses:
