@@ -751,6 +751,10 @@ def test_the_moment_and_the_numbers_are_saved_as_files(pages: Pages, viewer: Vie
     assert [row["frame"] for row in rows] == ["1", "2", "3"]
     assert rows[1]["first kind"] == 'a "truck", green' and rows[1]["action"] == "keep"
     assert float(rows[1]["p left"]) == pytest.approx(feed.decision(2)["probabilities"][0])
+    with page.expect_download() as clip:
+        page.get_by_role("button", name="WebP").click()
+    assert clip.value.suggested_filename == "frames-1-3.webp"
+    assert cv2.imcount(str(clip.value.path())) == 3
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 
+import cv2
 import drive_bags
 import feed
 import numpy as np
@@ -85,6 +86,35 @@ def visit(context: BrowserContext):
 
     yield visit
     assert errors == []
+
+
+def test_a_marked_stretch_is_saved_with_each_of_its_frames_for_as_long_as_it_lasted(visit, both):
+    page = visit(both)
+    page.get_by_label("Frame of the recording").fill("35")
+    wait_for_frame(page, 36)
+    page.keyboard.press("]")
+    page.get_by_label("Frame of the recording").fill("9")
+    wait_for_frame(page, 10)
+    page.keyboard.press("[")
+    page.keyboard.press("v")
+    expect(page.locator("#clip-said")).to_have_text("Frames 10 to 36, 1.3 s; 30 s at most.")
+    page.get_by_role("button", name="WebP").focus()
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename == "frames-10-36.webp"
+    there, film = cv2.imreadanimation(str(download.value.path()))
+    assert there and len(film.frames) == 27
+    assert set(film.durations[:-1]) == {50}
+    for number, picture in zip(range(10, 37), film.frames, strict=True):
+        height = picture.shape[0] - 56
+        scale = height / 128
+        for x in (feed.PATCH_CENTRE[0], feed.PATCH_CENTRE[0] + 130):  # of both recordings
+            row, column = int(feed.PATCH_CENTRE[1] * scale), int(x * scale)
+            assert feed.frame_of(picture[row, column, 2::-1].tolist()) == number
+    page.keyboard.press("End")
+    wait_for_frame(page, FRAMES)
+    page.keyboard.press("[")  # beyond its end: that one is off
+    expect(page.locator("#clip-said")).to_have_text(f"Frames {FRAMES} to {FRAMES}, 0.0 s; 30 s at most.")
 
 
 def test_a_recording_opens_at_its_first_frame_and_scrubs_and_steps(visit, alone):

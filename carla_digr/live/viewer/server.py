@@ -60,7 +60,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import socket
 import threading
@@ -68,7 +67,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +77,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from carla_digr import __version__
 from carla_digr.errors import UserError
 from carla_digr.live.viewer.address import bind, host_name, is_address, is_loopback
+from carla_digr.live.viewer.assets import ASSETS, STATIC, add_security_headers, asset
 from carla_digr.live.viewer.client import Client, Frame
 from carla_digr.live.viewer.control import Controls, Gate, answer, done, new_token
 from carla_digr.live.viewer.message import plain
@@ -93,36 +92,6 @@ log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0  # that a request may take to arrive, and a connection may be idle
 PING_SECONDS = 20.0  # WebSocket pings; a client that answers none for half of this is dropped
-
-STATIC = Path(__file__).parent / "static"
-ASSETS = {  # path on the server: (file, content type)
-    "/": ("index.html", "text/html"),
-    "/viewer.js": ("viewer.js", "text/javascript"),
-    "/figures.js": ("figures.js", "text/javascript"),
-    "/plots.js": ("plots.js", "text/javascript"),
-    "/control.js": ("control.js", "text/javascript"),
-    "/objects.js": ("objects.js", "text/javascript"),
-    "/picture.js": ("picture.js", "text/javascript"),
-    "/ask.js": ("ask.js", "text/javascript"),
-    "/save.js": ("save.js", "text/javascript"),
-    "/recording.js": ("recording.js", "text/javascript"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/viewer.css": ("viewer.css", "text/css"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-    "/vendor/uPlot.iife.min.js": ("vendor/uPlot.iife.min.js", "text/javascript"),
-    "/vendor/uPlot.min.css": ("vendor/uPlot.min.css", "text/css"),
-    "/vendor/uPlot.LICENSE.txt": ("vendor/uPlot.LICENSE.txt", "text/plain"),
-}
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 class ViewerServer:
@@ -349,9 +318,9 @@ class ViewerServer:
 
     async def _serve(self, serving: Future[None]) -> None:
         app = web.Application(middlewares=[self._refuse_foreign_names])
-        app.on_response_prepare.append(_add_security_headers)
+        app.on_response_prepare.append(add_security_headers)
         for path, (name, content_type) in ASSETS.items():
-            app.router.add_get(path, _asset(STATIC / name, content_type))
+            app.router.add_get(path, asset(STATIC / name, content_type))
         app.router.add_get("/api/status", self._get_status)
         app.router.add_get("/ws", self._websocket)
         if self._recorded is not None:
@@ -490,21 +459,3 @@ def _numbers(colormap: str) -> list[int]:
         UserError: there is no such map.
     """
     return [int(value) for value in colours(colormap).ravel()]
-
-
-def _asset(path: Path, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
-    body = path.read_bytes()
-    etag = hashlib.sha256(body).hexdigest()[:16]
-    # no-cache: a browser asks each time, so a new version of the package is never mixed with an old page.
-    headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
-
-    async def get(request: web.Request) -> web.Response:
-        if any(tag.value == etag for tag in request.if_none_match or ()):
-            return web.Response(status=304, headers=headers)
-        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
-
-    return get
-
-
-async def _add_security_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(SECURITY_HEADERS)

@@ -154,9 +154,8 @@ export class Ask {
     const inside = ({ left, top, width, height }) => x >= left && x < left + width && y >= top && y < top + height;
     const i = panels.findIndex((panel) => panel && inside(panel));
     if (i < 0) return null;
-    const { left, top, width, height, size: [rows, columns], alone } = panels[i];
-    const side = Math.max(0, i - Number(this.picture.view === "both"));
-    return { side: alone ? 0 : side, column: ((x - left) / width) * columns, row: ((y - top) / height) * rows, x, y };
+    const { side, left, top, width, height, size: [rows, columns] } = panels[i];
+    return { side, column: ((x - left) / width) * columns, row: ((y - top) / height) * rows, x, y };
   }
 
   listen() {

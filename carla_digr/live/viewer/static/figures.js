@@ -3,6 +3,8 @@
 import { byId, number, percent, sentence, setAttribute, setText } from "./page.js";
 import { HUES, LATENCY_BUDGET_MS } from "./plots.js";
 
+const EVENT_SECONDS = 3; // an event stays on the page this long after its frame
+
 const share = (probability) => (Number.isFinite(probability) ? `${(100 * probability).toFixed(1)} %` : "–");
 
 function meter(element, value, text, from = 0) {
@@ -60,7 +62,26 @@ export function showTimes({ decision }) {
   byId("latency").closest("div").classList.toggle("over", decision.latency_ms > LATENCY_BUDGET_MS);
 }
 
-// Says what a person must know: pairs of level and text.
+// What a person must know about a frame, worst first; earlier: the frames before it.
+export function notices(frame, earlier) {
+  const { decision } = frame;
+  const found = [];
+  if (decision.fallback) found.push(["alarm", sentence(decision.status || "watchdog braking")]);
+  for (const event of recentEvents(frame, earlier)) found.push(["alarm", sentence(event)]);
+  if (!frame.map) found.push(["warning", "No explanation for this frame"]);
+  else if (decision.saliency_flat) found.push(["warning", "Flat explanation: the policy has no gradient here"]);
+  if (decision.status && !decision.fallback) found.push(["note", sentence(decision.status)]);
+  return found;
+}
+
+function recentEvents(frame, earlier) {
+  const names = new Set(frame.decision.events);
+  for (let i = earlier.lastIndexOf(frame) - 1; i >= 0 && frame.time - earlier[i].time < EVENT_SECONDS; i--) {
+    for (const event of earlier[i].decision.events ?? []) names.add(event);
+  }
+  return names;
+}
+
 export function showNotices(notices) {
   const list = byId("notices");
   const key = notices.join("\n");

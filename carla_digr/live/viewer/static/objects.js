@@ -50,13 +50,16 @@ export class Objects {
     this.known = new Map(); // identity -> the thing with calm figures, and when it was seen
     this.listed = []; // identities, in the order of the list
     this.changed = -Infinity;
-    this.frame = null;
     this.shapes = []; // what is outlined on the page
   }
 
   // Takes the frame that is shown; calm: others come after it.
   take(frame, calm) {
-    const now = clock();
+    if (this.choose(frame, calm, clock())) this.list(frame.decision.action_names?.[frame.decision.action]);
+  }
+
+  // What of a frame is to be listed, now being the time in s; whether that has changed.
+  choose(frame, calm, now) {
     const things = frame.decision.objects ?? [];
     if (!calm) this.known.clear();
     for (const thing of things) {
@@ -68,12 +71,11 @@ export class Objects {
       this.known.set(identity(thing), { ...thing, ...figures, seen: now });
     }
     for (const [key, thing] of this.known) if (now - thing.seen > LASTS_SECONDS) this.known.delete(key);
-    this.frame = frame;
-    if (calm && now - this.changed < CHANGE_SECONDS) return;
+    if (calm && now - this.changed < CHANGE_SECONDS) return false;
     this.changed = now;
     const found = [...this.known.values()].filter(matters).sort((a, b) => weight(b) - weight(a));
     this.listed = found.slice(0, LISTED).map(identity);
-    this.list(frame.decision.action_names?.[frame.decision.action]);
+    return true;
   }
 
   list(decided) {
@@ -97,14 +99,18 @@ export class Objects {
     byId("objects").tBodies[0].replaceChildren(...rows);
   }
 
-  // Draws the outlines; panels: for each picture with a map its place {left, top, width, height} in CSS pixels, the
-  // map's size [height, width], and its things; room: width and height of all that.
-  outline(panels, room) {
-    const outlines = panels.flatMap((panel) => this.outlines(panel));
+  // Outlines what is listed of a frame, in places of its pictures (`Picture.places`).
+  shape(frame, places) {
+    this.shapes = places.filter(Boolean).flatMap((place) => this.outlines(place, (frame.decisions ?? [frame.decision])[place.side]?.objects));
+  }
+
+  // Outlines it on the page; room: width and height of the stage.
+  outline(frame, places, room) {
+    this.shape(frame, places);
+    const outlines = this.shapes;
     const key = JSON.stringify([outlines, room, devicePixelRatio]);
     if (key === this.drawn) return;
     this.drawn = key;
-    this.shapes = outlines;
     const canvas = byId("outlines");
     canvas.hidden = !outlines.length;
     if (canvas.hidden) return;
@@ -127,8 +133,8 @@ export class Objects {
     this.draw(context);
   }
 
-  // What is outlined in a panel: each thing's box [left, top, width, height] in CSS pixels, and how.
-  outlines({ left, top, width, height, size: [rows, columns], things }) {
+  // What is outlined in a place: each thing's box [left, top, width, height] and corners in its pixels, and how.
+  outlines({ left, top, width, height, size: [rows, columns] }, things) {
     const [across, down] = [width / columns, height / rows];
     return (things ?? []).flatMap((thing) => {
       const place = this.listed.indexOf(identity(thing));
@@ -143,7 +149,7 @@ export class Objects {
     });
   }
 
-  // Draws what `outline` has drawn, on a context whose pixels are the stage's.
+  // Draws that on a context whose pixels are the places'.
   draw(context) {
     context.font = "600 12px system-ui, sans-serif";
     context.lineJoin = "round";

@@ -100,10 +100,15 @@ export class Picture {
   }
 
   // The same, finer, on a canvas of its own.
-  copy() {
+  copy(finest = FINEST) {
     const canvas = newCanvas();
-    this.draw(canvas, canvas.getContext("2d", { alpha: false }), FINEST);
+    this.draw(canvas, canvas.getContext("2d", { alpha: false }), finest);
     return canvas;
+  }
+
+  // A picture of other shots, as this one is seen.
+  of(shots) {
+    return Object.assign(Object.create(this), { shots });
   }
 
   draw(canvas, context, finest) {
@@ -128,7 +133,8 @@ export class Picture {
     });
   }
 
-  // Where each picture is on the stage, in CSS pixels, and the size of its map or camera; null for the camera alone.
+  // Where each picture is on the stage, in CSS pixels, and the size of its map or camera; null for a side without
+  // the frame.
   places() {
     const first = this.shots.find(Boolean);
     if (!first) return [];
@@ -138,13 +144,14 @@ export class Picture {
     const [wide, high] = this.room;
     const scale = Math.min(wide / total, high / height);
     const [left, top] = [(wide - total * scale) / 2, (high - height * scale) / 2];
+    const alone = Number(this.view === "both");
     return panels.map((shot, i) => shot && {
+      side: Math.max(0, i - alone),
       left: left + i * (width + GAP) * scale,
       top,
       width: width * scale,
       height: height * scale,
       size: shot.saliency ?? [height, width],
-      alone: this.view === "both" && i === 0,
     });
   }
 

@@ -15,6 +15,7 @@ let history = []; // what drawPlots was given last: all frames,
 let latest = 0; // the time of the last of them, the plots' zero,
 let here = null; // the frame to mark, or null,
 let lastWord = "now"; // and what the end of the time axis is called
+let marked = null; // first and last index of a stretch
 let plotted = []; // frames of the plots' window
 
 // The car was not driven by the policy, or something happened.
@@ -93,9 +94,9 @@ function drawHere(plot) {
 }
 
 // Draws plots and marks of these frames (oldest first); pausedAt is the frame to mark while paused, else null.
-// With ``around`` that frame is the plots' zero and middle.
-export function drawPlots(frames, pausedAt, around = false) {
-  [history, here, lastWord] = [frames, pausedAt, around ? "here" : pausedAt ? "pause" : "now"];
+// With ``around`` that frame is the plots' zero and middle. ``stretch``: first and last index of what is marked, or null.
+export function drawPlots(frames, pausedAt, around, stretch) {
+  [history, here, lastWord, marked] = [frames, pausedAt, around ? "here" : pausedAt ? "pause" : "now", stretch];
   drawMarks();
   if (!history.length || !probabilityPlot) return;
   latest = around ? here.time : history[history.length - 1].time;
@@ -134,7 +135,7 @@ function hueOf(identity) {
 }
 
 // Red where the policy did not drive or something happened, amber where the explanation is missing, blue where one of
-// a recording's chosen events begins. The strip below has a colour for each thing that decides.
+// a recording's chosen events begins, and around the marked stretch. The strip below has a colour for each thing that decides.
 function drawMarks() {
   const marks = byId("marks");
   if (marks.width !== marks.clientWidth) marks.width = marks.clientWidth;
@@ -148,11 +149,16 @@ function drawMarks() {
       ctx.fillStyle = hueOf(who);
       ctx.fillRect(left, marks.height - STRIP, Math.round((i + 0.5) * pitch) - left, STRIP);
     }
-    const marked = isMarked(frame) || frame.event;
-    if (!marked && frame.map) return;
+    const found = isMarked(frame) || frame.event;
+    if (!found && frame.map) return;
     ctx.fillStyle = isMarked(frame) ? "#ff5a5f" : frame.event ? "#5cb3ff" : "#ffb547";
-    ctx.fillRect(left, marked ? 0 : 3, Math.max(2, Math.round((i + 0.5) * pitch) - left), marked ? 8 : 5);
+    ctx.fillRect(left, found ? 0 : 3, Math.max(2, Math.round((i + 0.5) * pitch) - left), found ? 8 : 5);
   });
+  if (!marked) return;
+  const [left, right] = marked.map((i) => Math.round(i * pitch));
+  ctx.fillStyle = colour("--accent");
+  ctx.fillRect(left, 0, Math.max(2, right - left), 2);
+  for (const end of [left, right - 2]) ctx.fillRect(end, 0, 2, marks.height);
 }
 
 export function resizePlots() {

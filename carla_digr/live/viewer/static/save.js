@@ -3,7 +3,7 @@
 const FIGURES = ["action", "value", "steer", "throttle", "brake", "inference_ms", "saliency_ms", "latency_ms", "trust"];
 const THING = ["id", "kind", "lane", "distance", "share", "effect", "without"];
 
-function download(name, blob) {
+export function download(name, blob) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;

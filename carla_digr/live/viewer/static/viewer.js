@@ -2,8 +2,9 @@
 // minute, or has a recording; it shows one frame at a time with everything that belongs to it, changed in one step.
 
 import { Ask } from "./ask.js";
+import { Clip } from "./clip.js";
 import { Control } from "./control.js";
-import { nameActions, showFigures, showNotices, showTimes } from "./figures.js";
+import { nameActions, notices, showFigures, showNotices, showTimes } from "./figures.js";
 import { byId, clock, number, sentence, setAttribute, setText } from "./page.js";
 import { Objects } from "./objects.js";
 import { Picture } from "./picture.js";
@@ -12,7 +13,6 @@ import { saveCsv, savePng } from "./save.js";
 import { Recording, chooseRecording, parse } from "./recording.js";
 
 const HISTORY_FRAMES = 1200; // a minute at 20 Hz
-const EVENT_SECONDS = 3; // an event stays on the page this long after its frame
 const STALLED_SECONDS = 1; // connected, but the newest picture is older than this
 const SILENCE_SECONDS = 5; // the server beats once a second: longer silence is a lost connection
 const RETRY_SECONDS = [0.25, 0.5, 1, 2]; // pauses between attempts to connect; the last one repeats
@@ -31,6 +31,8 @@ function keep(list, frame) {
   if (list.length > HISTORY_FRAMES) list.shift();
 }
 
+const framesWith = (frame) => (arrivedWhilePaused.includes(frame) ? arrivedWhilePaused : history);
+
 function receive(message) {
   const frame = parse(message);
   frame.pictures = () => [frame];
@@ -44,27 +46,6 @@ function receive(message) {
   newest = frame;
   keep(paused ? arrivedWhilePaused : history, frame);
   if (!paused) show(frame);
-}
-
-// What a person must know about a frame, worst first.
-function notices(frame) {
-  const { decision } = frame;
-  const found = [];
-  if (decision.fallback) found.push(["alarm", sentence(decision.status || "watchdog braking")]);
-  for (const event of recentEvents(frame)) found.push(["alarm", sentence(event)]);
-  if (!frame.map) found.push(["warning", "No explanation for this frame"]);
-  else if (decision.saliency_flat) found.push(["warning", "Flat explanation: the policy has no gradient here"]);
-  if (decision.status && !decision.fallback) found.push(["note", sentence(decision.status)]);
-  return found;
-}
-
-function recentEvents(frame) {
-  const names = new Set(frame.decision.events);
-  const list = arrivedWhilePaused.includes(frame) ? arrivedWhilePaused : history;
-  for (let i = list.lastIndexOf(frame) - 1; i >= 0 && frame.time - list[i].time < EVENT_SECONDS; i--) {
-    for (const event of list[i].decision.events ?? []) names.add(event);
-  }
-  return names;
 }
 
 // ---------------------------------------------------------------- connection
@@ -197,7 +178,7 @@ function refreshState() {
 
   setText(byId("rate"), state === "stalled" ? "0.0" : number(rate(), 1));
   setText(byId("skipped"), String(connection.skipped));
-  const alarm = paused && newest && newest !== shown && notices(newest).find(([level]) => level === "alarm");
+  const alarm = paused && newest && newest !== shown && notices(newest, framesWith(newest)).find(([level]) => level === "alarm");
   byId("live-alert").hidden = !alarm;
   if (alarm) setText(byId("live-alert"), `Now: ${alarm[1]}`);
   if (paused && shown) setText(byId("badge"), `Paused, ${number(Math.max(0, clock() - shown.time), 1)} s ago`);
@@ -255,13 +236,7 @@ async function decode(frame) {
 
 // The outlines around what decides, where there is a map or a camera under it.
 function outline() {
-  const alone = Number(picture.view === "both");
-  const panels = picture.places().map((place, i) => {
-    const side = Math.max(0, i - alone);
-    const decision = shown && (recording ? shown.decisions[side] : shown.decision);
-    return place && { ...place, things: decision?.objects };
-  });
-  objects.outline(panels.filter(Boolean), picture.room);
+  if (shown) objects.outline(shown, picture.places(), picture.room);
 }
 
 // ---------------------------------------------------------------- all that belongs to the frame shown
@@ -281,7 +256,7 @@ function describe(frame) {
   if (names?.length) nameThem(names); // a frame without decision keeps them
   setAttribute(byId("picture"), "data-frame", frame.frame);
   showFigures(frame);
-  showNotices(notices(frame));
+  showNotices(notices(frame, framesWith(frame)));
   objects.take(frame, !paused && !recording);
   outline();
   recording?.describe(frame);
@@ -376,7 +351,8 @@ function showTimeline() {
   if (!shown) return;
   placeScrub(shown);
   showTimes(shown);
-  drawPlots(history, paused || recording ? shown : null, Boolean(recording));
+  if (byId("save").open) clip.describe();
+  drawPlots(history, paused || recording ? shown : null, Boolean(recording), clip.marked ? clip.range() : null);
 }
 
 // ---------------------------------------------------------------- controls
@@ -426,6 +402,18 @@ function hold(question = false) {
 
 const ask = new Ask({ picture, objects, control, shown: () => shown, pause: hold });
 
+const clip = new Clip({ picture, frames: () => history, shown: () => shown, changed: markStretch });
+
+function markStretch() {
+  clip.describe();
+  planTimeline();
+}
+
+function openSave() {
+  clip.describe();
+  byId("save").show();
+}
+
 const KEYS = {
   " ": () => setPaused(!paused),
   ArrowLeft: (event) => step(event.shiftKey ? -20 : -1),
@@ -450,7 +438,9 @@ const KEYS = {
   d: () => control.drive(true),
   g: () => control.openSettings(),
   a: () => control.granted && ask.open(),
-  v: () => byId("save").show(),
+  v: openSave,
+  "[": () => clip.mark(0),
+  "]": () => clip.mark(1),
 };
 
 document.addEventListener("keydown", (event) => {
@@ -482,7 +472,7 @@ byId("opacity").addEventListener("input", (event) => {
 });
 byId("smooth").addEventListener("change", (event) => setSmooth(event.target.checked));
 byId("fullscreen").addEventListener("click", toggleFullscreen);
-byId("save-button").addEventListener("click", () => byId("save").show());
+byId("save-button").addEventListener("click", openSave);
 byId("save-png").addEventListener("click", () => shown && savePng(shown, picture, objects));
 byId("save-csv").addEventListener("click", () => saveCsv(history));
 byId("save").addEventListener("keydown", ({ key }) => key === "Escape" && byId("save").close());
