@@ -77,7 +77,7 @@ def run_live(
     processes = live(values)
     with started(processes, verbose) as supervisor:
         if values["simulator"] == "embedded":
-            print("Starting the drive; the very first start compiles the simulator, which takes a minute.", flush=True)
+            print("Starting the drive; if the simulator is not compiled yet, that takes a minute.", flush=True)
         if duration is not None:
             page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
             supervisor.start(*in_place([measurement(duration, supervisor.pids(), page)], values))
