@@ -267,6 +267,7 @@ def _add_stage(commands: argparse._SubParsersAction, name: str, run) -> argparse
 
 def _stage(args: argparse.Namespace):
     """The configuration and the output directory of a stage, checked before anything slow is imported."""
+    import logging
     from dataclasses import replace
 
     from carla_digr.tasks import load_config
@@ -282,9 +283,10 @@ def _stage(args: argparse.Namespace):
         raise UserError(f"Cannot write to {out}: {existing} is not a writable directory; choose another --out.")
 
     from carla_digr.training import prepare_process
-    from carla_digr.training.progress import Progress
+    from carla_digr.training.progress import BesideBars, Progress
 
     Progress.as_json = args.progress == "json"
+    logging.basicConfig(handlers=[BesideBars()], format="%(message)s")
     prepare_process()
     return config, out
 

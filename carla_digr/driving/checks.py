@@ -14,18 +14,12 @@ import carla
 import numpy as np
 
 from carla_digr.driving import probes
-from carla_digr.driving.control import (
-    CAMERA,
-    CRUISE_SPEED,
-    EGO_BLUEPRINT,
-    IMAGE_SIZE,
-    TICK,
-    WHEEL_ANGLE,
-)
+from carla_digr.driving.control import CAMERA, CRUISE_SPEED, EGO_BLUEPRINT, IMAGE_SIZE, TICK, WHEEL_ANGLE
 from carla_digr.driving.highway import REACH, highway_points
 from carla_digr.driving.scenario import WARM_UP_TICKS, Scenario
 from carla_digr.driving.session import VERSION, SensorStream, Session
 from carla_digr.driving.traffic import HIGHWAY_TRAFFIC
+from carla_digr.driving.training_probe import judged, training
 from carla_digr.errors import UserError
 
 BLUEPRINTS = (EGO_BLUEPRINT, "sensor.camera.rgb", "sensor.other.collision")
@@ -311,6 +305,11 @@ def _resets(visit: Visit) -> tuple[bool, str]:
     return more <= TRAFFIC // 10 and memory < MOST_GROWTH, seen
 
 
+def _training(visit: Visit) -> tuple[bool, str]:
+    assert visit.drive is not None
+    return judged(visit.note("training", training(visit.drive)))
+
+
 def _left_behind(visit: Visit) -> tuple[bool, str]:
     assert visit.drive is not None
     visit.drive.close()
@@ -479,6 +478,12 @@ CHECKS = (
         "as many actors after several resets as after the first, but for a tenth of the traffic, and as much memory",
         "stop other clients that make actors; without any, report this as a defect",
         _resets,
+    ),
+    Check(
+        "training",
+        "labels of every frame, a box of every vehicle, and the edges of the lanes",
+        f"use the unmodified packages of CARLA {VERSION}; without labels train with supervision: perturbation",
+        _training,
     ),
     Check(
         "leaving",

@@ -7,6 +7,7 @@ tick of its may never return.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import signal
@@ -41,7 +42,8 @@ Work = Callable[["Scenario", Any], Callable[[dict[str, Any]], Answer]]
 class SimulatorProcess:
     """A process with a drive on one simulator, which answers requests until this end closes.
 
-    It runs from the start on; :meth:`ready` waits until it is connected, and ``map_name`` says then to which map.
+    It runs from the start on; :meth:`ready` waits until it is connected, and ``map_name`` and ``map_hash`` say then to
+    which map.
 
     Args:
         work: of a module's own level, called in the process.
@@ -56,7 +58,7 @@ class SimulatorProcess:
     def __init__(self, work: Work, settings: Any, simulator: str, host: str, port: int, timeout: float, **options: Any):
         self._make = lambda: SimulatorProcess(work, settings, simulator, host, port, timeout, **options)
         self.address, self._timeout = f"{host}:{port}", timeout
-        self.map_name = ""
+        self.map_name = self.map_hash = ""
         self._hangs = False
         context = multiprocessing.get_context("spawn")  # threads and locks of this process must not be copied
         self._pipe, theirs = context.Pipe()
@@ -71,7 +73,8 @@ class SimulatorProcess:
         Raises:
             UserError: there is none.
         """
-        self.map_name = self.answer(START + CALLS * self._timeout)[0]["map"].rpartition("/")[2]
+        told = self.answer(START)[0]
+        self.map_name, self.map_hash = told["map"].rpartition("/")[2], told["hash"]
 
     def ask(self, request: dict[str, Any]) -> None:
         """Send a request, JSON-ready; one answer is to be taken for each.
@@ -270,7 +273,9 @@ def _serve(
         try:
             with Scenario.connect(simulator, host, port, timeout, **options) as drive:
                 answer = work(drive, settings)
-                pipe.send_bytes(json.dumps({"map": drive.session.map.name}).encode())
+                there = drive.session.map
+                sha256 = hashlib.sha256(there.to_opendrive().encode()).hexdigest()
+                pipe.send_bytes(json.dumps({"map": there.name, "hash": sha256[:12]}).encode())
                 while True:
                     facts, arrays = answer(json.loads(pipe.recv_bytes()))
                     shapes = [(array.dtype.str, array.shape) for array in arrays]

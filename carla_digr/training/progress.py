@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from typing import Any, ClassVar
 
 from tqdm import tqdm
+
+
+class BesideBars(logging.Handler):
+    """Writes what is logged to standard error on lines of its own, above the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class Progress(tqdm):

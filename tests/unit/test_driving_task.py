@@ -31,6 +31,7 @@ from carla_digr.tasks.driving.batch import DrivingVecEnv
 from carla_digr.tasks.driving.drive import InProcessDrive
 from carla_digr.tasks.driving.environment import DrivingEnv
 from carla_digr.tasks.driving.reward import hazards, in_lanes, reward
+from carla_digr.tasks.driving.servers import PACED, Pace
 from carla_digr.tasks.environment import episode_seed
 
 CONFIG = DrivingConfig()
@@ -222,3 +223,11 @@ def test_a_foreseen_edge_costs_alike_on_both_sides_and_only_on_the_way_to_it(to_
 def test_the_environment_keeps_gymnasiums_contract():
     register_environments()
     check_env(gymnasium.make("carla_digr/Driving-v0").unwrapped, skip_render_check=True)
+
+
+def test_a_server_that_has_become_slow_is_named_once(caplog):
+    pace = Pace("gpu1:2000")
+    for seconds in (*[0.04] * PACED, *[0.06] * PACED, *[0.09] * 3 * PACED):
+        pace.took(seconds)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("gpu1:2000 takes 90 ms a decision, at first it took 40; start it again")

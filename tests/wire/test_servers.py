@@ -167,6 +167,26 @@ def test_a_lost_server_costs_its_episode_and_the_others_go_on(shared_simulator, 
 
 
 @pytest.mark.long
+def test_processes_are_begun_anew_after_many_episodes(shared_simulator, monkeypatch):
+    monkeypatch.setattr("carla_digr.tasks.driving.servers.RENEWED", 2)
+    config = DrivingConfig(vehicles=10, episode_seconds=1.0)
+    servers = (address(shared_simulator),)
+    here, there = (Driving(c).make_vec_env(1, 8) for c in (config, replace(config, simulators=servers)))
+    try:
+        assert (here.reset() == there.reset()).all()
+        processes = set()
+        for _ in range(100):
+            processes.add(there._processes[0])
+            one, two = here.step(np.array([1])), there.step(np.array([1]))
+            assert (one[0] == two[0]).all() and one[2] == two[2]
+        assert len(processes) == 3 and there.driving == 1
+    finally:
+        here.close()
+        there.close()
+    assert_left_alone(shared_simulator)
+
+
+@pytest.mark.long
 def test_a_tick_that_never_returns_costs_seconds():
     """A server that takes the call and answers nothing more, to this client alone."""
     with_deadlock = Simulator(options=["--traits", "deadlock=60"])

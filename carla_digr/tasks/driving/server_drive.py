@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,7 +132,7 @@ def answer_requests(scenario: Scenario, job: Job) -> Callable[[dict[str, Any]], 
     {"watch": true} puts the camera up for "classes" of each frame, {"watch": false} of those that are asked for.
     {"seed": s} starts an episode, in which the list "actions", if there is one, is taken at once; {"action": a} takes
     one decision. Both may have {"label": true}, for "classes" of the frame that they end with, and answer with the
-    picture (3, H, W), the decision with "reward", "terminated", "truncated" and, at the end, "metrics".
+    picture (3, H, W), the decision with "reward", "terminated", "truncated", "took" (s) and, at the end, "metrics".
     {"classes": true} answers with what the picture shows, int8 (H, W), {"metrics": true} with the figures so far.
     """
     from carla_digr.driving.scripted import ScriptedDriver
@@ -156,8 +157,10 @@ def answer_requests(scenario: Scenario, job: Job) -> Callable[[dict[str, Any]], 
             for action in request.get("actions", ()):
                 frame = episode.step(action)[0]
             return {}, picture(frame)
+        begun = time.perf_counter()
         frame, value, terminated, truncated = episode.step(request["action"])
         facts: dict[str, Any] = {"reward": value, "terminated": terminated, "truncated": truncated}
+        facts["took"] = time.perf_counter() - begun
         if terminated or truncated:
             facts["metrics"] = episode.metrics()
         return facts, picture(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,9 +21,37 @@ from carla_digr.tasks.driving.settings import DrivingConfig
 from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
 
 FOR_EVER = float("inf")
+RENEWED = 200  # episodes after which a process is begun anew: the client library's memory grows
+PACED = 200  # decisions over which the pace of a server is a median
+SLOWED = 2.0  # times its first pace, from which on a server is said to have become slow
 REPLAYED = 1.0  # s that a decision of a replayed episode may take
 
 log = logging.getLogger(__name__)
+
+
+class Pace:
+    """How long a server takes for a decision, and whether that has grown."""
+
+    def __init__(self, address: str):
+        self._address = address
+        self._seconds: list[float] = []
+        self._first: float | None = None
+
+    def took(self, seconds: float) -> None:
+        """One more decision; says so where they have come to take SLOWED times as long as at first, and again."""
+        self._seconds.append(seconds)
+        if len(self._seconds) < PACED:
+            return
+        now = statistics.median(self._seconds)
+        self._seconds.clear()
+        if self._first is None:
+            self._first = now
+        elif now >= SLOWED * self._first:
+            log.warning(
+                "%s takes %.0f ms a decision, at first it took %.0f; start it again when it suits, the job goes on "
+                "meanwhile and with it afterwards.", self._address, 1000.0 * now, 1000.0 * self._first,
+            )  # fmt: skip
+            self._first = now
 
 
 class ServersVecEnv(BatchedEnvironment):
@@ -63,6 +92,9 @@ class ServersVecEnv(BatchedEnvironment):
         """First pictures of the episodes of those that are absent."""
         self._lost: dict[int, float] = {}
         """When servers were lost, of those that are not back."""
+        self._paces = [Pace(address) for address in self.addresses]
+        self._begun = [0] * environments
+        """Episodes of each process."""
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(environments, "server")
         ticks = config.decision_ticks if evaluation else config.training_decision_ticks
@@ -139,6 +171,7 @@ class ServersVecEnv(BatchedEnvironment):
                 continue
             self.observations[i] = picture
             rewards[i] = facts["reward"]
+            self._paces[i].took(facts["took"])
             self._actions[i].append(int(actions[i]))
             if facts["terminated"] or facts["truncated"]:
                 dones[i] = True
@@ -181,14 +214,16 @@ class ServersVecEnv(BatchedEnvironment):
         seed = episode_seed(self.base_seed, i, int(self.started[i]))
         self.started[i] += 1
         self._actions[i] = actions or []
-        self._later[i] = self._pool.submit(self._begin, i, seed, self._actions[i], i in self._lost)
+        anew = i in self._lost or self._begun[i] == RENEWED
+        self._begun[i] = 1 if anew else self._begun[i] + 1
+        self._later[i] = self._pool.submit(self._begin, i, seed, self._actions[i], anew)
 
-    def _begin(self, i: int, seed: int, actions: list[int], lost: bool) -> NDArray[np.uint8]:
-        """The first picture of an episode, however long its server takes to be back."""
+    def _begin(self, i: int, seed: int, actions: list[int], anew: bool) -> NDArray[np.uint8]:
+        """The first picture of an episode; with ``anew`` of a new process, however long its server takes to be back."""
         request = {"seed": seed, **({"actions": actions} if actions else {}), **self._label()}
         while True:
             try:
-                if lost:
+                if anew:
                     self._processes[i] = self._processes[i].reconnect(FOR_EVER, self._closing.is_set)
                     if self._interval is not None:
                         self._processes[i].ask(self._watch())
@@ -196,7 +231,7 @@ class ServersVecEnv(BatchedEnvironment):
                 self._processes[i].ask(request)
                 return self._processes[i].answer(RESET + REPLAYED * len(actions))[1][0]
             except UserError:
-                if not lost or self._closing.is_set():
+                if not anew or self._closing.is_set():
                     raise
 
     def _welcome(self, waited_for: list[int], patience: float | None = None) -> None:
@@ -287,10 +322,10 @@ def _addresses(config: DrivingConfig, environments: int) -> tuple[str, ...]:
 
 
 def _refuse_different_maps(processes: list[SimulatorProcess]) -> None:
-    first = processes[0]
-    for process in processes:
-        if process.map_name != first.map_name:
+    first, *others = processes
+    for other in others:
+        if (other.map_name, other.map_hash) != (first.map_name, first.map_hash):
             raise UserError(
-                f"The simulator at {process.address} has the map {process.map_name}, that at {first.address} has "
-                f"{first.map_name}; load the same map everywhere."
+                f"The simulator at {other.address} has the map {other.map_name} ({other.map_hash}), that at "
+                f"{first.address} has {first.map_name} ({first.map_hash}); load the same map everywhere."
             )
