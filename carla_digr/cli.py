@@ -704,7 +704,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         from carla_digr.live.viewer.asking import Asking
         from carla_digr.live.viewer.recorded import Recorded
         from carla_digr.live.viewer.server import ViewerServer
-        from carla_digr.live.viewer.shelf import Shelf, is_bag
+        from carla_digr.live.viewer.shelf import Shelf, is_bag, source
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -714,7 +714,6 @@ def add_view(commands: argparse._SubParsersAction) -> None:
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes as long as reading
         with ExitStack() as stack, suppress(KeyboardInterrupt):
             shown: Recorded | Shelf
-            asking = None
             if args.other is None and args.bag.is_dir() and not is_bag(args.bag):
                 shown = Shelf(args.bag, opened)
                 if not shown.names:
@@ -722,7 +721,7 @@ def add_view(commands: argparse._SubParsersAction) -> None:
             else:
                 shown = recorded = opened([args.bag, *([args.other] if args.other else [])])
                 stack.callback(recorded.close)
-                asking = Asking(recorded.policy, lambda side, index: recorded.pictures(side, index)[0])
+            asking = Asking(recordings=source(shown))
             page = stack.enter_context(
                 ViewerServer(args.viewer_host, args.viewer_port, colormap=args.colormap, recorded=shown, asking=asking)
             )

@@ -30,5 +30,6 @@ def viewer() -> Iterator[ViewerServer]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.set_default_timeout(20_000)
+    context.add_init_script("try { localStorage.setItem('carla_digr hints', 'dismissed') } catch {}")
     yield context
     context.close()

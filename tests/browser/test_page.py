@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from chromium import find_chromium
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from carla_digr.driving.control import ACTIONS
 from carla_digr.errors import UserError
@@ -647,7 +647,14 @@ def test_a_hand_at_the_keys_drives_until_it_lets_go_or_looks_away(context: Brows
     expect(page.locator("#driver")).to_have_text("You drive")
     page.keyboard.press("Escape")
     expect(page.get_by_text("You drive.")).to_be_hidden()
+    page.evaluate("""() => {  // a gamepad: its stick half to the left, the right trigger pressed by a quarter
+        const buttons = Array.from({ length: 16 }, (_, i) => ({ pressed: i === 7, value: i === 7 ? 0.25 : 0 }));
+        navigator.getGamepads = () => [null, { connected: true, mapping: "standard", axes: [-0.5, 0, 0, 0], buttons }];
+    }""")
     page.keyboard.press("d")
+    until_commanded(lambda steer, throttle, brake: steer < -0.02 and throttle == 0.25 and brake == 0.0)
+    page.evaluate("navigator.getGamepads = () => [null, null]")  # it is pulled out: nothing is pressed any more
+    until_commanded(lambda steer, throttle, brake: abs(steer) < 0.001 and throttle == 0.0)
     page.evaluate("""() => {
         Object.defineProperty(document, "hidden", { value: true });
         document.dispatchEvent(new Event("visibilitychange"));
@@ -676,6 +683,25 @@ def test_everything_fits_the_screen(context: BrowserContext, viewer: ViewerServe
         assert sizes["scrollHeight"] <= height
         assert sizes["hidden"] <= 1
         assert sizes["picture"] >= 0.7 * height
+
+
+def test_a_first_visit_is_told_what_it_sees_once(browser: Browser, viewer: ViewerServer):
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = Pages(context).open(viewer)
+    hints = page.get_by_role("region", name="What you see")
+    expect(hints).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(hints).to_be_hidden()
+    page.reload()
+    expect(page.locator("#connection")).not_to_have_text("Connecting")
+    expect(hints).to_be_hidden()
+    page.keyboard.press("?")
+    page.get_by_role("button", name="What you see").click()
+    expect(hints).to_be_visible()
+    expect(page.get_by_role("button", name="Got it")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(hints).to_be_hidden()
+    context.close()
 
 
 def test_every_control_has_a_name(pages: Pages, viewer: ViewerServer):

@@ -14,12 +14,14 @@ from contextlib import closing
 import cv2
 import drive_bags
 import feed
+import live_support
 import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from test_page import pixels, shown, wait_for_frame
 
 from carla_digr.errors import UserError
+from carla_digr.live.viewer.asking import Asking
 from carla_digr.live.viewer.recorded import Recorded
 from carla_digr.live.viewer.server import ViewerServer
 from carla_digr.live.viewer.shelf import Shelf
@@ -271,16 +273,26 @@ def test_recordings_of_two_drives_are_refused(bags, tmp_path):
         pass
 
 
-def test_a_folders_recordings_are_listed_and_opened_by_their_names_alone(bags, context):
-    with ViewerServer(port=0, recorded=Shelf(bags[0].parent, Recorded)) as server:
+def test_a_folders_recordings_are_listed_opened_and_asked_about_by_their_names_alone(bags, context, tmp_path):
+    class Shipped(Recorded):
+        def policy(self, side: int) -> tuple[str, str]:
+            return (weights, "") if self.sides[0].name == "explained" else super().policy(side)
+
+    weights = str(live_support.make_weights(tmp_path))
+    shelf = Shelf(bags[0].parent, Shipped)
+    with ViewerServer(port=0, recorded=shelf, asking=Asking(recordings=shelf)) as server:
         page = context.new_page()
-        page.goto(server.url)
+        page.goto(server.address)
         names = page.locator("#shelf-list a")
         expect(names).to_have_count(2)
         assert set(names.all_inner_texts()) == {"drive", "explained"}
         names.get_by_text("explained").click()
         wait_for_frame(page, 1)
         expect(page.locator("#captions span")).to_have_count(1)
+        page.keyboard.press("a")
+        page.get_by_role("dialog").get_by_role("button", name="brake").click()
+        expect(page.locator("#answers figcaption")).to_contain_text("“brake”", timeout=120_000)
+        page.keyboard.press("Escape")
         page.get_by_role("button", name="Recordings").click()
         page.get_by_role("dialog").get_by_text("beside").click()
         wait_for_frame(page, 1)
@@ -298,6 +310,12 @@ def test_a_folders_recordings_are_listed_and_opened_by_their_names_alone(bags, c
             refused = connection.getresponse()
             refused.read()
             assert refused.status == 404, query
+        token = {"Authorization": f"token {server.address.partition('#token=')[2]}"}
+        for query, status in (("bag=..", 404), ("bag=explained&bag=explained&bag=drive", 404), ("bag=drive", 422)):
+            connection.request("GET", f"/api/ask/0/3/map?what=digr&{query}", headers=token)
+            refused = connection.getresponse()
+            assert refused.status == status and (status == 404 or b"does not ship" in refused.read()), query
+            refused.read()
 
 
 def test_the_command_serves_on_loopback_until_it_is_ended(bags):

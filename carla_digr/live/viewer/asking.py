@@ -1,7 +1,8 @@
 """Questions of a page about a frame: which picture it is, who may ask, and the answer as a frame's message.
 
 ``GET /api/ask/SIDE/FRAME/KIND?what=WHAT`` with the token as ``Authorization: token TOKEN``: SIDE and FRAME as of a
-recording, or 0 and a live frame's ``sequence``; KIND and WHAT of `questions.Question`. The answer is a binary message
+recording (``bag=NAME`` says which of a folder), or 0 and a live frame's ``sequence``; KIND and WHAT of
+`questions.Question`. The answer is a binary message
 like a frame's, with ``found`` in its header. Pages are told the ``progress`` of what takes long as a state.
 """
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from aiohttp import web
@@ -21,6 +22,9 @@ from numpy.typing import NDArray
 from carla_digr.errors import UserError
 from carla_digr.live.questions import KINDS, Question, Questions
 from carla_digr.live.viewer.message import encode, plain
+
+if TYPE_CHECKING:
+    from carla_digr.live.viewer.shelf import Opened, Shelf
 
 KEPT_BYTES = 1 << 26  # of the pictures of a live drive
 KEPT = 1200  # of them: a minute, as in the page
@@ -32,16 +36,15 @@ class Asking:
     """Has questions about frames answered.
 
     Args:
-        policy: weights and module of the policy of a side, called in a thread; UserError: it is not known.
-        picture: the picture of a frame of a recording's side, called in a thread; None: frames are kept by `keep`.
+        policy: weights and module of the policy of a side, called in a thread; UserError: it is not known. None: there
+            are recordings.
+        recordings: those that are asked about; None: frames that were kept by `keep`.
     """
 
     def __init__(
-        self,
-        policy: Callable[[int], tuple[str, str]],
-        picture: Callable[[int, int], NDArray[np.uint8]] | None = None,
+        self, policy: Callable[[int], tuple[str, str]] | None = None, recordings: Opened | Shelf | None = None
     ):
-        self._policy, self._recorded = policy, picture
+        self._policy, self._recordings = policy, recordings
         self._questions = Questions()
         self._pictures: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()  # by sequence
         self._waiting = 0
@@ -71,7 +74,7 @@ class Asking:
             if not hmac.compare_digest(shown.encode(), token.encode()):
                 raise web.HTTPUnauthorized(text="Only the address with the token, which the start prints, may ask.\n")
             side, index, kind = (request.match_info[name] for name in ("side", "index", "kind"))
-            what = request.query.get("what", "")
+            what, bags = request.query.get("what", ""), request.query.getall("bag", [])
             if kind not in KINDS or len(what) > LONGEST:
                 raise web.HTTPNotFound(text="Nobody answers that.\n")
             if self._waiting >= WAITING:
@@ -79,7 +82,7 @@ class Asking:
             self._waiting += 1
             try:
                 answer = asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._answer, int(side), int(index), kind, what, tell
+                    self._thread, self._answer, bags, int(side), int(index), kind, what, tell
                 )
                 return web.Response(body=await answer, content_type="application/octet-stream")
             except LookupError:
@@ -91,9 +94,23 @@ class Asking:
 
         return get
 
-    def _answer(self, side: int, index: int, kind: str, what: str, tell: Callable[[Mapping[str, Any]], None]) -> bytes:
-        rgb = self._pictures[index] if self._recorded is None else self._recorded(side, index)
-        weights, module = self._policy(side)
+    def _answer(
+        self,
+        bags: Sequence[str],
+        side: int,
+        index: int,
+        kind: str,
+        what: str,
+        tell: Callable[[Mapping[str, Any]], None],
+    ) -> bytes:
+        if self._recordings is not None:
+            recorded, _ = self._recordings.find(bags)
+            rgb, _ = recorded.pictures(side, index)
+            weights, module = recorded.policy(side)
+        else:
+            assert self._policy is not None
+            rgb = self._pictures[index]
+            weights, module = self._policy(side)
         question = Question(weights, kind, what, module)
         answer = self._questions.ask(question, rgb, lambda share: tell({"progress": share}))
         header = {

@@ -16,6 +16,7 @@ ASSETS = {  # path on the server: (file, content type)
     "/plots.js": ("plots.js", "text/javascript"),
     "/clip.js": ("clip.js", "text/javascript"),
     "/control.js": ("control.js", "text/javascript"),
+    "/hints.js": ("hints.js", "text/javascript"),
     "/objects.js": ("objects.js", "text/javascript"),
     "/picture.js": ("picture.js", "text/javascript"),
     "/ask.js": ("ask.js", "text/javascript"),

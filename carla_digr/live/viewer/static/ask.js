@@ -46,7 +46,8 @@ export class Ask {
     const frame = this.shown();
     const index = frame.index ?? frame.sequence;
     const headers = { Authorization: `token ${sessionStorage.getItem("token") ?? ""}` };
-    const response = await fetch(`api/ask/${side}/${index}/${kind}?${new URLSearchParams({ what })}`, { headers });
+    const query = new URLSearchParams([["what", what], ...new URLSearchParams(location.search)]);
+    const response = await fetch(`api/ask/${side}/${index}/${kind}?${query}`, { headers });
     if (!response.ok) throw Error((await response.text()).trim());
     return parse(await response.arrayBuffer());
   }

@@ -5,6 +5,7 @@ import { Ask } from "./ask.js";
 import { Clip } from "./clip.js";
 import { Control } from "./control.js";
 import { nameActions, notices, showFigures, showNotices, showTimes } from "./figures.js";
+import { dismissHints, welcome } from "./hints.js";
 import { byId, clock, number, sentence, setAttribute, setText } from "./page.js";
 import { Objects } from "./objects.js";
 import { Picture } from "./picture.js";
@@ -429,6 +430,7 @@ const KEYS = {
   s: () => setSmooth(!byId("smooth").checked),
   f: toggleFullscreen,
   "?": () => byId("help").showModal(),
+  Escape: () => dismissHints(),
   1: () => setView("overlay"),
   2: () => setView("camera"),
   3: () => setView("map"),
@@ -483,11 +485,13 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden && !paused && newest) show(newest);
 });
 
-new ResizeObserver(resizePlots).observe(byId("latency-plot"));
+const plots = new ResizeObserver(resizePlots);
+for (const id of ["probability-plot", "latency-plot"]) plots.observe(byId(id));
 new ResizeObserver(([{ contentRect: { width, height } }]) => {
   picture.room = [width, height];
   picture.compose();
   outline();
 }).observe(byId("stage"));
 setInterval(tick, 250);
+welcome();
 connect();
