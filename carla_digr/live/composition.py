@@ -249,7 +249,7 @@ def replay(values: Mapping[str, str]) -> list[Process]:
     values = plain(values)
     if not values["bag"]:
         raise UserError("Name the recording to replay: bag:=DIRECTORY.")
-    processes = _viewer(values)
+    processes = _viewer(values, replays=True)
     anew = values["method"] != "recorded"
     if anew:
         processes.append(Process("explainer", parameters=_explainer(values, camera=0)))
@@ -283,11 +283,12 @@ def _weights(values: Mapping[str, str]) -> str:
     return str(shipped(values["weights"], WEIGHTS.parent, WEIGHTS.suffix))
 
 
-def _viewer(values: Mapping[str, str]) -> list[Process]:
+def _viewer(values: Mapping[str, str], replays: bool = False) -> list[Process]:
     if values["viewer"] != "true":
         return []
     port = whole_number("viewer_port", values["viewer_port"], 1, 65535)
-    return [Process("viewer", parameters={"port": port}, onlooker=True, respawns=ONLOOKER_RESPAWNS)]
+    shown: dict[str, bool | int] = {"port": port, **({"replays": True} if replays else {})}
+    return [Process("viewer", parameters=shown, onlooker=True, respawns=ONLOOKER_RESPAWNS)]
 
 
 def remappings(text: str) -> dict[str, str]:

@@ -621,6 +621,11 @@ def test_the_page_says_what_is_pressed_and_shows_what_others_change(context: Bro
     expect(page.locator("#driver")).to_have_text("The watchdog brakes")
     expect(page.locator("#opacity-value")).to_have_text("25 %")
     expect(page.locator("#set-method")).to_have_value("digr")
+    server.tell({"replay": True, "control": ""})  # what only a drive has is not there
+    expect(page.locator("#driver")).to_have_text("Replay")
+    for absent in ("drive", "reset", "record"):
+        expect(page.locator(f"#{absent}")).to_be_hidden()
+    expect(page.locator("#hold")).to_be_enabled()
 
 
 def test_a_hand_at_the_keys_drives_until_it_lets_go_or_looks_away(context: BrowserContext, driven):

@@ -12,6 +12,7 @@ from carla_digr_ros import conversion, topics  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
+from test_control import Operator  # noqa: E402
 
 from carla_digr.live import composition  # noqa: E402
 from carla_digr.recordings.topics import PICTURE_TYPE  # noqa: E402
@@ -31,14 +32,14 @@ def bag(tmp_path_factory):
 def play(start, observe, bag):
     """Starts the player of the composition for some values of its arguments; the observer hears all of it."""
 
-    def begin(observer=None, path=bag, **values):
+    def begin(observer=None, path=bag, started=lambda process: None, **values):
         observer = observer or observe(*(topic.name for topic in topics.TOPICS), qos=QoSProfile(depth=1000))
         arguments = {a.name: a.default for a in composition.REPLAY_ARGUMENTS}
         arguments |= {"bag": str(path), "viewer": "false", **values}
         *others, player = composition.replay(arguments)
         player.parameters["listeners"] += ["observer"]
         for process in others:
-            start(process)
+            started(start(process))
         return start(player), observer
 
     return begin
@@ -98,6 +99,43 @@ def test_pause_and_step_hold_the_drive(play):
         lambda: any("paused" in s.message for m in observer.received[topics.DIAGNOSTICS.name] for s in m.status)
     )
     assert numbers(observer) == list(range(1, len(numbers(observer)) + 1))
+    assert player.end() == 0, player.output
+
+
+def test_the_page_of_a_replay_holds_steps_and_hastens_it_and_drives_nothing(play, observe):
+    observer = observe(*(topic.name for topic in topics.TOPICS), qos=QoSProfile(depth=1000))
+    viewers = []
+    player, _ = play(
+        observer,
+        paused="true",
+        loop="true",
+        viewer="true",
+        viewer_port=str(live_support.free_port()),
+        started=viewers.append,
+    )
+    page = Operator(viewers[0])
+    try:
+
+        def answer(*words):
+            number = page.say(*words)
+            observer.until(lambda: number in page.answers)
+            return page.answers[number]
+
+        observer.until(lambda: page.state.get("paused") and page.setting("rate") == "1")
+        assert page.state["replay"] and page.state["policies"] == []
+        assert answer("step")["ok"]
+        observer.until(lambda: numbers(observer) == [1])
+        assert answer("set", "rate", "4")["ok"]
+        observer.until(lambda: page.setting("rate") == "4")
+        assert answer("resume")["said"] == "going on"
+        observer.until(lambda: len(numbers(observer)) >= 5 and not page.state["paused"])
+        assert answer("pause")["ok"]
+        observer.until(lambda: page.state["paused"])
+        for words in (("reset",), ("drive", "0", "0", "1"), ("policy", "driving_student"), ("record", "on")):
+            assert "here is no drive" in answer(*words)["said"], words
+        assert "no vehicles to set" in answer("set", "vehicles", "3")["said"]
+    finally:
+        page.close()
     assert player.end() == 0, player.output
 
 

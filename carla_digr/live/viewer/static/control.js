@@ -120,9 +120,11 @@ export class Control {
     if (!there) return;
     for (const element of byId("cockpit").querySelectorAll("button, input")) element.disabled = !granted;
     byId("settings-button").disabled = false;
-    byId("drive").hidden = state.drives === false;
+    const replay = Boolean(state.replay); // which can be held and stepped, and no more
+    byId("drive").hidden = replay || state.drives === false;
+    byId("reset").hidden = replay;
     document.body.toggleAttribute("data-play", state.drives === false);
-    byId("record").hidden = state.recording === undefined;
+    byId("record").hidden = replay || state.recording === undefined;
     byId("record").setAttribute("aria-pressed", String(Boolean(state.recording)));
     byId("hold").setAttribute("aria-pressed", String(state.paused));
     setText(byId("hold").querySelector("span"), state.paused ? "Go on" : "Hold");
@@ -132,7 +134,7 @@ export class Control {
     const hand = state.control === "page" || state.control === "manual";
     byId("driver").dataset.state = state.paused || hand ? "stalled" : state.control === "policy" ? "live" : "alarm";
     const drivers = { policy: state.drives === false ? "The policy plays" : "The policy drives", watchdog: "The watchdog brakes", manual: others, page: others };
-    setText(byId("driver"), state.paused ? "Held" : driving && state.control === "page" ? "You drive" : drivers[state.control] ?? "");
+    setText(byId("driver"), state.paused ? "Held" : replay ? "Replay" : driving && state.control === "page" ? "You drive" : drivers[state.control] ?? "");
     byId("wheel").hidden = !driving;
     setText(byId("watching"), granted ? "" : "Watching only");
     this.showSettings();
@@ -141,7 +143,8 @@ export class Control {
   showSettings() {
     const list = byId("settings-list");
     const { policies = [], settings = {} } = this.state;
-    const fields = Object.entries(SETTINGS).filter(([name]) => settings[name]);
+    const labels = this.state.replay ? { ...SETTINGS, rate: "Speed" } : SETTINGS;
+    const fields = Object.entries(labels).filter(([name]) => settings[name]);
     const key = JSON.stringify([policies, fields.map(([name]) => [name, settings[name].choices]), this.actions]);
     if (list.dataset.key !== key) {
       list.dataset.key = key;

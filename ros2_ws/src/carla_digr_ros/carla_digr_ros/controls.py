@@ -33,7 +33,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from carla_digr.errors import UserError
 
-BRIDGE, EXPLAINER, PAGE, RECORDER = "carla_bridge", "explainer", "viewer", "recorder"
+BRIDGE, EXPLAINER, PAGE, RECORDER, PLAYER = "carla_bridge", "explainer", "viewer", "recorder", "player"
 NODES = (BRIDGE, EXPLAINER, PAGE)  # whose parameters can be set
 MAYBE_SECONDS = {PAGE: 1.5, RECORDER: 5.0}  # that nodes have to be found that a drive may lack
 ANSWER_SECONDS = 10.0  # that a node has to be found and to answer
@@ -61,11 +61,13 @@ class Controls:
     Args:
         node: who asks.
         wait: waits until a future is done or so many seconds have passed.
+        holder: the node that holds the drive, or the replay.
     """
 
-    def __init__(self, node: Node, wait: Callable[[Future, float], None]):
+    def __init__(self, node: Node, wait: Callable[[Future, float], None], holder: str = BRIDGE):
         self._node = node
         self._wait = wait
+        self._holder = holder
         self._clients: dict[str, Client] = {}
         self._known: dict[str, Setting] = {}  # what was found so far: a change then takes one call, not four
 
@@ -77,9 +79,9 @@ class Controls:
         """
         match words:
             case ["pause" | "resume" as verb]:
-                answer = self._call(SetBool, f"{BRIDGE}/pause", SetBool.Request(data=verb == "pause"))
+                answer = self._call(SetBool, f"{self._holder}/pause", SetBool.Request(data=verb == "pause"))
             case ["step"]:
-                answer = self._call(Trigger, f"{BRIDGE}/step", Trigger.Request())
+                answer = self._call(Trigger, f"{self._holder}/step", Trigger.Request())
             case ["reset", *seed] if len(seed) <= 1:
                 told = [self._set("seed", number, (BRIDGE,)) for number in seed]
                 answer = self._call(Trigger, f"{BRIDGE}/reset", Trigger.Request())

@@ -21,7 +21,17 @@ from carla_digr.errors import UserError
 from carla_digr.live.questions import shipped_policies
 from carla_digr.saliency import METHODS
 from carla_digr_ros import topics
-from carla_digr_ros.controls import BRIDGE, EXPLAINER, NODES, RECORDER, Controls, Setting, manual_control
+from carla_digr_ros.controls import (
+    BRIDGE,
+    EXPLAINER,
+    NODES,
+    PAGE,
+    PLAYER,
+    RECORDER,
+    Controls,
+    Setting,
+    manual_control,
+)
 from carla_digr_ros.running import ManagedNode
 
 # Of all settings those that cannot hurt: the watchdog's are for who stands at the machine.
@@ -29,6 +39,8 @@ OFFERED = (
     *("method", "target", "explanation", "objects", "trust", "attack", "attack_epsilon", "opacity", "colormap"),
     *("weather", "vehicles"),
 )
+OFFERED_OF_A_REPLAY = ("rate", *OFFERED)
+RATES = ("0.1", "0.25", "0.5", "1", "2", "4", "8")  # of a replay
 LONGEST_VALUE = 100  # characters, of what a stranger may have set
 
 
@@ -39,17 +51,22 @@ class PageControl:
         node: the viewer.
         manual: of topics.MANUAL.
         tell: `ViewerServer.tell`; ``told`` is all that it was given so far.
+        replays: a player's recording is seen, which can be held and stepped, and no drive.
     """
 
-    def __init__(self, node: ManagedNode, manual: Publisher, tell: Callable[[Mapping[str, Any]], None]):
-        self._node, self._manual, self._tell = node, manual, tell
-        self._controls = Controls(node, _wait)
+    def __init__(
+        self, node: ManagedNode, manual: Publisher, tell: Callable[[Mapping[str, Any]], None], replays: bool = False
+    ):
+        self._node, self._manual, self._tell, self._replays = node, manual, tell, replays
+        self._controls = Controls(node, _wait, PLAYER if replays else BRIDGE)
+        self._nodes = (PLAYER, EXPLAINER, PAGE) if replays else NODES
+        self._offered = OFFERED_OF_A_REPLAY if replays else OFFERED
         self._one_at_a_time = threading.Lock()
         self._settings: dict[str, dict[str, Any]] = {}
         self._known: set[str] = set()  # nodes whose settings the pages have been told
         self._asking = ThreadPoolExecutor(1)
-        self._policies = shipped_policies("driving")
-        self.told: dict[str, Any] = {"policies": self._policies}
+        self._policies = [] if replays else shipped_policies("driving")
+        self.told: dict[str, Any] = {"policies": self._policies, "replay": replays}
 
     def do(self, words: Sequence[str]) -> str:
         """Do what the words say, and return what to tell.
@@ -58,6 +75,10 @@ class PageControl:
             UserError: they say nothing that a page may say, or it cannot be done.
         """
         match words:
+            case ["drive" | "reset" | "policy" | "record", *_] if self._replays:
+                raise UserError("A replay can be held and stepped, and have another rate: here is no drive.")
+            case ["set", name, _] if self._replays and name not in self._settings:
+                raise UserError(f"This replay has no {name} to set.")
             case ["drive", *command]:
                 message = manual_control(command)
                 message.header.frame_id = topics.PAGE
@@ -65,8 +86,8 @@ class PageControl:
                 return "driving"
             case ["policy", name] if name not in self._policies:
                 raise UserError(f"The page offers no policy {name}; choose one of {', '.join(self._policies)}.")
-            case ["set", name, _] if name not in OFFERED:
-                raise UserError(f"The page sets no {name}; choose one of {', '.join(OFFERED)}.")
+            case ["set", name, _] if name not in self._offered:
+                raise UserError(f"The page sets no {name}; choose one of {', '.join(self._offered)}.")
         with self._one_at_a_time:
             return self._controls.do(words)
 
@@ -85,12 +106,17 @@ class PageControl:
         for status in message.status:
             node = status.name.partition(":")[0]
             values = {pair.key: pair.value[:LONGEST_VALUE] for pair in status.values}
-            if node == BRIDGE:
+            if self._replays:  # of the drive's own nodes it is the recording that speaks
+                if node == PLAYER:
+                    self._say({"paused": values.get("paused") == "True"})
+                if node not in self._node.get_node_names():
+                    continue
+            elif node == BRIDGE:
                 told = {key: values.get(key, "") for key in ("control", "episode", "seed")}
                 self._say({**told, "paused": values.get("paused") == "True"})
             elif node == RECORDER:
                 self._say({"recording": status.message != "not active"})
-            if node in NODES and node not in self._known:
+            if node in self._nodes and node not in self._known:
                 self._known.add(node)
                 self._asking.submit(self._ask, node)
 
@@ -103,7 +129,8 @@ class PageControl:
             self._asking.submit(self._ask, node)
         for parameter in event.changed_parameters:
             if (setting := self._settings.get(parameter.name)) is not None:
-                setting["value"] = _short(parameter_value_to_python(parameter.value))
+                value = parameter_value_to_python(parameter.value)
+                setting["value"] = f"{value:g}" if parameter.name == "rate" else _short(value)
         self._say({"settings": {name: dict(setting) for name, setting in self._settings.items()}})
 
     def close(self) -> None:
@@ -118,7 +145,7 @@ class PageControl:
             self._known.discard(node)  # its next word begins anew
             self._node.get_logger().debug(str(error))
             return
-        self._settings.update({name: _described(name, found[name]) for name in OFFERED if name in found})
+        self._settings.update({name: _described(name, found[name]) for name in self._offered if name in found})
         self._say({"settings": {name: dict(setting) for name, setting in self._settings.items()}})
 
     def _say(self, state: Mapping[str, Any]) -> None:
@@ -140,6 +167,8 @@ def _described(name: str, setting: Setting) -> dict[str, Any]:
     descriptor: ParameterDescriptor = setting.descriptor
     ranges = [*descriptor.floating_point_range, *descriptor.integer_range]
     choices = descriptor.additional_constraints.removeprefix("one of: ").split(", ")
+    if name == "rate":
+        return {"value": f"{setting.value:g}", "description": descriptor.description, "range": None, "choices": RATES}
     if name == "method":  # of those that keep up with a drive
         choices = [key for key, method in METHODS.loadable().items() if method.speed == "frame"]
     return {

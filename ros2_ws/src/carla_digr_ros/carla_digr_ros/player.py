@@ -73,7 +73,7 @@ class Player(ManagedNode):
         self._sent, self._passes = Recent(), 0
         self.create_service(SetBool, "~/pause", self._on_pause)
         self.create_service(Trigger, "~/step", self._on_step)
-        Reporter(self, "replay", self._status)
+        self._reporter = Reporter(self, "replay", self._status)
 
     def configure(self) -> None:
         """Open the recording.
@@ -269,11 +269,13 @@ class Player(ManagedNode):
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._playback.pause(request.data)
+        self._reporter.report()
         response.success, response.message = True, "paused" if request.data else "going on"
         return response
 
     def _on_step(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._playback.step()
+        self._reporter.report()
         response.success, response.message = True, "paused after the next frame"
         return response
 
@@ -285,6 +287,7 @@ class Player(ManagedNode):
             "recording": str(self._path),
             "position (s)": at,
             "length (s)": (self._bag.end - self._bag.start) * 1e-9,
+            "paused": self._playback.paused,
             "rate": self._playback.rate,
             "passes": self._passes,
             "messages left out": self._damaged,

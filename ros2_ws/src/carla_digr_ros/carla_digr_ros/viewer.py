@@ -72,6 +72,7 @@ class ViewerNode(ManagedNode):
         self._colormap = declare(
             self, "colormap", COLORMAP, "colours of the map", choices=tuple(COLORMAPS), changed=self._change_colormap
         )
+        self._replays = declare(self, "replays", False, "a player's recording is shown: the page holds and steps that")
         self._server: ViewerServer | None = None
         self._manual = self.advertise(topics.MANUAL)
         self._control: PageControl | None = None
@@ -85,7 +86,7 @@ class ViewerNode(ManagedNode):
 
     def configure(self) -> None:
         """Serve the page."""
-        self._control = PageControl(self, self._manual, self._tell)
+        self._control = PageControl(self, self._manual, self._tell, self._replays)
         asking = Asking(self._control.policy)
         self._server = ViewerServer(
             self._host, self._port, colormap=self._colormap, controls=self._control, asking=asking
