@@ -163,6 +163,7 @@ class Config:
     task: str
     environment: Any
     seed: int = setting(0, minimum=0, maximum=2**31 - 1)
+    device: Literal["cpu", "auto", "cuda"] = "cpu"  # where networks compute; auto: on a GPU if there is one
     policy: PolicyConfig = PolicyConfig()
     teacher: TeacherConfig = TeacherConfig()
     saliency_dataset: SaliencyDatasetConfig = SaliencyDatasetConfig()

@@ -58,6 +58,9 @@ class Policy(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """The weights by name, as torch modules have it."""
 
+    def to(self, device: torch.device) -> Any:
+        """Move the weights, as torch modules have it; states and outputs stay on the device of whoever calls."""
+
 
 @dataclass(frozen=True)
 class InputRecipe:
@@ -164,9 +167,12 @@ class TorchPolicy(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Policy`."""
-        result = self.network(states if self.recipe.plain else self._scaled(states))
+        placed = states.to(next(self.parameters(), states).device)
+        result = self.network(placed if self.recipe.plain else self._scaled(placed))
         outputs, value = (*result, None)[:2] if isinstance(result, (tuple, list)) else (result, None)
-        return outputs, None if value is None else value.reshape(-1)
+        if isinstance(outputs, Tensor):
+            outputs = outputs.to(states.device)
+        return outputs, None if value is None else value.reshape(-1).to(states.device)
 
     def _scaled(self, states: Tensor) -> Tensor:
         x = states * (255 * self.recipe.scale)
@@ -290,18 +296,19 @@ class ActorCritic(nn.Module):
             x: float (B, C, H, W) in [0, 1].
 
         Returns:
-            logits float (B, A), value float (B,).
+            logits float (B, A), value float (B,), where the states are, whatever device the weights are on.
         """
         logits, value, _ = self.trace(x)
-        return logits, value
+        return logits.to(x.device), value.to(x.device)
 
     def trace(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """``forward``, and what its derivative needs.
 
         Returns:
             logits float (B, A), value float (B,), and the hidden layers' outputs before the activation: those of the
-            convolutions, each (B, channels, rows, columns), then the trunk's, (B, features).
+            convolutions, each (B, channels, rows, columns), then the trunk's, (B, features); all where the weights are.
         """
+        x = x.to(self.trunk.weight.device)
         hidden = []
         for convolution in self.convolutions:
             hidden.append(convolution(x))
@@ -323,6 +330,23 @@ class ActorCritic(nn.Module):
     def activation_derivative(self, x: Tensor) -> Tensor:
         """Its derivative at the values before it; ReLU's at 0 is 0."""
         return (x > 0).to(x.dtype) if self.config.activation == "relu" else torch.sigmoid(SOFTPLUS_BETA * x)
+
+
+def device_of(setting: str) -> torch.device:
+    """Where the networks of a stage are to be, by the configuration's ``device``.
+
+    Raises:
+        UserError: it is "cuda", and there is no GPU.
+    """
+    found = torch.cuda.is_available()
+    if setting == "cuda" and not found:
+        raise UserError("The setting device is cuda, but PyTorch finds no GPU here; set it to auto or cpu.")
+    return torch.device("cuda" if found and setting != "cpu" else "cpu")
+
+
+def device_under(policy: Policy) -> torch.device:
+    """Where a policy's weights are."""
+    return next((weight.device for weight in policy.state_dict().values()), torch.device("cpu"))
 
 
 def to_input(images: Tensor) -> Tensor:

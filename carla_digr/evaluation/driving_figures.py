@@ -20,7 +20,7 @@ from carla_digr.driving.control import TICK
 from carla_digr.evaluation.figures import lit, png
 from carla_digr.evaluation.report import Evaluation
 from carla_digr.evaluation.saliency_methods import DIGR, DIGR_LINEAR, GAUSSIAN_BLUR
-from carla_digr.policy import to_input
+from carla_digr.policy import Policy, device_under, to_input
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.linear import linear_maps
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
@@ -113,7 +113,7 @@ def record_drive(evaluation: Evaluation, seconds: float, seed: int) -> RecordedD
     finally:
         env.close()
     drive = np.stack(pictures)
-    logits = _in_batches(lambda states: evaluation.student(states)[0], drive)
+    logits = _in_batches(lambda states: evaluation.student(states)[0], drive, evaluation.student)
     return RecordedDrive(drive, logits.double().softmax(dim=1).numpy(), task.action_names)
 
 
@@ -125,7 +125,8 @@ def pictures_of_a_drive(evaluation: Evaluation, seconds: float, delay: dict[str,
         delay: see ``sequence``.
     """
     drive = record_drive(evaluation, min(SEARCHED_SECONDS, seconds), evaluation.seed + 3)
-    maps = normalise(_in_batches(partial(linear_maps, evaluation.student), drive.pictures))[0].numpy()
+    student = evaluation.student
+    maps = normalise(_in_batches(lambda states: linear_maps(student, states), drive.pictures, student))[0].numpy()
     steers = 1 - drive.probabilities[:, drive.action_names.index("keep")]
     span = min(round(ANIMATION_SECONDS / TICK), len(steers))
     before = min(math.ceil(2 * delay["every_pixel"] / TICK), len(steers) - span)  # frames of maps that arrive late
@@ -226,9 +227,10 @@ def animation(drive: RecordedDrive, maps: NDArray[np.float32], frames: range) ->
     return bytes(data)
 
 
-def _in_batches(function: Any, pictures: NDArray[np.uint8]) -> torch.Tensor:
+def _in_batches(function: Any, pictures: NDArray[np.uint8], policy: Policy) -> torch.Tensor:
+    place = device_under(policy)
     with torch.no_grad():
-        return torch.cat([function(to_input(batch)) for batch in torch.from_numpy(pictures).split(64)])
+        return torch.cat([function(to_input(batch.to(place))).cpu() for batch in torch.from_numpy(pictures).split(64)])
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from carla_digr.evaluation import figures
 from carla_digr.evaluation.report import Evaluation, TaskReport, markdown_table, spread
 from carla_digr.evaluation.saliency_methods import DIGR, DIGR_LINEAR, MapOf, milliseconds_per_map, saliency_methods
 from carla_digr.files import atomic_write, read_json
-from carla_digr.policy import Policy, to_input
+from carla_digr.policy import Policy, device_under, to_input
 from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
@@ -85,9 +85,10 @@ def evaluate(
         config = getattr(task_report(make_task(config)), "quick", lambda c: c)(config)
     task = make_task(config)
     own = task_report(task)
-    teacher, teacher_card = load_policy(teacher_path or _default_weights(task, out, "teacher"), task, module)
+    teacher_path = teacher_path or _default_weights(task, out, "teacher")
+    teacher, teacher_card = load_policy(teacher_path, task, module, config.device)
     student_path = student_path or _default_weights(task, out, "student")
-    student, student_card = load_policy(student_path, task, module)
+    student, student_card = load_policy(student_path, task, module, config.device)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
     perturbation = Perturbation.from_settings(config.saliency_dataset)
@@ -203,8 +204,9 @@ def _performance(
 def _reference_maps(config: Config, teacher: Policy, states: NDArray[np.uint8]) -> Tensor:
     """The teacher's normalised perturbation maps, float (N, H, W), which other maps are compared with."""
     perturbation = Perturbation.from_settings(config.saliency_dataset)
+    device = device_under(teacher)
     maps = [
-        perturbation_maps(teacher, to_input(torch.from_numpy(state[None])), perturbation)
+        perturbation_maps(teacher, to_input(torch.from_numpy(state[None]).to(device)), perturbation).cpu()
         for state in Progress(states, unit="map", desc="reference maps")
     ]
     return normalise(torch.cat(maps))[0]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from carla_digr.attacks import ATTACKS, Attack, noise
 from carla_digr.evaluation.report import Curves, Evaluation, Part, spread
-from carla_digr.policy import Policy, to_input
+from carla_digr.policy import Policy, device_under, to_input
 from carla_digr.tasks import Task
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import draw_actions, load_policy, run_episodes, sample_actions
@@ -36,7 +36,7 @@ def compared_policies(task: Task, teacher: Policy, student: Policy, student_path
     for name, suffix in BESIDE.items():
         path = student_path.with_name(f"{student_path.stem}_{suffix}.safetensors")
         if path.exists():
-            policies[name] = load_policy(path, task)[0]
+            policies[name] = load_policy(path, task)[0].to(device_under(student))
     return {**policies, "DIGR": student}
 
 
@@ -125,7 +125,7 @@ def attacked_episodes(
     most = getattr(task, "most_environments", None)
     if most is not None:
         return {size: _by_turns(task, policy, attack, size, episodes, seed, label, most) for size in epsilons}
-    generator = torch.Generator().manual_seed(seed)
+    generator, place = torch.Generator().manual_seed(seed), device_under(policy)
     envs = [task.make_vec_env(episodes, seed) for _ in epsilons]
     draws = [np.random.default_rng((seed, 1)) for _ in epsilons]
     sizes = torch.tensor(epsilons, dtype=torch.float32).view(-1, 1, 1, 1)
@@ -140,9 +140,9 @@ def attacked_episodes(
                 size = sizes[np.nonzero(running)[0]]
                 probabilities = []
                 for chunk, chunk_size in zip(torch.from_numpy(seen).split(CHUNK), size.split(CHUNK), strict=True):
-                    states = attack(policy, to_input(chunk), chunk_size, generator)
+                    states = attack(policy, to_input(chunk.to(place)), chunk_size.to(place), generator)
                     with torch.no_grad():
-                        probabilities.append(policy(states)[0].double().softmax(dim=1).numpy())
+                        probabilities.append(policy(states)[0].cpu().double().softmax(dim=1).numpy())
                 uniform = np.stack([rng.random(episodes) for rng in draws])
                 actions = np.zeros(running.shape, np.int64)
                 actions[running] = draw_actions(np.concatenate(probabilities), uniform[running])
@@ -163,13 +163,13 @@ def attacked_episodes(
 def _by_turns(
     task: Task, policy: Policy, attack: Attack, epsilon: float, episodes: int, seed: int, label: str, most: int
 ) -> list[dict[str, float]]:
-    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng((seed, 1))
+    generator, rng, place = torch.Generator().manual_seed(seed), np.random.default_rng((seed, 1)), device_under(policy)
 
     def act(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
-        size = torch.full((len(observations), 1, 1, 1), epsilon)
-        states = attack(policy, to_input(torch.from_numpy(observations)), size, generator)
+        size = torch.full((len(observations), 1, 1, 1), epsilon, device=place)
+        states = attack(policy, to_input(torch.from_numpy(observations).to(place)), size, generator)
         with torch.no_grad():
-            return sample_actions(policy(states)[0], rng)
+            return sample_actions(policy(states)[0].cpu(), rng)
 
     env = task.make_vec_env(min(episodes, most), seed)
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from carla_digr.errors import UserError
-from carla_digr.policy import Policy
+from carla_digr.policy import Policy, device_under
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.methods import Method
 from carla_digr.saliency.perturbation import Perturbation
@@ -33,8 +33,9 @@ class MapOf:
     perturbation: Perturbation
 
     def __call__(self, states: Tensor) -> Tensor:
-        """The raw maps."""
-        return self.method(self.policy, states, perturbation=self.perturbation)
+        """The raw maps, made where the policy's weights are."""
+        found = self.method(self.policy, states.to(device_under(self.policy)), perturbation=self.perturbation)
+        return found.to(states.device)
 
     @property
     def slow(self) -> bool:

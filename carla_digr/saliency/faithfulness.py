@@ -33,7 +33,7 @@ def exchanged_logits(
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = (
         torch.empty_like(order)
-        .scatter_(1, order, torch.arange(pixels).expand_as(order))
+        .scatter_(1, order, torch.arange(pixels, device=order.device).expand_as(order))
         .view(len(maps), 1, *maps.shape[1:])
     )
     with torch.no_grad():
@@ -73,7 +73,8 @@ def randomised(policy: Policy, seed: int) -> Iterator[tuple[str, Policy]]:
             layers = [tuple(pair[k] for pair in found.values()) for k in range(2)]
     for name, layer, drawn in zip(names, *layers, strict=True):
         with torch.no_grad():
-            layer.weight.copy_(drawn.weight * (layer.weight.norm() / drawn.weight.norm()))
+            weight = drawn.weight.to(layer.weight.device)
+            layer.weight.copy_(weight * (layer.weight.norm() / weight.norm()))
             if layer.bias is not None:
                 layer.bias.zero_()
         yield name, copy.deepcopy(broken)

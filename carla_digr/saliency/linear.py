@@ -74,8 +74,8 @@ def _against_the_preferred(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bumps(contrast: Tensor, radius: float) -> Tensor:
-    """``gaussian_blur`` of maps float (B, R, H, W), without a gradient, by OpenCV's filter."""
-    if contrast.dtype != torch.float32:
+    """``gaussian_blur`` of maps float (B, R, H, W), without a gradient, by OpenCV's filter where that can be."""
+    if contrast.dtype != torch.float32 or contrast.device.type != "cpu":
         return gaussian_blur(contrast, radius)
     found = np.empty(contrast.shape, np.float32)
     size = 2 * int(4 * radius + 0.5) + 1  # as there
@@ -147,9 +147,9 @@ def fisher_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
     log_pi = ordered.log_softmax(dim=1)
     tails = log_pi.flip(1).logcumsumexp(dim=1).flip(1)  # log of pi_k + s_k
     importance = (log_pi[:, :-1] + tails[:, 1:] - tails[:, :-1]).exp()
-    after = torch.ones(logits.shape[1], logits.shape[1], dtype=torch.bool).triu(1)[:-1]
+    after = torch.ones(logits.shape[1], logits.shape[1], dtype=torch.bool, device=logits.device).triu(1)[:-1]
     shares = (log_pi[:, None] - tails[:, 1:, None]).masked_fill(~after, -torch.inf).exp()
-    rows = torch.eye(logits.shape[1], dtype=logits.dtype)[:-1] - shares
+    rows = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[:-1] - shares
     return rows.gather(2, order.argsort(dim=1)[:, None].expand_as(rows)), importance
 
 
@@ -157,7 +157,7 @@ def jacobian(policy: Policy, states: Tensor) -> Tensor:
     """d output_k / d s: float (B, K, C, H, W), of logits each less the first one's, a shift no decision depends on."""
     if isinstance(policy, ActorCritic):
         with torch.no_grad():
-            rows = torch.eye(policy.actions, dtype=states.dtype)
+            rows = torch.eye(policy.actions, dtype=states.dtype, device=states.device)
             rows[:, 0] -= 1
             return input_gradient(policy, policy.trace(states)[2], rows.expand(len(states), -1, -1))
     leaf = states.detach().clone().requires_grad_(True)

@@ -26,7 +26,7 @@ from carla_digr.config import Config, DistillConfig
 from carla_digr.distributions import eq2_weights, kl_divergence
 from carla_digr.errors import UserError
 from carla_digr.files import allocate, atomic_write
-from carla_digr.policy import ActorCritic, InputRecipe, Policy, to_input
+from carla_digr.policy import ActorCritic, InputRecipe, Policy, device_of, device_under, to_input
 from carla_digr.saliency.gradient import (
     input_gradient,
     log_probability_weights,
@@ -64,7 +64,7 @@ def distill(config: Config, out: Path, teacher_path: Path, module: str | None = 
         UserError: teacher or dataset are missing, damaged or do not belong together, the saved state is of another
             configuration, or the student is to begin from the weights of a teacher of another architecture.
     """
-    teacher, card = load_policy(teacher_path, make_task(config), module)
+    teacher, card = load_policy(teacher_path, make_task(config), module, config.device)
     dataset = load_dataset(out / "dataset", card["weights_sha256"])
     with only_job_in(out / "distill"):
         job = _Distillation(config, out, teacher, card, dataset)
@@ -90,7 +90,7 @@ class _Distillation:
             dataset = annotated(dataset, config.task, self.settings.annotation_margin, above)
         self.train_set, self.held_out = split(dataset, config.distill.held_out)
         self.threshold = config.saliency_dataset.threshold
-        self.student = make_student(config, teacher)
+        self.student = make_student(config, teacher).to(device_of(config.device))
         self.average = copy.deepcopy(self.student).requires_grad_(False)
         self.best_model = copy.deepcopy(self.average)
         self.best: dict[str, float] = {}
@@ -160,14 +160,14 @@ class _Distillation:
         n = len(rows)
         slots = self.buffer.draw(self.rng, settings.buffer_batch, settings.hard_states)
         images = torch.cat([self.train_set.states[rows], torch.from_numpy(self.buffer.states(slots))])
-        states = to_input(images)
+        states = to_input(images.to(device_under(self.student)))
         with torch.no_grad():
             teacher_logits, teacher_values = self.teacher(states)
-        answers = torch.from_numpy(self.buffer.answers[slots])
+        answers = torch.from_numpy(self.buffer.answers[slots]).to(states.device)
         teacher_logits[n:] = torch.where(answers.isnan(), teacher_logits[n:], answers)
         logits, _, hidden = self.student.trace(states)
         divergence = kl_divergence(teacher_logits, logits)
-        self.buffer.hardness[slots] = divergence[n:].detach().numpy()
+        self.buffer.hardness[slots] = divergence[n:].detach().cpu().numpy()
         kl = divergence.mean()
         distillation = ramp["distillation_weight"] * kl
         if teacher_values is not None:
@@ -204,12 +204,12 @@ class _Distillation:
             signs = None
             if settings.map_rows is not None and settings.map_rows < actions - 1:
                 drawn = self.rng.choice(np.array([-1, 1], np.float32), (len(rows), actions - settings.map_rows))
-                signs = torch.from_numpy(drawn)
+                signs = torch.from_numpy(drawn).to(states.device)
             g = differentiable_maps(self.student, states, logits, signs)[:, None]
         if settings.loss == "effects":
-            targets = targets_of(self.train_set.part(torch.from_numpy(rows)), settings.effect_power)
+            targets = targets_of(self.train_set.part(torch.from_numpy(rows)), settings.effect_power, g.device)
             return effects_loss(g.amax(dim=1), *targets, floor).mean()
-        return saliency_loss(settings.loss, g, self.train_set.maps[rows] <= self.threshold, floor)
+        return saliency_loss(settings.loss, g, self.train_set.maps[rows].to(g.device) <= self.threshold, floor)
 
     def _step(self, regularisation: Tensor, distillation: Tensor) -> None:
         settings, optimiser = self.settings, self.optimiser
@@ -480,13 +480,13 @@ def held_out_figures(
     maps_of = linear_maps if settings.map == "linear" else vanilla_gradient
     parts: dict[str, list[Tensor]] = {name: [] for name in HELD_OUT}
     for rows in torch.arange(len(dataset.states)).split(64):
-        states = to_input(dataset.states[rows])
+        states = to_input(dataset.states[rows].to(device_under(student)))
         raw = maps_of(student, states)
         if settings.loss == "effects":
-            targets = targets_of(dataset.part(rows), settings.effect_power)
+            targets = targets_of(dataset.part(rows), settings.effect_power, raw.device)
             parts["effects"].append(effects_loss(raw, *targets, settings.floor[1]))
         else:
-            outside = dataset.maps[rows] <= threshold
+            outside = dataset.maps[rows].to(raw.device) <= threshold
             parts["share"].append((raw * outside).sum(dim=(1, 2)) / raw.sum(dim=(1, 2)).clamp(min=1e-30))
             parts["penalised"].append((normalise(raw)[0] * outside).mean(dim=(1, 2)))
         with torch.no_grad():
@@ -495,10 +495,11 @@ def held_out_figures(
     return {**figures, "score": sum(figures.values())}
 
 
-def targets_of(dataset: SaliencyDataset, power: float) -> tuple[Tensor, Tensor]:
-    """``target_shares`` of all states of a dataset with effects."""
+def targets_of(dataset: SaliencyDataset, power: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``target_shares`` of all states of a dataset with effects, on a device."""
     assert dataset.objects is not None
-    return target_shares(dataset.objects, len(dataset.states), dataset.states.shape[3], power)
+    shares, masks = target_shares(dataset.objects, len(dataset.states), dataset.states.shape[3], power)
+    return shares.to(device), masks.to(device)
 
 
 def ramped(ends: tuple[float, float], done: float) -> float:

@@ -15,7 +15,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import Policy, default_recipe, to_input
+from carla_digr.policy import Policy, default_recipe, device_of, to_input
 from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
 
@@ -23,7 +23,9 @@ Act = Callable[[NDArray[np.uint8]], NDArray[np.int64]]  # observations (N, C, H,
 Look = Callable[[Batch, NDArray[np.uint8]], None]  # is shown the environments and the observations that are kept
 
 
-def load_policy(path: Path, task: Task, module: str | None = None) -> tuple[Policy, dict[str, Any]]:
+def load_policy(
+    path: Path, task: Task, module: str | None = None, device: str = "cpu"
+) -> tuple[Policy, dict[str, Any]]:
     """A checkpoint for this task, with its card.
 
     A policy whose card names no task, as of another library, must take this one's pictures and have as many actions;
@@ -31,11 +33,13 @@ def load_policy(path: Path, task: Task, module: str | None = None) -> tuple[Poli
 
     Args:
         module: see ``checkpoint.load``.
+        device: see ``policy.device_of``.
 
     Raises:
         UserError: it is missing, damaged, of another task or of an earlier form of this one, or continuous.
     """
     policy, card = checkpoint.load(path, task.name, module)
+    policy.to(device_of(device))
     if not DISTRIBUTIONS[policy.output].discrete:
         raise UserError(
             f"{path} is a policy of continuous actions: it can be explained, but no task has such actions, and "

@@ -26,7 +26,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write, read_json, sha256_of
-from carla_digr.policy import Policy, to_input
+from carla_digr.policy import Policy, device_of, to_input
 from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import make_task
@@ -74,7 +74,7 @@ def make_dataset(config: Config, out: Path, teacher_path: Path, module: str | No
     Raises:
         UserError: the teacher is missing or of another task, or the directory holds another dataset.
     """
-    policy, card = load_policy(teacher_path, make_task(config), module)
+    policy, card = load_policy(teacher_path, make_task(config), module, config.device)
     with only_job_in(out / "dataset"):
         _make_dataset(config, out / "dataset", _Teacher(teacher_path, module), policy, card)
 
@@ -198,9 +198,11 @@ def _prepare_worker() -> None:
 def _make_shard(config: Config, directory: Path, teacher: _Teacher, k: int) -> dict[str, Any]:
     settings = config.saliency_dataset
     policy, _ = checkpoint.load(teacher.path, config.task, teacher.module)
-    states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)]
+    device = device_of(config.device)
+    policy.to(device)
+    states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)].to(device)
     perturbation = Perturbation.from_settings(settings)
-    raw = torch.cat([perturbation_maps(policy, to_input(state[None]), perturbation) for state in states])
+    raw = torch.cat([perturbation_maps(policy, to_input(state[None]), perturbation) for state in states]).cpu()
     largest = raw.amax(dim=(1, 2))
     largest = torch.where(largest > FLAT, largest, torch.zeros_like(largest))
     maps = raw / torch.where(largest > 0, largest, torch.full_like(largest, torch.inf))[:, None, None]

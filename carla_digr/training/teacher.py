@@ -32,7 +32,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config, PolicyConfig
 from carla_digr.errors import UserError
 from carla_digr.files import NOTES_BYTES, atomic_write, read_regular
-from carla_digr.policy import ActorCritic, InputRecipe, to_input
+from carla_digr.policy import ActorCritic, InputRecipe, device_of, to_input
 from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, present, restore_batch
@@ -191,7 +191,7 @@ def make_ppo(config: Config, env: VecEnv, recipe: InputRecipe | None = None) -> 
         policy_kwargs={"network_config": config.policy, "recipe": recipe},
         seed=config.seed,
         rollout_buffer_class=PresentRollouts,
-        device="cpu",
+        device=device_of(config.device),
     )
 
 

@@ -56,6 +56,7 @@ def ended(pids: list[int]) -> bool:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "kind, options",
     [("embedded", []), ("carla", ["--like", "carla", "--traits=-slow"])],
