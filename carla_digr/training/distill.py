@@ -25,18 +25,15 @@ from carla_digr import checkpoint
 from carla_digr.config import Config, DistillConfig
 from carla_digr.distributions import eq2_weights, kl_divergence
 from carla_digr.errors import UserError
-from carla_digr.files import allocate, atomic_write
+from carla_digr.files import atomic_write
 from carla_digr.policy import ActorCritic, InputRecipe, Policy, device_of, device_under, to_input
 from carla_digr.saliency.gradient import (
     input_gradient,
     log_probability_weights,
-    normalise,
-    vanilla_gradient,
 )
-from carla_digr.saliency.linear import differentiable_maps, linear_maps
-from carla_digr.saliency.metrics import widened
+from carla_digr.saliency.linear import differentiable_maps
 from carla_digr.tasks import make_task
-from carla_digr.training.effects import LEAST_EFFECT, effects_loss, target_shares
+from carla_digr.training.effects import effects_loss
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, policy_logits, present, restore_batch, sample_actions, varied_task
@@ -48,6 +45,17 @@ from carla_digr.training.state import (
     pack_optimiser,
     save_state,
     unpack_optimiser,
+)
+from carla_digr.training.state_ring import StateRing
+from carla_digr.training.supervision import (
+    HELD_OUT,
+    annotated,
+    check_supervision,
+    held_out_figures,
+    saliency_loss,
+    split,
+    targets_of,
+    with_effects,
 )
 
 
@@ -322,7 +330,6 @@ class _Distillation:
 
 _MODELS = ("student", "average", "best_model")
 _PLAIN = ("iteration", "best", "history", "recent_returns")
-HELD_OUT = ("share", "penalised", "effects", "kl")
 _RAMPED = ("regularisation_weight", "l1_weight", "distillation_weight", "floor")
 
 
@@ -363,215 +370,12 @@ def make_optimiser(settings: DistillConfig, student: ActorCritic) -> torch.optim
     return kind(groups, lr=settings.learning_rate)
 
 
-def annotated(dataset: SaliencyDataset, task: str, margin: int = 0, above: float | None = None) -> SaliencyDataset:
-    """The dataset with masks of the pixels that the task knows to matter in place of its perturbation maps.
-
-    Args:
-        margin: pixels around what matters that are kept too.
-        above: of these pixels keep those alone whose perturbation map is larger; None: all.
-
-    Raises:
-        UserError: the task does not know them.
-    """
-    if dataset.importance is None:
-        raise UserError(f"The task {task} does not know which pixels matter; set distill.supervision to perturbation.")
-    kept = torch.from_numpy(widened(dataset.importance.numpy(), margin) == 1)
-    masks = (kept if above is None else kept & (dataset.maps > above)).half()
-    return replace(dataset, maps=masks, largest=masks.amax(dim=(1, 2)).float())
-
-
-def with_effects(dataset: SaliencyDataset, margin: int = 0) -> SaliencyDataset:
-    """The dataset without the states in which no object decides anything.
-
-    Args:
-        margin: pixels around an object's mask that count as its own.
-
-    Raises:
-        UserError: the dataset knows no effects.
-    """
-    if dataset.objects is None:
-        raise UserError(
-            "The saliency dataset does not know what objects do; set saliency_dataset.effects: true and run "
-            "make-dataset in a new --out directory."
-        )
-    totals = dataset.objects.totals(len(dataset.states))
-    decided = torch.where(totals >= LEAST_EFFECT, totals, torch.zeros_like(totals))
-    return replace(dataset, largest=decided, objects=dataset.objects.widened(margin, dataset.states.shape[3]))
-
-
-def check_supervision(settings: DistillConfig) -> None:
-    """Refuse a loss that cannot use the supervision.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if settings.loss != "none" and (settings.supervision == "effects") != (settings.loss == "effects"):
-        raise UserError(
-            f"The loss of effects needs their supervision, and that needs this loss, but distill.supervision is "
-            f"{settings.supervision} and distill.loss {settings.loss}; set both to effects or neither."
-        )
-
-
-def split(dataset: SaliencyDataset, held_out: float) -> tuple[SaliencyDataset, SaliencyDataset]:
-    """Training and held-out part, by time of collection; states without saliency are left out of both."""
-    usable = torch.nonzero(dataset.largest > 0).squeeze(1)
-    count = round(len(usable) * (1 - held_out))
-    if not 0 < count < len(usable):
-        raise UserError(
-            f"The saliency dataset has {len(usable)} maps with saliency, too few to hold {held_out:.0%} out; "
-            f"raise saliency_dataset.maps."
-        )
-    return dataset.part(usable[:count]), dataset.part(usable[count:])
-
-
-def saliency_loss(kind: str, g: Tensor, penalised: Tensor, floor: float) -> Tensor:
-    """The regularisation of the input gradient, mean over states.
-
-    "paper" is eq. 4. The others replace its division by the maximum, which one spike satisfies, by a comparison of the
-    gradient mass inside and outside of the kept pixels:
-
-    share      sum_J m / sum m
-    log_ratio  log(sum_J m + fl sum_U m) - log(sum_U m)
-    coverage   log(sum_J m / n + fl mu) - mean_U log(m + 0.02 mu), which keeps small objects alive
-
-    with m the maximum over channels of g, J the penalised pixels, U the n others, mu the mean of m over U; the terms
-    with fl and 0.02 are constants in the differentiation.
-
-    Args:
-        kind: one of the four names.
-        g: float (B, C, H, W), abs of eq. 2's sum, not normalised.
-        penalised: bool (B, H, W), J.
-        floor: fl.
-    """
-    pixels = (1, 2)
-    if kind == "paper":
-        largest = g.amax(dim=(1, 2, 3), keepdim=True)
-        return (g / largest.clamp(min=1e-30) * penalised[:, None]).mean()
-    m = g.amax(dim=1)
-    outside = (m * penalised).sum(dim=pixels)
-    inside = (m * ~penalised).sum(dim=pixels)
-    if kind == "share":
-        return (outside / (outside + inside).clamp(min=1e-30)).mean()
-    if kind == "log_ratio":
-        return (torch.log(outside + floor * inside.detach() + 1e-30) - torch.log(inside + 1e-30)).mean()
-    n = (~penalised).sum(dim=pixels)
-    mu = (inside / n).detach()
-    logs = torch.log(m + 0.02 * mu[:, None, None] + 1e-30)
-    kept = (logs * ~penalised).sum(dim=pixels) / n
-    return (torch.log(outside / n + floor * mu + 1e-30) - kept).mean()
-
-
-def held_out_figures(
-    student: ActorCritic,
-    teacher: Policy,
-    dataset: SaliencyDataset,
-    threshold: float,
-    settings: DistillConfig | None = None,
-) -> dict[str, float]:
-    """What chooses the checkpoint, means over the dataset's states, of the map that is regularised.
-
-    share: of the map's mass on penalised pixels; penalised: eq. 4 on the map that is shown; in place of both, for the
-    loss of that name, effects: its value with the last floor. kl: to the teacher; score: their sum.
-
-    Args:
-        settings: None: the defaults.
-    """
-    settings = settings or DistillConfig()
-    maps_of = linear_maps if settings.map == "linear" else vanilla_gradient
-    parts: dict[str, list[Tensor]] = {name: [] for name in HELD_OUT}
-    for rows in torch.arange(len(dataset.states)).split(64):
-        states = to_input(dataset.states[rows].to(device_under(student)))
-        raw = maps_of(student, states)
-        if settings.loss == "effects":
-            targets = targets_of(dataset.part(rows), settings.effect_power, raw.device)
-            parts["effects"].append(effects_loss(raw, *targets, settings.floor[1]))
-        else:
-            outside = dataset.maps[rows].to(raw.device) <= threshold
-            parts["share"].append((raw * outside).sum(dim=(1, 2)) / raw.sum(dim=(1, 2)).clamp(min=1e-30))
-            parts["penalised"].append((normalise(raw)[0] * outside).mean(dim=(1, 2)))
-        with torch.no_grad():
-            parts["kl"].append(kl_divergence(teacher(states)[0], student(states)[0]))
-    figures = {name: float(torch.cat(values).mean()) for name, values in parts.items() if values}
-    return {**figures, "score": sum(figures.values())}
-
-
-def targets_of(dataset: SaliencyDataset, power: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``target_shares`` of all states of a dataset with effects, on a device."""
-    assert dataset.objects is not None
-    shares, masks = target_shares(dataset.objects, len(dataset.states), dataset.states.shape[3], power)
-    return shares.to(device), masks.to(device)
-
-
 def ramped(ends: tuple[float, float], done: float) -> float:
     """Geometric from the first to the second; linear if one is 0."""
     first, last = ends
     if first > 0 and last > 0:
         return first * (last / first) ** done
     return first + (last - first) * done
-
-
-class StateRing:
-    """The online buffer: the last ``size`` states, uint8, in a file mapped into memory.
-
-    The file has room for ``slack`` more states. A killed job resumes with the count of its last saved state; what was
-    written after it lies in the slack, so no state that the resumed job may draw has been overwritten.
-
-    Attributes:
-        hardness: float32 (size + slack,), by slot the last known KL(teacher || student) on its state; 0: not known.
-        answers: float32 (size + slack, actions), by slot the teacher's logits that the student is to give to its state;
-            NaN: those that the teacher gives to it.
-
-    Raises:
-        UserError: the file of a job that resumes has another size.
-        OSError: there is no room for it.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], size: int, slack: int, resuming: bool, actions: int):
-        self.size, self.slots, self.written = size, size + slack, 0
-        self.hardness = np.zeros(self.slots, np.float32)
-        self.answers = np.full((self.slots, actions), np.nan, np.float32)
-        expected = self.slots * math.prod(shape)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if resuming and (not path.exists() or path.stat().st_size != expected):
-            raise UserError(f"The online buffer {path} is damaged; delete {path.parent} to start this job again.")
-        if not resuming:
-            path.unlink(missing_ok=True)
-        allocate(path, expected)
-        self._states: Any = np.memmap(path, "uint8", "r+", shape=(self.slots, *shape))
-
-    def add(
-        self,
-        states: NDArray[np.uint8],
-        hardness: NDArray[np.float32] | None = None,
-        answers: NDArray[np.float32] | float = np.nan,
-    ) -> None:
-        """Append states (N, C, H, W), their hardness (N,) and answers (N, A)."""
-        slots = (self.written + np.arange(len(states))) % self.slots
-        self._states[slots] = states
-        self.hardness[slots] = 0 if hardness is None else hardness
-        self.answers[slots] = answers
-        self.written += len(states)
-
-    def draw(self, rng: np.random.Generator, count: int, hard: float = 0.0) -> NDArray[np.int64]:
-        """Slots of ``count`` of the kept states, with replacement.
-
-        The first round(hard * count) are drawn in proportion to their hardness, the others evenly: int64 (count,).
-        """
-        kept = min(self.written, self.size)
-        back = rng.integers(kept, size=count)
-        by_hardness = round(hard * count)
-        if by_hardness:
-            total = self.hardness[(self.written - 1 - np.arange(kept)) % self.slots].cumsum(dtype=np.float64)
-            back[:by_hardness] = np.searchsorted(total[:-1], rng.random(by_hardness) * total[-1], side="right")
-        return (self.written - 1 - back) % self.slots
-
-    def states(self, slots: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Their states: uint8 (N, C, H, W)."""
-        return self._states[slots]
-
-    def flush(self) -> None:
-        """Write to disk."""
-        self._states.flush()
 
 
 def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

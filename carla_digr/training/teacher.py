@@ -150,8 +150,8 @@ class PresentRollouts(RolloutBuffer):
         self.present = np.ones((self.buffer_size, self.n_envs), bool)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
-        """Minibatches, those of absent steps alone left out: advantages are normalised by their deviation."""
-        yield from (samples for samples in super().get(batch_size) if len(samples.actions) > 1)
+        """Minibatches, those of absent steps alone left out."""
+        yield from (samples for samples in super().get(batch_size) if len(samples.actions))
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
         present = self.present.swapaxes(0, 1).ravel()

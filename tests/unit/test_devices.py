@@ -16,8 +16,9 @@ from carla_digr.saliency import METHODS
 from carla_digr.saliency.linear import differentiable_maps
 from carla_digr.saliency.perturbation import Perturbation
 from carla_digr.tasks import load_config
-from carla_digr.training.distill import distill, saliency_loss
+from carla_digr.training.distill import distill
 from carla_digr.training.saliency_dataset import load_dataset, make_dataset
+from carla_digr.training.supervision import saliency_loss
 from carla_digr.training.teacher import train_teacher
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")

@@ -21,19 +21,12 @@ from carla_digr.distributions import kl_divergence
 from carla_digr.errors import UserError
 from carla_digr.tasks import parse_config
 from carla_digr.training import distill as stage
-from carla_digr.training.distill import (
-    StateRing,
-    annotated,
-    distill,
-    held_out_figures,
-    make_student,
-    ramped,
-    saliency_loss,
-    split,
-)
+from carla_digr.training.distill import distill, make_student, ramped
 from carla_digr.training.gradient_surgery import project_conflicting
 from carla_digr.training.rollout import policy_logits
 from carla_digr.training.saliency_dataset import load_dataset, make_dataset
+from carla_digr.training.state_ring import StateRing
+from carla_digr.training.supervision import annotated, held_out_figures, saliency_loss, split
 
 G = torch.tensor([[[[1.0, 2.0], [3.0, 2.0]], [[0.5, 4.0], [0.0, 1.0]]]])  # (1, 2, 2, 2)
 PENALISED = torch.tensor([[[True, False], [False, True]]])  # the maximum over channels is [[1, 4], [3, 2]]

@@ -21,11 +21,12 @@ from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency.linear import differentiable_maps, fisher_rows, linear_maps
 from carla_digr.tasks import make_task
 from carla_digr.training import distill as stage
-from carla_digr.training.distill import distill, with_effects
+from carla_digr.training.distill import distill
 from carla_digr.training.effects import EffectsOfStates, ObjectEffects, effects_loss, shares_on, target_shares
 from carla_digr.training.rollout import sampled
 from carla_digr.training.saliency_dataset import load_dataset, make_dataset
 from carla_digr.training.state import load_state, save_state
+from carla_digr.training.supervision import with_effects
 
 SHORT = DistillConfig(iterations=6, environments=2, buffer_states=50, saliency_batch=4, buffer_batch=4)
 

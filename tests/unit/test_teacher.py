@@ -12,6 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from carla_digr import checkpoint
@@ -21,7 +23,7 @@ from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.tasks import load_config, make_task
 from carla_digr.tasks.red_fetch_green import RedFetchGreen, RedFetchGreenEnv
-from carla_digr.training.teacher import SB3Policy, train_teacher
+from carla_digr.training.teacher import PresentRollouts, SB3Policy, train_teacher
 
 
 def wait_for(condition, process, seconds=60):
@@ -48,6 +50,33 @@ def test_the_exported_network_is_the_one_inside_stable_baselines3(tiny_config):
     assert torch.equal(policy.predict_values(policy.obs_to_tensor(observations)[0])[:, 0], value)
     greedy = policy.predict(observations, deterministic=True)[0]
     assert np.array_equal(greedy, logits.argmax(dim=1).numpy())
+
+
+def test_steps_of_absent_environments_are_not_learnt_from():
+    """And where none was absent, the minibatches are stable-baselines3's own."""
+
+    def filled(kind, seed):
+        rollouts = kind(8, spaces.Box(0, 255, (1,)), spaces.Discrete(3), n_envs=2)
+        for step in range(8):
+            value = torch.tensor([2.0 * step, 2.0 * step + 1.0])
+            rollouts.add(value[:, None].numpy(), np.zeros(2), np.zeros(2), np.zeros(2), value, torch.zeros(2))
+        np.random.seed(seed)
+        return rollouts
+
+    def values(rollouts):
+        return [samples.old_values.tolist() for samples in rollouts.get(4)]
+
+    assert values(filled(PresentRollouts, 3)) == values(filled(RolloutBuffer, 3))
+    rollouts = filled(PresentRollouts, 3)
+    rollouts.present[2:7, 1] = False
+    kept = values(rollouts)
+    assert sorted(value for batch in kept for value in batch) == [
+        value for value in range(16) if value not in (5, 7, 9, 11, 13)
+    ]
+    rollouts = filled(PresentRollouts, 3)
+    rollouts.present[:] = False
+    rollouts.present[0, 0] = True
+    assert values(rollouts) == [[0.0]]
 
 
 @pytest.mark.slow
