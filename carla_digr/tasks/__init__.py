@@ -63,7 +63,8 @@ class Task(Protocol):
 
         For training that resumes exactly, the batch has ``get_state() -> dict[str, numpy array]``,
         ``set_state(state)`` and ``observe()``; without them a resumed training starts new episodes. A batch on
-        simulators that may be lost has ``present``, bool (N,): which environments took the last step.
+        simulators that may be lost has ``present`` and ``shown``, bool (N,): which environments took the last step, and
+        whose observations are new.
         """
 
 

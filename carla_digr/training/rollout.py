@@ -164,10 +164,11 @@ def collect_states(
             observations = np.asarray(env.step(act(observations))[0])
             steps += 1
             if steps % interval == 0:
-                there = present(env)
+                found = None if importance is None else importance()
+                there = getattr(env, "shown", np.ones(env.num_envs, bool))
                 states.append(observations[there])
-                if importance is not None:
-                    labels.append(importance()[there])
+                if found is not None:
+                    labels.append(found[there])
                 if look is not None:
                     look(env, states[-1])
                 progress.update(min(len(states[-1]), count - progress.n))

@@ -148,7 +148,7 @@ def test_a_lost_server_costs_its_episode_and_the_others_go_on(shared_simulator, 
         _, _, dones, infos = env.step(keep)
         assert dones.tolist() == [False, True] and infos[1]["TimeLimit.truncated"]
         assert "metrics" not in infos[1] and "is_success" not in infos[1]
-        assert env.present.tolist() == [True, False] and env.driving == 1
+        assert env.present.tolist() == env.shown.tolist() == [True, False] and env.driving == 1
         driven = 0
         while not env.present[1]:
             _, rewards, dones, _ = env.step(keep)

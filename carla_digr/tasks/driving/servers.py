@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTIONS, IMAGE_SIZE
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, RETRY
 from carla_digr.driving.drive_process import RESET, SimulatorProcess, address_of
 from carla_digr.errors import UserError
 from carla_digr.tasks.driving.classes import importance_of
@@ -221,18 +221,25 @@ class ServersVecEnv(BatchedEnvironment):
     def _begin(self, i: int, seed: int, actions: list[int], anew: bool) -> NDArray[np.uint8]:
         """The first picture of an episode; with ``anew`` of a new process, however long its server takes to be back."""
         request = {"seed": seed, **({"actions": actions} if actions else {}), **self._label()}
+        said = ""
         while True:
             try:
                 if anew:
-                    self._processes[i] = self._processes[i].reconnect(FOR_EVER, self._closing.is_set)
+                    before = self._processes[i]
+                    self._processes[i] = before.reconnect(FOR_EVER, self._closing.is_set)
+                    _refuse_different_maps([before, self._processes[i]])
                     if self._interval is not None:
                         self._processes[i].ask(self._watch())
                         self._processes[i].answer(RESET)
                 self._processes[i].ask(request)
                 return self._processes[i].answer(RESET + REPLAYED * len(actions))[1][0]
-            except UserError:
+            except UserError as error:
                 if not anew or self._closing.is_set():
                     raise
+                if str(error) != said:
+                    log.warning("%s is not back yet: %s", self.addresses[i], error)
+                    said = str(error)
+                time.sleep(RETRY)
 
     def _welcome(self, waited_for: list[int], patience: float | None = None) -> None:
         """Take the first pictures of those that are back; wait for some, and for one if all are absent."""
@@ -255,6 +262,11 @@ class ServersVecEnv(BatchedEnvironment):
                 log.warning("%s drives again, after %.0f s.", self.addresses[i], time.monotonic() - since)
 
     @property
+    def shown(self) -> NDArray[np.bool_]:
+        """Which of the present observations (N,) are new, and of episodes that go on."""
+        return self.present & np.array([i not in self._later for i in range(self.num_envs)])
+
+    @property
     def driving(self) -> int:
         """How many of the servers are not lost."""
         return self.num_envs - len(self._lost)
@@ -264,13 +276,16 @@ class ServersVecEnv(BatchedEnvironment):
         return self.observations.copy()
 
     def classes(self) -> NDArray[np.int8]:
-        """What each pixel of the present observations shows, int8 (N, 128, 128), 0 of those that are absent."""
+        """What each pixel of the present observations shows, int8 (N, 128, 128), 0 of those that are not ``shown``."""
         found = np.zeros((self.num_envs, IMAGE_SIZE, IMAGE_SIZE), np.int8)
-        there = [i for i in range(self.num_envs) if i not in self._later]
+        there = np.flatnonzero(self.shown).tolist()
         for i in there:
             self._processes[i].ask({"classes": True})
         for i in there:
-            found[i] = self._processes[i].answer()[1][0]
+            try:
+                found[i] = self._processes[i].answer()[1][0]
+            except UserError as error:
+                self._lose(i, error)
         return found
 
     def importance(self) -> NDArray[np.int8]:
