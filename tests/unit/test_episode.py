@@ -7,7 +7,6 @@ import pytest
 from carla_digr.driving.control import ACTIONS, TICK
 from carla_digr.driving.episode import RunningEpisode
 from carla_digr.driving.rollouts import RolloutConfig, _Work
-from carla_digr.simulator.road import Road
 from carla_digr.tasks.driving import DrivingConfig
 from carla_digr.tasks.driving.batch import Episode
 from carla_digr.tasks.driving.drive import InProcessDrive
@@ -47,7 +46,7 @@ def test_its_time_is_met_to_the_tick_whatever_the_rounding():
 @pytest.mark.parametrize(("seed", "seconds"), [(1, 30.0), (2, 1.0)])  # off the lanes in a curve; cut
 def test_the_batch_the_environment_and_a_rollout_end_alike(seed, seconds):
     config = DrivingConfig(episode_seconds=seconds, vehicles=20)
-    batch = Episode(config, Road.ring(), decision_ticks=1)
+    batch = Episode(config, InProcessDrive(20), decision_ticks=1)
     batch.reset(seed)
     while True:
         _, _, terminated, truncated = batch.step(1)

@@ -263,7 +263,8 @@ def test_a_crop_is_explained_and_shown(tmp_path, weights, capsys):
     (made,) = decoded(out, topics.SALIENCY)
     np.testing.assert_array_equal(to_array(made), explainer.explain(explainer.decide(part)).map)
     with closing(Recorded([out])) as recorded:
-        shown, saliency = recorded.sides[0]._kept.get(0) or (recorded.message(0, 0), recorded.sides[0]._kept[0])[1]
+        recorded.message(0, 0)
+        shown, saliency, _ = recorded.sides[0]._kept[0]
         np.testing.assert_array_equal(shown, part)
         assert saliency is not None
     with pytest.raises(UserError, match=r"maps in .* are of the crop 40,10,128,128, not of the crop 0,0,9,9: explain"):
@@ -285,7 +286,7 @@ def test_a_map_of_another_size_is_stretched_over_its_picture_or_refused(tmp_path
     explained(tmp_path / "bag.mcap", tmp_path / "out", *arguments, weights=weights)
     with closing(Recorded([tmp_path / "out"])) as recorded:
         recorded.message(0, 0)
-        picture, saliency = recorded.sides[0]._kept[0]
+        picture, saliency, _ = recorded.sides[0]._kept[0]
         assert (picture.shape, saliency.shape) == ((300, 300, 3), (128, 128))
     sentence = "frame 0 in out has 300x300 pixels, its map 128x128; --wrong-size resize stretches it"
     with (
