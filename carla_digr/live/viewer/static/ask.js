@@ -116,8 +116,8 @@ export class Ask {
 
   figure(shot, text, more) {
     const { picture } = this;
-    const scale = Math.max(1, Math.round((SIDE * devicePixelRatio) / shot.camera.width));
-    const canvas = make("canvas", "", { width: shot.camera.width * scale, height: shot.camera.height * scale });
+    const scale = Math.max(1, Math.round((SIDE * devicePixelRatio) / shot.width));
+    const canvas = make("canvas", "", { width: shot.width * scale, height: shot.height * scale });
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", text);
     const context = canvas.getContext("2d");

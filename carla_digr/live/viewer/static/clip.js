@@ -137,7 +137,7 @@ export class Clip {
     const pictures = [];
     for (let i = 0; i < frames.length && this.making; i++) {
       const picture = this.picture.of(await this.picture.decode(frames[i]));
-      const drawn = picture.copy(Math.max(1, Math.round(HEIGHT / picture.shots.find(Boolean).camera.height)));
+      const drawn = picture.copy(Math.max(1, Math.round(HEIGHT / picture.shots.find(Boolean).height)));
       if (!i) [canvas.width, canvas.height] = [drawn.width, drawn.height + BAR];
       picture.room = [canvas.width, canvas.height - BAR];
       context.drawImage(drawn, 0, 0, ...picture.room);

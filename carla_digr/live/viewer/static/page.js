@@ -17,3 +17,18 @@ export function setText(element, text) {
 export function setAttribute(element, name, value) {
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
+
+// What calls show, at most once in so many seconds, and after the last call once more.
+export function paced(seconds, show) {
+  let [due, last] = [0, -Infinity];
+  const now = () => {
+    last = clock();
+    show();
+  };
+  return () => {
+    clearTimeout(due);
+    const wait = seconds() - (clock() - last);
+    if (wait <= 0) now();
+    else due = setTimeout(now, 1000 * wait);
+  };
+}

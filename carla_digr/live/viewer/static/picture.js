@@ -42,7 +42,7 @@ export class Picture {
     this.context = this.canvas.getContext("2d", { alpha: false });
     this.levels = new Pixels();
     this.interpolated = new Pixels();
-    this.shots = []; // what is drawn: {camera: bitmap, map, saliency: [height, width]}, null where a side has no frame
+    this.shots = []; // what is drawn: {camera, width, height, map, saliency: [height, width]}, null where a side has no frame
     this.room = [1, 1]; // for the picture, CSS pixels
     this.view = "overlay";
     this.opacity = 0.6;
@@ -96,7 +96,7 @@ export class Picture {
   // Canvas pixels for one of the camera that the page has room for.
   fineness() {
     const [{ width }] = this.places().filter(Boolean);
-    return Math.min(FINEST, Math.ceil((devicePixelRatio * width) / this.shots.find(Boolean).camera.width));
+    return Math.min(FINEST, Math.ceil((devicePixelRatio * width) / this.shots.find(Boolean).width));
   }
 
   // The same, finer, on a canvas of its own.
@@ -113,7 +113,7 @@ export class Picture {
 
   draw(canvas, context, finest) {
     const panels = this.panels();
-    const { width, height } = this.shots.find(Boolean).camera;
+    const { width, height } = this.shots.find(Boolean);
     const total = panels.length * (width + GAP) - GAP;
     const fine = this.smooth ? Math.max(1, Math.min(finest, Math.floor(Math.sqrt(LARGEST / (total * height))))) : 1;
     if (canvas.width !== total * fine || canvas.height !== height * fine) [canvas.width, canvas.height] = [total * fine, height * fine];
@@ -139,7 +139,7 @@ export class Picture {
     const first = this.shots.find(Boolean);
     if (!first) return [];
     const panels = this.panels();
-    const { width, height } = first.camera;
+    const { width, height } = first;
     const total = panels.length * (width + GAP) - GAP;
     const [wide, high] = this.room;
     const scale = Math.min(wide / total, high / height);
@@ -162,12 +162,21 @@ export class Picture {
     this.compose();
   }
 
-  // The pictures of a frame with their cameras as bitmaps. A side without the frame is null.
+  // The pictures of a frame with their cameras decoded. A side without the frame is null.
   async decode(frame) {
     const parts = await frame.pictures();
-    return Promise.all(parts.map(async (part) => {
-      const camera = part && await createImageBitmap(new Blob([part.jpeg], { type: "image/jpeg" }));
-      return part && { ...part, camera };
-    }));
+    return Promise.all(parts.map(async (part) => part && { ...part, camera: await decoded(part.jpeg) }));
+  }
+}
+
+// A picture that can be drawn and closed. A Blob costs more than all the rest of decoding, but only on this machine's own
+// address, or over TLS, browsers have what needs none.
+async function decoded(jpeg) {
+  if (!("ImageDecoder" in window)) return createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
+  const decoder = new ImageDecoder({ data: jpeg, type: "image/jpeg" });
+  try {
+    return (await decoder.decode()).image;
+  } finally {
+    decoder.close();
   }
 }

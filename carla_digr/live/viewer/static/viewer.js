@@ -6,7 +6,7 @@ import { Clip } from "./clip.js";
 import { Control } from "./control.js";
 import { nameActions, notices, showFigures, showNotices, showTimes } from "./figures.js";
 import { dismissHints, welcome } from "./hints.js";
-import { byId, clock, number, sentence, setAttribute, setText } from "./page.js";
+import { byId, clock, number, paced, setAttribute, setText } from "./page.js";
 import { Objects } from "./objects.js";
 import { Picture } from "./picture.js";
 import { drawPlots, isMarked, makePlots, resizePlots } from "./plots.js";
@@ -255,8 +255,7 @@ function nameThem(names) {
 function describe(frame) {
   const { action_names: names } = frame.decision;
   if (names?.length) nameThem(names); // a frame without decision keeps them
-  setAttribute(byId("picture"), "data-frame", frame.frame);
-  showFigures(frame);
+  planFigures();
   showNotices(notices(frame, framesWith(frame)));
   objects.take(frame, !paused && !recording);
   outline();
@@ -336,19 +335,18 @@ function seekMark(direction) {
 
 // ---------------------------------------------------------------- timeline and plots
 
-const TIMELINE_SECONDS = 0.25; // between two changes while live: they move slowly; a step or a scrub shows at once
+// Between two changes while live. Each change costs a layout: numbers change with every second frame, at once with its
+// picture; timeline and plots move slowly. A step or a scrub shows at once.
+const FIGURES_SECONDS = 0.09;
+const TIMELINE_SECONDS = 0.25;
 
-let timelineDue = 0;
-let timelineShown = -Infinity; // s on this page's clock
-
-function planTimeline() {
-  const wait = paused ? 0 : TIMELINE_SECONDS - (clock() - timelineShown);
-  clearTimeout(timelineDue);
-  timelineDue = setTimeout(() => requestAnimationFrame(showTimeline), 1000 * Math.max(0, wait));
-}
+const planTimeline = paced(() => (paused ? 0 : TIMELINE_SECONDS), () => requestAnimationFrame(showTimeline));
+const planFigures = paced(() => (paused ? 0 : FIGURES_SECONDS), () => {
+  setAttribute(byId("picture"), "data-frame", shown.frame);
+  showFigures(shown);
+});
 
 function showTimeline() {
-  timelineShown = clock();
   if (!shown) return;
   placeScrub(shown);
   showTimes(shown);
