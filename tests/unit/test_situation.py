@@ -95,11 +95,12 @@ def test_the_road_that_is_looked_along_follows_the_ego_round_the_ring():
 def test_a_town_with_junctions_ramps_and_slopes_is_seen_along_its_lanes():
     text = episodes({"town": 6.0}, 0)(1, 0, EpisodeSettings(synchronous=True, fixed_delta=0.05), 2001).opendrive()
     town = carla.Map("Town", text)
+    lanes = [lane for lane in town.generate_waypoints(40.0) if lane.lane_type == carla.LaneType.Driving]
     compared = 0
-    for point in town.get_spawn_points():
-        lane = town.get_waypoint(point.location)
-        ahead = lane.next(60.0)[0]
-        behind = lane.previous(30.0)[0]
+    for lane in lanes:
+        ahead, behind = ((*way(metres), None)[0] for way, metres in ((lane.next, 60.0), (lane.previous, 30.0)))
+        if ahead is None or behind is None:  # its lane begins or ends here
+            continue
         moment = Moment(1, (0.0, 5.0, 0.0, 22.0))
         for number, place in enumerate((lane.transform, ahead.transform, behind.transform), 1):
             forward = place.get_forward_vector()
@@ -112,10 +113,10 @@ def test_a_town_with_junctions_ramps_and_slopes_is_seen_along_its_lanes():
         found = situations.of(moment)
         assert found.offset == pytest.approx(0.0, abs=0.02)
         assert found.to_left + found.to_right >= lane.lane_width - 1e-3
-        assert abs(found.drift) < 0.3
+        assert abs(found.drift) < 1.5  # a ramp that narrows leads across its road
         if 2 in found.others and ahead.lane_id == lane.lane_id:
             compared += 1
             assert found.others[2].ahead == pytest.approx(60.0, rel=0.3)  # along the middle of the road, in bends
         if 3 in found.others and behind.lane_id == lane.lane_id:
             assert found.others[3].ahead == pytest.approx(-30.0, rel=0.3)
-    assert compared > 0.8 * len(town.get_spawn_points())
+    assert compared > 0.8 * len(lanes)
