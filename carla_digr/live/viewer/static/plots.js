@@ -120,6 +120,7 @@ export function drawPlots(frames, pausedAt, around, stretch) {
 
 const DECIDES = 0.1; // nats, from which a thing is said to decide
 const STRIP = 6; // pixels of the strip under the marks
+const MISSING = "#ffb547"; // an explanation
 
 // What decides on a frame: its identity, or nothing.
 function decider(frame) {
@@ -134,28 +135,48 @@ function hueOf(identity) {
   return HUES[sum % HUES.length];
 }
 
-// Red where the policy did not drive or something happened, amber where the explanation is missing, blue where one of
-// a recording's chosen events begins, and around the marked stretch. The strip below has a colour for each thing that decides.
+// The colour of what decides on a frame, kept with it; empty: nothing does.
+function stripColour(frame) {
+  if (frame.stripColour === undefined) {
+    const who = decider(frame);
+    frame.stripColour = who && hueOf(who);
+  }
+  return frame.stripColour;
+}
+
+// Red where the policy did not drive or something happened, blue where one of a recording's chosen events begins, amber
+// where the explanation is missing.
+function markColour(frame) {
+  if (isMarked(frame)) return "#ff5a5f";
+  return frame.event ? "#5cb3ff" : frame.map ? "" : MISSING;
+}
+
+// Fills what runs of frames of one colour have of the timeline's width.
+function fillRuns(ctx, colourOf, fill) {
+  const pitch = ctx.canvas.width / Math.max(1, history.length - 1);
+  for (let from = 0, i = 1; i <= history.length; i++) {
+    const found = colourOf(history[from]);
+    if (i < history.length && colourOf(history[i]) === found) continue;
+    const [left, right] = [from, i].map((place) => Math.round((place - 0.5) * pitch));
+    ctx.fillStyle = found;
+    if (found) fill(found, left, right - left);
+    from = i;
+  }
+}
+
+// Marks, around the marked stretch, and below them a strip with a colour for each thing that decides.
 function drawMarks() {
   const marks = byId("marks");
   if (marks.width !== marks.clientWidth) marks.width = marks.clientWidth;
   const ctx = marks.getContext("2d");
   ctx.clearRect(0, 0, marks.width, marks.height);
-  const pitch = marks.width / Math.max(1, history.length - 1);
-  history.forEach((frame, i) => {
-    const left = Math.round((i - 0.5) * pitch);
-    const who = decider(frame);
-    if (who) {
-      ctx.fillStyle = hueOf(who);
-      ctx.fillRect(left, marks.height - STRIP, Math.round((i + 0.5) * pitch) - left, STRIP);
-    }
-    const found = isMarked(frame) || frame.event;
-    if (!found && frame.map) return;
-    ctx.fillStyle = isMarked(frame) ? "#ff5a5f" : frame.event ? "#5cb3ff" : "#ffb547";
-    ctx.fillRect(left, found ? 0 : 3, Math.max(2, Math.round((i + 0.5) * pitch) - left), found ? 8 : 5);
+  fillRuns(ctx, stripColour, (_, left, width) => ctx.fillRect(left, marks.height - STRIP, width, STRIP));
+  fillRuns(ctx, markColour, (found, left, width) => {
+    const [top, height] = found === MISSING ? [3, 5] : [0, 8];
+    ctx.fillRect(left, top, Math.max(2, width), height);
   });
   if (!marked) return;
-  const [left, right] = marked.map((i) => Math.round(i * pitch));
+  const [left, right] = marked.map((i) => Math.round((i / Math.max(1, history.length - 1)) * marks.width));
   ctx.fillStyle = colour("--accent");
   ctx.fillRect(left, 0, Math.max(2, right - left), 2);
   for (const end of [left, right - 2]) ctx.fillRect(end, 0, 2, marks.height);

@@ -338,7 +338,7 @@ function seekMark(direction) {
 // Between two changes while live. Each change costs a layout: numbers change with every second frame, at once with its
 // picture; timeline and plots move slowly. A step or a scrub shows at once.
 const FIGURES_SECONDS = 0.09;
-const TIMELINE_SECONDS = 0.25;
+const TIMELINE_SECONDS = 0.5;
 
 const planTimeline = paced(() => (paused ? 0 : TIMELINE_SECONDS), () => requestAnimationFrame(showTimeline));
 const planFigures = paced(() => (paused ? 0 : FIGURES_SECONDS), () => {
