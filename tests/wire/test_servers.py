@@ -131,7 +131,7 @@ def test_a_lost_server_costs_its_episode_and_the_others_go_on(shared_simulator, 
     """The step says that it was cut; the episode begins anew when the server is back."""
     victim = Simulator()
     port, victims = victim.port, [victim]
-    config = DrivingConfig(vehicles=20, simulators=(address(shared_simulator), address(victim)), timeout=1.0)
+    config = DrivingConfig(vehicles=20, simulators=(address(shared_simulator), address(victim)), timeout=3.0)
     env = Driving(config).make_vec_env(2, 8)
     try:
         first = env.reset()
@@ -141,7 +141,7 @@ def test_a_lost_server_costs_its_episode_and_the_others_go_on(shared_simulator, 
         assert env.present.all()
         if how == "hangs":
             victim.process.send_signal(signal.SIGSTOP)
-            threading.Timer(4.0, victim.process.send_signal, [signal.SIGCONT]).start()
+            threading.Timer(9.0, victim.process.send_signal, [signal.SIGCONT]).start()
         else:
             victim.stop()
             threading.Timer(1.0, lambda: victims.append(Simulator(port))).start()

@@ -14,7 +14,7 @@ from carla_digr.driving.control import IMAGE_SIZE, DriveFrame, VehicleCommand
 from carla_digr.errors import UserError
 from carla_digr.tasks.driving.batch import Episode
 from carla_digr.tasks.driving.classes import SAMPLES, class_picture_seen
-from carla_digr.tasks.driving.reward import reward_seen
+from carla_digr.tasks.driving.reward import hazard, reward_seen
 from carla_digr.tasks.driving.settings import DrivingConfig
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def answer_requests(scenario: Scenario, job: Job) -> Callable[[dict[str, Any]], 
     """
     from carla_digr.driving.scripted import ScriptedDriver
 
+    hazard(1.0, 0.0, 1.0, 1.0, 1.0, 0.0)  # loads its compiled code, for which no decision has the time
     drive = ServerDrive(scenario)
     episode = ServerEpisode(job.config, drive, job.decision_ticks, ScriptedDriver())
 
