@@ -20,7 +20,7 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 
 
 class Recent:
-    """Rate and latency of the events of the last seconds (wall clock)."""
+    """Rate and latency of the events of the last seconds (wall clock); one thread adds them, any thread asks."""
 
     def __init__(self, seconds: float = 5.0):
         self._seconds = seconds
@@ -35,12 +35,12 @@ class Recent:
 
     def rate(self) -> float:
         """Events a second, 0 without two of them in the last seconds."""
-        times = [moment for moment, _ in self._events if time.monotonic() - moment <= self._seconds]
+        times = [moment for moment, _ in self._events.copy() if time.monotonic() - moment <= self._seconds]
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
     def latency(self, percentile: float) -> float:
         """A percentile of the latencies in ms; NaN without any."""
-        values = [latency for _, latency in self._events if not math.isnan(latency)]
+        values = [latency for _, latency in self._events.copy() if not math.isnan(latency)]
         return float(np.percentile(values, percentile)) if values else math.nan
 
 
