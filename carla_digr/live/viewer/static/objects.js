@@ -49,6 +49,7 @@ export class Objects {
   constructor() {
     this.known = new Map(); // identity -> the thing with calm figures, and when it was seen
     this.listed = []; // identities, in the order of the list
+    this.decides = new Set(); // those without which the decision is another one, as the list says it
     this.changed = -Infinity;
     this.shapes = []; // what is outlined on the page
   }
@@ -75,6 +76,7 @@ export class Objects {
     this.changed = now;
     const found = [...this.known.values()].filter(matters).sort((a, b) => weight(b) - weight(a));
     this.listed = found.slice(0, LISTED).map(identity);
+    this.decides = new Set(found.filter(({ flips }) => flips).map(identity));
     return true;
   }
 
@@ -145,7 +147,7 @@ export class Objects {
       const point = (number, i) => (i % 2 ? top + (number + 0.5) * down : left + (number + 0.5) * across);
       const parts = (thing.outline ?? []).map((corners) => corners.map(point));
       const label = parts.length ? highest(parts[0]) : box;
-      return { box, parts, label, line: WIDTH + Math.round(4 * WIDTH_OF_ALL * share) / 4, whole: thing.flips, text: String(place + 1) };
+      return { box, parts, label, line: WIDTH + Math.round(4 * WIDTH_OF_ALL * share) / 4, whole: this.decides.has(identity(thing)), text: String(place + 1) };
     });
   }
 
