@@ -242,7 +242,8 @@ class _Job(BaseCallback):
     def _on_step(self) -> bool:
         self.progress.update(self.training_env.num_envs)
         rollouts = self.model.rollout_buffer  # type: ignore[attr-defined]
-        rollouts.present[rollouts.pos] = present(self.batch)
+        there = rollouts.present[rollouts.pos] = present(self.batch)
+        self.env.episode_lengths[~there & ~self.locals["dones"]] -= 1
         metrics = [info["metrics"] for info in self.locals["infos"] if "metrics" in info]
         self.scores.extend(item["score"] for item in metrics if "score" in item)
         return True
