@@ -124,7 +124,7 @@ class SimulatorProcess:
         self.close(0.0 if self._hangs else FAREWELL)  # what it leaves on the simulator, the next session removes
         failure = UserError(f"No simulator answers on {self.address}; start it again.")
         while True:
-            if _accepts(self.address):  # a process takes seconds to start
+            if accepts(self.address):  # a process takes seconds to start
                 again = self._make()
                 try:
                     again.ready()
@@ -163,7 +163,8 @@ def address_of(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _accepts(address: str) -> bool:
+def accepts(address: str) -> bool:
+    """Whether something listens at host:port."""
     try:
         socket.create_connection(address_of(address), 1.0).close()
     except OSError:

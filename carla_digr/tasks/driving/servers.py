@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 import threading
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, RETRY
-from carla_digr.driving.drive_process import RESET, SimulatorProcess, address_of
-from carla_digr.errors import UserError
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, RETRY, TICK
+from carla_digr.driving.drive_process import RESET, SimulatorProcess, accepts, address_of
+from carla_digr.errors import SimulatorGone, UserError
 from carla_digr.tasks.driving.classes import importance_of
 from carla_digr.tasks.driving.server_drive import SCRIPTED, Job, answer_requests
 from carla_digr.tasks.driving.settings import DrivingConfig
@@ -27,6 +28,8 @@ SLOWED = 2.0  # times its first pace, from which on a server is said to have bec
 REPLAYED = 1.0  # s that a decision of a replayed episode may take
 
 log = logging.getLogger(__name__)
+_drove: set[str] = set()
+"""Servers on which this process has driven: one of them that is gone is taken to come back."""
 
 
 class Pace:
@@ -46,7 +49,7 @@ class Pace:
         self._seconds.clear()
         if self._first is None:
             self._first = now
-        elif now >= SLOWED * self._first:
+        elif now >= SLOWED * self._first and now > TICK:  # not where it is only quicker at times
             log.warning(
                 "%s takes %.0f ms a decision, at first it took %.0f; start it again when it suits, the job goes on "
                 "meanwhile and with it afterwards.", self._address, 1000.0 * now, 1000.0 * self._first,
@@ -109,12 +112,24 @@ class ServersVecEnv(BatchedEnvironment):
                 job = Job(config, ticks)
                 process = SimulatorProcess(answer_requests, job, config.kind, host, port, config.timeout, **where)
                 self._processes.append(process)
-            for process in self._processes:
-                process.ready()
-            _refuse_different_maps(self._processes)
+            for i, process in enumerate(self._processes):
+                self._meet(i, process)
+            _refuse_different_maps([p for i, p in enumerate(self._processes) if i not in self._lost])
         except BaseException:
             self.close()
             raise
+
+    def _meet(self, i: int, process: SimulatorProcess) -> None:
+        try:
+            process.ready()
+        except UserError as error:
+            gone = isinstance(error, SimulatorGone) or not accepts(process.address)
+            if process.address not in _drove or not gone:
+                raise
+            log.warning("%s It is waited for.", error)
+            self._lost[i] = time.monotonic()
+        else:
+            _drove.add(process.address)
 
     def watch_labels(self, interval: int) -> None:
         """From the next reset on, have ``classes`` and ``importance`` after every ``interval``-th step.
@@ -123,9 +138,10 @@ class ServersVecEnv(BatchedEnvironment):
             UserError: a server has no camera for that.
         """
         self._interval = interval
-        for process in self._processes:
+        there = [process for i, process in enumerate(self._processes) if i not in self._lost]
+        for process in there:
             process.ask(self._watch())
-        for process in self._processes:
+        for process in there:
             process.answer(RESET)
 
     def _watch(self) -> dict[str, Any]:
@@ -337,8 +353,7 @@ def _addresses(config: DrivingConfig, environments: int) -> tuple[str, ...]:
 
 
 def _refuse_different_maps(processes: list[SimulatorProcess]) -> None:
-    first, *others = processes
-    for other in others:
+    for first, other in itertools.pairwise(processes):
         if (other.map_name, other.map_hash) != (first.map_name, first.map_hash):
             raise UserError(
                 f"The simulator at {other.address} has the map {other.map_name} ({other.map_hash}), that at "
