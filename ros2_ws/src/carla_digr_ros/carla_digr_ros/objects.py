@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from carla_digr_ros.diagnostics import Recent
 END_SECONDS = 1.0
 PRACTICE_SECONDS = 10.0  # that a start waits for the practice
 KNOWN_FRAMES = 8  # whose parts wait for the others
+WAITING = 4  # frames, 0.2 s
 CAR_LABEL, LINE_LABEL, RAIL_LABEL = 14, 24, 28  # CARLA's
 
 
@@ -45,8 +47,8 @@ class Explained:
 class ObjectsStage:
     """Takes what belongs to a frame, in any order, from one thread; works in another one.
 
-    There is room for one frame that waits: where frames come faster than they are done, the newest takes its place and
-    the older one is `dropped`.
+    There is room for WAITING frames: where they come faster than they are done for longer than a hiccup of the machine
+    lasts, the oldest is `dropped`.
 
     Args:
         publish: called from the stage's thread.
@@ -58,7 +60,7 @@ class ObjectsStage:
         self.problem = ""  # of the last frame
         self._publish = publish
         self._parts: dict[tuple[int, int], dict[type, Explained | Image | Vehicles]] = {}
-        self._next: tuple[Explained, Image, Vehicles] | None = None
+        self._waiting: deque[tuple[Explained, Image, Vehicles]] = deque()
         self._practice: tuple[Explained, Image, Vehicles] | None = None
         self._wake = threading.Condition()
         self._ended = False
@@ -94,8 +96,10 @@ class ObjectsStage:
         if len(parts) == 3:
             del self._parts[key]
             with self._wake:
-                self.dropped += self._next is not None
-                self._next = parts[Explained], parts[Image], parts[Vehicles]
+                self._waiting.append((parts[Explained], parts[Image], parts[Vehicles]))
+                if len(self._waiting) > WAITING:
+                    self._waiting.popleft()
+                    self.dropped += 1
                 self._wake.notify()
         while len(self._parts) > KNOWN_FRAMES:
             del self._parts[next(iter(self._parts))]
@@ -103,7 +107,8 @@ class ObjectsStage:
     def close(self) -> None:
         """End the thread after its present frame, which is waited for a moment."""
         with self._wake:
-            self._ended, self._next = True, None
+            self._ended = True
+            self._waiting.clear()
             self._wake.notify()
         self._thread.join(END_SECONDS)
 
@@ -111,12 +116,11 @@ class ObjectsStage:
         torch.set_num_threads(1)  # is a thread's own
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._ended or self._practice is not None or self._next is not None)
+                self._wake.wait_for(lambda: self._ended or self._practice is not None or bool(self._waiting))
                 if self._ended:
                     return
-                practice, parts = self._practice, self._next
-                if practice is None:
-                    self._next = None
+                practice = self._practice
+                parts = self._waiting.popleft() if practice is None else None
             if practice is not None:
                 with contextlib.suppress(Exception):  # the first frame will tell
                     self._message(*practice)
