@@ -260,16 +260,20 @@ def test_what_decides_is_listed_and_outlined_and_changes_calmly(pages: Pages, vi
         const side = Math.min(picture.width, picture.height);
         const shift = canvas.getBoundingClientRect().left - picture.left;
         const column = (x) => ((x + shift - (picture.width - side) / 2) / side) * 128;
-        return [count, column(left), column(right)];
+        const top = canvas.getBoundingClientRect().top - picture.top - (picture.height - side) / 2;
+        const place = (x, y) => [(x / 128) * side + (picture.width - side) / 2 - shift, (y / 128) * side - top];
+        const inner = canvas.getContext("2d").getImageData(...place(8.5, 63).map(Math.round), 12, 12);
+        const between = inner.data.some(Boolean);
+        return [count, column(left), column(right), between];
     }"""
     car = thing(3, kind="car", lane=-2, distance=None, share=0.1, effect=0.05, flips=False, box=[2, 60, 12, 70])
-    car["outline"] = [[8, 60, 12, 60, 12, 70], [8, 68, 9, 70, 8, 70]]  # not all of its box
+    car["outline"] = [[8, 60, 9, 60, 9, 61], [11, 69, 12, 69, 12, 70]]  # in two parts, with nothing between them
     feed.publish(viewer, 1, objects=[thing(7), car, thing(8, share=0.001, effect=0.001)])
     wait_for_frame(page, 1)
     rows = page.locator("#objects tbody tr")
     assert rows.all_inner_texts() == ["1\ttruck\tmy lane\t24 m\t50 %\tleft", "2\tcar\t2 left\t–\t10 %\tsame"]
-    count, left, right = page.evaluate(outlined)
-    assert count > 100 and left == pytest.approx(8, abs=2) and right == pytest.approx(61, abs=3)
+    count, left, right, between = page.evaluate(outlined)
+    assert count > 100 and left == pytest.approx(8, abs=2) and right == pytest.approx(61, abs=3) and not between
     page.evaluate("""() => {  // keeps what the list says from now on
         window.said = [];
         const list = document.querySelector("#objects tbody");

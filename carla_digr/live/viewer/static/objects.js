@@ -159,7 +159,8 @@ export class Objects {
       context.beginPath();
       if (!parts.length) context.roundRect(left - line / 2, top - line / 2, width + line, height + line, 4);
       for (const corners of parts) {
-        for (let i = 0; i < corners.length; i += 2) context.lineTo(corners[i], corners[i + 1]);
+        context.moveTo(corners[0], corners[1]); // or the part before would be drawn on from
+        for (let i = 2; i < corners.length; i += 2) context.lineTo(corners[i], corners[i + 1]);
         context.closePath();
       }
       context.setLineDash(whole ? [] : [6, 4]); // whole: without it the decision is another one
