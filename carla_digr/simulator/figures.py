@@ -47,7 +47,7 @@ def drawn_with(vehicles: VehicleTable, figures: NDArray[np.void]) -> VehicleTabl
         np.zeros(len(figures), np.bool_),
     )
     columns: Any = zip(vehicles, others, strict=True)
-    return VehicleTable(*map(np.concatenate, columns))
+    return VehicleTable(*(np.concatenate(pair) for pair in columns))
 
 
 @njit(cache=True, nogil=True)
