@@ -6,10 +6,13 @@ loop runs as fast as decisions come. Either way decision k acts on tick k+1, so 
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -227,7 +230,7 @@ class CarlaBridge(ManagedNode):
         settled = time.monotonic() + NEWCOMER_SECONDS
         while going():
             if time.monotonic() < settled:
-                self._refuse_a_second(topics.FRAME)  # a bridge that has begun at the same time; a clock ends no drive
+                self._refuse_a_second(topics.CLOCK, topics.FRAME)  # a bridge that began just now; a clock ends no drive
             self._publish(frame)
             self._wait_for_the_decision(executor, going)
             if not self._lockstep:
@@ -554,15 +557,19 @@ class CarlaBridge(ManagedNode):
             executor.spin_once(timeout_sec=0.1)
         self._waiting = ""
 
-    def _refuse_a_second(self, topic: topics.Topic) -> None:
+    def _refuse_a_second(self, *own: topics.Topic) -> None:
         """Leave the road to another node that owns time here.
 
         Raises:
-            UserError: there is another publisher of a topic that is a bridge's own.
+            UserError: another node publishes all of these topics, which are a bridge's own.
         """
-        name = topic.of(self)
-        if self.count_publishers(name) > 1:
-            raise UserError(f"Another node publishes {name} too: end it, or give each drive its own namespace.")
+        names = [topic.of(self) for topic in own]
+        nodes = [
+            Counter((info.node_namespace, info.node_name) for info in self.get_publishers_info_by_topic(name))
+            for name in names
+        ]
+        if functools.reduce(operator.and_, nodes).total() > 1:
+            raise UserError(f"Another node publishes {names[0]} too: end it, or give each drive its own namespace.")
 
     def _wait_for_the_decision(self, executor: SingleThreadedExecutor, going: Callable[[], bool]) -> None:
         start = time.monotonic()
