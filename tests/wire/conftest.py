@@ -32,5 +32,5 @@ def shared_simulator() -> Iterator[Simulator]:
 @pytest.fixture
 def session(shared_simulator: Simulator) -> Iterator[Session]:
     """A session with the shared simulator: synchronous, 0.05 s, cleaned up afterwards."""
-    with Session.connect("127.0.0.1", shared_simulator.port, 10.0) as connected:
+    with Session.connect("127.0.0.1", shared_simulator.port, 60.0) as connected:  # what first meets code compiles it
         yield connected
