@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -91,7 +90,8 @@ def test_all_stages_outlive_their_own_end_and_a_servers(kind, options, tmp_path)
                 eventually(lambda t=time_of, b=begun: (out / b).stat().st_mtime_ns != t, 180.0)
                 port = servers[1].port
                 servers[1].stop()
-                time.sleep(1.0)  # it is gone for a while
+                told = tmp_path / f"{stage}.log"
+                eventually(lambda told=told: re.search("episode is cut|is waited for", told.read_text()), 60.0)
                 servers[1] = Simulator(port, options=options)
             assert again.wait(900) == 0, (tmp_path / f"{stage}.log").read_text()
         text = (tmp_path / f"{stage}.log").read_text()
