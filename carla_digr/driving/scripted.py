@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import CRUISE_SPEED, MAX_WHEEL_ANGLE, VehicleCommand
-from carla_digr.driving.highway import LEAST_WIDTH
+from carla_digr.driving.highway import LEAST_WIDTH, reach
 from carla_digr.driving.keeper import across, look_ahead, pursuit, straightest
-from carla_digr.driving.scenario import Scenario
+from carla_digr.driving.scenario import RUN_OUT, Scenario
 
 LOOK_EVERY = 4  # ticks
 SPACING, AHEAD, BEHIND = 4.0, 120.0, 60.0  # m between looks along a lane, and how far
@@ -28,7 +28,8 @@ STANDING_GAP, HEADWAY = 7.0, 0.9  # m and s to the vehicle it follows
 STILL_INSIDE = 1.2  # m from the middle of the lane it changes to; farther off it also follows who is in its old one
 SLOWER = 1.0  # m/s below the cruise speed that make a vehicle worth passing
 WORTH = 15.0  # m more room ahead that a lane must offer
-REST = 40  # ticks from one lane change to the next
+REST = 40  # ticks from a start or a lane change to the next one
+LEAST_REACH = RUN_OUT + 100.0  # m that a lane goes on which it changes to: the change itself takes 70
 
 
 class Room(NamedTuple):
@@ -47,7 +48,7 @@ class ScriptedDriver:
         self._lane: carla.Waypoint | None = None
         """On the lane it drives in or changes to, beside the ego."""
         self._ticks = 0
-        self._rest = 0
+        self._rest = REST
         self._speed = CRUISE_SPEED
 
     def reset(self) -> None:
@@ -73,7 +74,7 @@ class ScriptedDriver:
         if abs(across(lane, place.location)) < 0.5 and self._rest == 0 and room.ahead_speed < CRUISE_SPEED - SLOWER:
             need = STANDING_GAP + 4.0 * max(speed - room.ahead_speed, 0.0) + speed
             if room.ahead < need:
-                found = self._better(lane, place, others, room, speed)
+                found = self._better(drive, lane, place, others, room, speed)
                 if found is not None:
                     self._lane, self._rest = found, REST
         ways = [self._lane]
@@ -82,9 +83,15 @@ class ScriptedDriver:
         self._speed = min(_following_speed(_room(way, place, others)) for way in ways)
 
     def _better(
-        self, lane: carla.Waypoint, place: carla.Transform, others: NDArray[np.float64], now: Room, speed: float
+        self,
+        drive: Scenario,
+        lane: carla.Waypoint,
+        place: carla.Transform,
+        others: NDArray[np.float64],
+        now: Room,
+        speed: float,
     ) -> carla.Waypoint | None:
-        """The lane beside with the most room ahead, where there is one worth it and free."""
+        """The lane beside with the most room ahead, where there is one worth it, free, and not about to end."""
         best, found = now.ahead + WORTH, None
         for beside in (lane.get_left_lane(), lane.get_right_lane()):
             if beside is None or beside.lane_id * lane.lane_id < 0 or beside.lane_width < LEAST_WIDTH:
@@ -94,7 +101,8 @@ class ScriptedDriver:
             room = _room(beside, place, others)
             free = room.ahead > 8.0 + 2.5 * max(speed - room.ahead_speed, 0.0)
             free = free and room.behind > 6.0 + 3.0 * max(room.behind_speed - speed, 0.0)
-            if free and room.ahead > best:
+            free = free and room.ahead > best
+            if free and reach(drive.session.map, beside.transform).metres >= LEAST_REACH:
                 best, found = room.ahead, beside
         return found
 
@@ -151,9 +159,9 @@ def _room(lane: carla.Waypoint, place: carla.Transform, others: NDArray[np.float
 def _path(lane: carla.Waypoint) -> NDArray[np.float64]:
     """Points of a lane, (N, 4): m along it from here on, x, y (m), heading (rad)."""
     rows = []
-    for sign, reach in ((1.0, AHEAD), (-1.0, BEHIND)):
+    for sign, farthest in ((1.0, AHEAD), (-1.0, BEHIND)):
         point, along = lane, 0.0
-        while along <= reach:
+        while along <= farthest:
             transform = point.transform
             rows.append(
                 (sign * along, transform.location.x, transform.location.y, math.radians(transform.rotation.yaw))

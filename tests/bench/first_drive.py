@@ -56,6 +56,7 @@ class Trace:
             "until_cruise": TICK * int(good[0]) if len(good) else None,
             "start_offset": float(np.abs(self.offsets[: START + 1]).max()),
             "offset": self._farthest(),
+            "end_offset": abs(self.offsets[-1]),
             "lane_changes": int(np.count_nonzero(np.diff(self.lanes))),
         }
 
@@ -149,7 +150,8 @@ def summary(done: list[dict[str, Any]]) -> str:
         f"{np.mean([e['distance'] for e in done]):.0f} m at {np.mean([e['mean_speed'] for e in done]):.1f} m/s; first "
         f"speed {min(e['first_speed'] for e in done):.2f} to {max(e['first_speed'] for e in done):.2f} m/s, never "
         f"within 0.5 m/s of the cruise speed in 2 s: {late}; farthest from the lane "
-        f"{max(e['offset'] for e in done):.2f} m; collisions in the first frame "
+        f"{max(e['offset'] for e in done):.2f} m (more than 0.5 m in {sum(e['offset'] > 0.5 for e in done)}), in the "
+        f"first 2 s {max(e['start_offset'] for e in done):.2f} m; collisions in the first frame "
         f"{sum(e['first'] is not None for e in done)}, struck {sum(e['struck'] for e in done)}; episodes "
         f"driven again {sum(e['lost'] for e in done)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import carla
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from carla_digr.driving import keeper, scripted
 from carla_digr.driving.control import CRUISE_SPEED, EGO_WHEELBASE, MAX_WHEEL_ANGLE, TICK
+from carla_digr.driving.highway import reach
+from carla_digr.driving.scenario import RUN_OUT
 from carla_digr.simulator import wire
 from carla_digr.simulator.awkward import episodes
 
@@ -33,12 +36,23 @@ class Bicycle:
     def place(self) -> carla.Transform:
         return carla.Transform(carla.Location(self.x, self.y, 0.0), carla.Rotation(yaw=math.degrees(self.yaw)))
 
-    def drive(self, steer: float) -> None:
+    def drive(self, steer: float, speed: float = CRUISE_SPEED) -> None:
         wheels = steer * MAX_WHEEL_ANGLE
         slip = math.atan(0.5 * math.tan(wheels))
-        self.x += CRUISE_SPEED * TICK * math.cos(self.yaw + slip)
-        self.y += CRUISE_SPEED * TICK * math.sin(self.yaw + slip)
-        self.yaw += CRUISE_SPEED * TICK * math.cos(slip) * math.tan(wheels) / EGO_WHEELBASE
+        self.x += speed * TICK * math.cos(self.yaw + slip)
+        self.y += speed * TICK * math.sin(self.yaw + slip)
+        self.yaw += speed * TICK * math.cos(slip) * math.tan(wheels) / EGO_WHEELBASE
+
+
+def vehicle(number: int, place: carla.Transform, speed: float) -> SimpleNamespace:
+    """What a client sees of one."""
+    forward = place.get_forward_vector()
+    return SimpleNamespace(
+        id=number,
+        get_transform=lambda: place,
+        get_location=lambda: place.location,
+        get_velocity=lambda: carla.Vector3D(speed * forward.x, speed * forward.y, 0.0),
+    )
 
 
 @pytest.mark.parametrize("driver", ["keeper", "scripted"])
@@ -64,3 +78,29 @@ def test_an_offset_is_that_across_the_lane_wherever_along_it(town):
         right = place.get_right_vector()
         beside = place.location + carla.Location(0.3 * right.x, 0.3 * right.y)
         assert keeper.lane_offset(town, carla.Transform(beside, place.rotation)) == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("start", "seconds", "changes"), [((2, -4, 50.0), 2.0, 0), ((2, -4, 50.0), 9.0, 1), ((3, -4, 110.0), 9.0, 0)]
+)
+def test_it_changes_lanes_neither_at_a_start_nor_where_its_stretch_would_end_before_it_is_over(
+    town, start, seconds, changes
+):
+    """Behind a slow vehicle; one that began a change there was cut in the middle of it, 0.7 m off its lane."""
+    lane = town.get_waypoint_xodr(*start)
+    slow = lane.next(60.0)[0]
+    car, driver, speed, offsets, lanes = Bicycle(lane.transform), scripted.ScriptedDriver(), CRUISE_SPEED, [], set()
+    for _ in range(round(seconds / TICK)):
+        vehicles = [vehicle(1, car.place, speed), vehicle(2, slow.transform, 12.0)]
+        actors = SimpleNamespace(filter=lambda _, seen=vehicles: seen)
+        world = SimpleNamespace(get_actors=lambda seen=actors: seen)
+        command = driver.command(SimpleNamespace(ego=vehicles[0], session=SimpleNamespace(map=town, world=world)))
+        speed += max(-8.0 * TICK, min(command.target_speed - speed, 4.0 * TICK))
+        car.drive(command.steer, speed)
+        slow = slow.next(12.0 * TICK)[0]
+        lanes.add(town.get_waypoint(car.place.location).lane_id)
+        offsets.append(keeper.lane_offset(town, car.place))
+        if reach(town, car.place).metres <= RUN_OUT:
+            break
+    assert len(lanes) == 1 + changes
+    assert (max(offsets) > 0.5) is bool(changes)
