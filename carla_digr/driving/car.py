@@ -57,7 +57,9 @@ class Car:
         """What it was for."""
         self._before = 0.0
         """m/s in the frame before."""
-        log.info("the ego has %s", self)
+        flat = set(self._parts) == {1.0} and abs(self._lock - MAX_WHEEL_ANGLE) < 1e-3
+        taken = flat and len(list(self.physics.forward_gears)) == 1
+        log.log(logging.INFO if taken else logging.WARNING, "The ego has %s.", self)
 
     def __str__(self) -> str:
         gears = len(list(self.physics.forward_gears))

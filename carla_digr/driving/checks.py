@@ -14,6 +14,7 @@ import carla
 import numpy as np
 
 from carla_digr.driving import probes
+from carla_digr.driving.car_probe import CAR, judged_car, tamed_car
 from carla_digr.driving.control import CAMERA, CRUISE_SPEED, EGO_BLUEPRINT, IMAGE_SIZE, TICK, WHEEL_ANGLE
 from carla_digr.driving.highway import REACH, highway_points
 from carla_digr.driving.scenario import WARM_UP_TICKS, Scenario
@@ -119,19 +120,9 @@ def _reach(visit: Visit) -> tuple[bool, str]:
 
 
 def _weather(visit: Visit) -> tuple[bool, str]:
-    now = visit.own().world.get_weather()
-    sun = 45.0 if now.sun_altitude_angle == -1.0 else now.sun_altitude_angle  # -1: as the map has it
-    seen = visit.note(
-        "weather",
-        {
-            "sun": sun,
-            "cloudiness": now.cloudiness,
-            "precipitation": now.precipitation,
-            "fog": now.fog_density,
-            "wetness": now.wetness,
-        },
-    )
-    good = sun >= 20.0 and now.cloudiness <= 60.0 and max(now.precipitation, now.fog_density, now.wetness) <= 20.0
+    seen = visit.note("weather", probes.weather(visit.own()))
+    good = seen["sun"] >= 20.0 and seen["cloudiness"] <= 60.0
+    good = good and max(seen["precipitation"], seen["fog"], seen["wetness"]) <= 20.0
     return good, ", ".join(f"{name} {value:.0f}" for name, value in seen.items())
 
 
@@ -152,6 +143,8 @@ def _ids(visit: Visit) -> tuple[bool, str]:
 
 def _camera(visit: Visit) -> tuple[bool, str]:
     session = visit.own()
+    if not session.found_rendered:
+        return False, "a world that was not rendered (no_rendering_mode); it is for the lines below"
     car = visit.car().car
     size = {"image_size_x": IMAGE_SIZE, "image_size_y": IMAGE_SIZE, "fov": CAMERA["fov"]}
     place = carla.Transform(
@@ -243,6 +236,10 @@ def _contacts(visit: Visit) -> tuple[bool, str]:
     seen = visit.note("contacts", probes.contacts(visit.car(), 20.0 if visit.full else 5.0))
     told = ", ".join(f"{count} of {name}" for name, count in seen["kinds"].items())
     return not told, f"{told}, up to {seen['largest']:.0f} N s" if told else "none"
+
+
+def _car(visit: Visit) -> tuple[bool, str]:
+    return judged_car(visit.note("car", tamed_car(visit.car())))
 
 
 def _drive(visit: Visit) -> tuple[bool, str]:
@@ -452,6 +449,12 @@ CHECKS = (
         "no contact of a car that keeps its lane on a free road",
         "ignore contacts with road and pavement, and those of a car that settles",
         _contacts,
+    ),
+    Check(
+        "car",
+        CAR,
+        "see rolling start, cruise, pedals and steering: a policy from elsewhere drives another car here than its own",
+        _car,
     ),
     Check(
         "drive",

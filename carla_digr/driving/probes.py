@@ -166,7 +166,6 @@ def accelerations(bench: Bench, ticks: int = 8) -> Figures:
 
 def steering(bench: Bench, ticks: int = 6) -> Figures:
     """Yaw rate over the one that wheels at the actions' angle give, at three speeds; the lock and curve it tells."""
-    slip = math.atan(0.5 * math.tan(WHEEL_ANGLE))
     parts = {}
     for speed in (5.0, 15.0, CRUISE_SPEED):
         bench.roll(speed)
@@ -177,12 +176,17 @@ def steering(bench: Bench, ticks: int = 6) -> Figures:
             bench.session.tick()
             driven += bench.car.get_velocity().length() * TICK
         turned = math.radians(_wrapped(bench.car.get_transform().rotation.yaw - yaw))
-        parts[speed] = turned / (driven * math.cos(slip) * math.tan(WHEEL_ANGLE) / EGO_WHEELBASE)
+        parts[speed] = turned / turn(driven, WHEEL_ANGLE)
     return {
         "parts": parts,
         "lock": max((wheel.max_steer_angle for wheel in bench.physics.wheels), default=0.0),
         "curve": [(point.x, point.y) for point in bench.physics.steering_curve],
     }
+
+
+def turn(metres: float, angle: float) -> float:
+    """rad by which a bicycle of the ego's wheelbase turns over metres with its wheels at an angle (rad)."""
+    return metres * math.cos(math.atan(0.5 * math.tan(angle))) * math.tan(angle) / EGO_WHEELBASE
 
 
 def keeping(bench: Bench, seconds: float) -> Figures:
@@ -216,6 +220,18 @@ def contacts(bench: Bench, seconds: float) -> Figures:
     touched = list(bench.contacts)
     kinds = {name: sum(1 for _, other, _ in touched if other == name) for name in sorted({t[1] for t in touched})}
     return {"kinds": kinds, "largest": max((impulse for _, _, impulse in touched), default=0.0)}
+
+
+def weather(session: Session) -> Figures:
+    """The sun's height in degrees, and per cent of clouds, rain, fog and wet roads."""
+    now = session.world.get_weather()
+    return {
+        "sun": 45.0 if now.sun_altitude_angle == -1.0 else now.sun_altitude_angle,  # -1: as the map has it
+        "cloudiness": now.cloudiness,
+        "precipitation": now.precipitation,
+        "fog": now.fog_density,
+        "wetness": now.wetness,
+    }
 
 
 def ticks(session: Session, count: int) -> Figures:

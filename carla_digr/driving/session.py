@@ -61,6 +61,8 @@ class Session:
         """The frame before the one that a tick under way asks for; other threads may read it."""
         self.found_synchronous = False
         """Whether the world was in synchronous mode when the session came."""
+        self.found_rendered = True
+        """Whether it was rendered then; it is while the session lasts."""
         self._world_id = 0
         """Of the world that the session has its actors in; one that is loaded later has another."""
         self._closed = False
@@ -121,7 +123,8 @@ class Session:
             found.synchronous_mode = False  # its owner is dead, or the world would move
         self._found = found
         settings = self.world.get_settings()
-        settings.synchronous_mode = True
+        self.found_rendered = not settings.no_rendering_mode
+        settings.synchronous_mode, settings.no_rendering_mode = True, False
         settings.fixed_delta_seconds = TICK
         self.world.apply_settings(settings)
         snapshot = self.world.get_snapshot()

@@ -14,7 +14,7 @@ import carla
 
 from carla_digr.driving.control import TICK
 from carla_digr.driving.highway import lanes_beside
-from carla_digr.driving.keeper import lane_steer
+from carla_digr.driving.keeper import lane_offset, lane_steer
 from carla_digr.driving.session import Session
 
 LIFT = 0.1  # m above the road's surface, for wheels that would stand in it
@@ -25,6 +25,8 @@ STILL = 0.005, 0.1  # m and degrees that a settled car's height, pitch and roll 
 WARM_UP = 120, 240  # ticks in which traffic gets to roll, at least and at most until there is a gap
 GAP, GAP_STEP = (60.0, 25.0), 3  # m before and behind the start that are free then, and between looks
 LANE_ROOM = 2.5  # m around the middle of the lane
+ROLLING = 2.0  # m/s, of traffic that has warmed up
+ON_LANE = 0.5  # m beside the middle of its lane, and above or below the road, that a started ego is at most
 PARK, PARK_HEIGHT = 80.0, 5.0  # m to the right of the start, and above it
 ZERO = carla.Vector3D(0.0, 0.0, 0.0)
 
@@ -168,6 +170,10 @@ def start_in_traffic(
             blocked, point = min(found, key=lambda lane: len(lane[0]))
             if not blocked:
                 break
+    there = [v.get_velocity().length() for v in session.world.get_actors().filter("vehicle.*") if v.id != car.id]
+    standing = sum(speed < ROLLING for speed in there)
+    if 2 * standing > len(there):
+        complaints.append(f"{standing} of {len(there)} other vehicles stand still")
     if blocked:
         complaints.append(f"no gap of {GAP[0]:.0f} m at the start in {WARM_UP[1] * TICK:.0f} s")
         others.remove(blocked)
@@ -184,6 +190,11 @@ def start_in_traffic(
     reached = car.get_velocity().length()
     if abs(reached - speed) > 1.0:
         complaints.append(f"the ego drives {reached:.1f} m/s, not {speed:g}")
+    place = car.get_transform()
+    off = lane_offset(session.map, place)
+    above = place.location.z - session.map.get_waypoint(place.location).transform.location.z
+    if max(off, abs(above)) > ON_LANE:
+        complaints.append(f"the ego is {off:.1f} m beside its lane and {above:.1f} m above it")
     return complaints
 
 

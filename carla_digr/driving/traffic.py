@@ -114,6 +114,10 @@ class ManagedTraffic:
         self._draw = np.random.default_rng(seed)
         self._ticks = 0
         self._spawn(traffic_places(self._points, place, self.vehicles, self._draw))
+        if 2 * len(self._ids) < self.vehicles:
+            log.warning(
+                "The start of seed %d: only %d of %d other vehicles found a place.", seed, len(self._ids), self.vehicles
+            )
 
     def _spawn(self, places: Sequence[carla.Transform]) -> None:
         command: Any = carla.command

@@ -61,3 +61,18 @@ def test_a_brake_is_released_at_once():
         car.control(ACTIONS["wheels"]["brake"], 0.0, CRUISE_SPEED)
     assert car.control(ACTIONS["wheels"]["keep"], 0.0, CRUISE_SPEED).brake == 0.0
     assert car.control(ACTIONS["wheels"]["brake"], 0.0, CRUISE_SPEED).brake == pytest.approx(BRAKE)
+
+
+class Stubborn(Vehicle):
+    """An ego whose server keeps its gears."""
+
+    def apply_physics_control(self, physics: carla.VehiclePhysicsControl) -> None:
+        physics.forward_gears = [carla.GearPhysicsControl(ratio=ratio) for ratio in (2.8, 1.6, 1.0)]
+        super().apply_physics_control(physics)
+
+
+def test_a_car_that_the_server_does_not_make_as_asked_is_warned_of(caplog):
+    Car(Vehicle())
+    assert not caplog.messages
+    Car(Stubborn())
+    assert caplog.messages[0].startswith("The ego has 3 gears, 70 degrees of lock, of which 100 % at 22 m/s")

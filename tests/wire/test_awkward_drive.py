@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -123,13 +124,17 @@ def test_it_keeps_its_lane_and_touches_nothing(starts):
 
 
 def test_where_no_gap_comes_one_is_made(awkward):
-    """Where more room is asked for than there is: none is struck, the start is told."""
+    """Where more room is asked for than there is: none is struck; all that is not good enough at the start is told."""
     more = "\n    from carla_digr.driving import start\n    start.GAP = 400.0, 200.0\n"
+    more += "    start.ROLLING, start.ON_LANE = 100.0, -1.0\n"
     program = more + STARTS.replace("vehicles=20", "vehicles=100").replace("range(300)", "range(0)")
     start, _ = said(program, awkward, told=(told := []))
     assert len(start["others"]) > 20
     assert start["collision"] is None and abs(start["first"] - CRUISE_SPEED) < 0.5
     assert "no gap of 400 m at the start in 12 s" in told[0]
+    assert re.search(r"The start of seed 0: (\d+) of \1 other vehicles stand still", told[0])
+    beside, above = re.search(r"the ego is (.*) m beside its lane and (.*) m above it", told[0]).groups()
+    assert float(beside) < 0.3 and abs(float(above)) < 0.3
 
 
 def test_traffic_rolls_when_the_ego_comes(starts):
