@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -33,7 +34,7 @@ LOW = 0.8  # agreement that maps of random weights do not reach, nor most maps o
 LOW_IN_A_ROW = 3  # measurements after which a low agreement is told
 SHARE = 0.05  # of a core that the measurements take at most, pass by pass; 1: a whole one, giving way to nobody
 PAUSE = 2.0  # s between two measurements, at least
-BATCH = 8  # perturbed states in one forward pass: larger ones take the caches from those that drive
+BATCH = 16  # perturbed states in one forward pass: larger ones take the caches from those that drive
 LARGEST = 1 << 26  # bytes of a state or map
 
 Frame = TypeVar("Frame")
@@ -159,18 +160,22 @@ def give_way() -> None:
         Path("/proc/self/autogroup").write_text("19")
 
 
-def _take_turns(policy: Any, share: float) -> None:
-    """After each forward pass sleep so long that the passes take this share of a core."""
-    begun = [0.0]
+class _Turns:
+    """Sleeps after each pass of these torch modules so long that the work takes this share of a core."""
 
-    def begin(*_: Any) -> None:
-        begun[0] = time.monotonic()
+    def __init__(self, modules: Iterable[Any], share: float):
+        self._rest = 1.0 / share - 1.0
+        self.begin()
+        for module in modules:
+            module.register_forward_hook(self._end)
 
-    def rest(*_: Any) -> None:
-        time.sleep((time.monotonic() - begun[0]) * (1.0 / share - 1.0))
+    def begin(self) -> None:
+        """Work begins now."""
+        self._begun = time.monotonic()
 
-    policy.register_forward_pre_hook(begin)
-    policy.register_forward_hook(rest)
+    def _end(self, *_: Any) -> None:
+        time.sleep((time.monotonic() - self._begun) * self._rest)
+        self.begin()
 
 
 def main(arguments: list[str]) -> int:
@@ -181,6 +186,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from carla_digr import checkpoint
+    from carla_digr.policy import ActorCritic
     from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 
     torch.set_num_threads(1)
@@ -190,11 +196,14 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         return tell(error)
     policy.eval()
-    _take_turns(policy, share)
+    # An ActorCritic's layers are called one by one; those of other networks may take no hooks.
+    layers = [*policy.convolutions, policy.trunk] if isinstance(policy, ActorCritic) else [policy]
+    turns = _Turns(layers, share)
     settings = Perturbation.from_settings(card.get("config", {}).get("saliency_dataset", {}))
     perturbation = replace(settings, batch=BATCH)
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
+        turns.begin()
         state, live = (_read_array(sys.stdin.buffer, request[name]) for name in ("state", "map"))
         slow = perturbation_maps(policy, torch.from_numpy(state.copy()), perturbation, request["target"])[0].numpy()
         print(json.dumps({"agreement": agreement(live, slow)}), flush=True)

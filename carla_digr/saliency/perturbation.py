@@ -17,7 +17,8 @@ from torch import Tensor
 
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import Policy
+from carla_digr.policy import ActorCritic, Policy
+from carla_digr.saliency.windows import blended_logits
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Perturbation:
         stride: pixels between perturbed centres; 1 perturbs at every pixel, as the definition says. With more the
             perturbed outputs in between are interpolated (cubic), which is far smoother than their KL.
         score: what tells the perturbed decision from the undisturbed one; see ``perturbation_maps``.
-        batch: perturbed states in one forward pass.
+        batch: perturbed states in one forward pass, about; a core's cache holds no more of them.
     """
 
     radius: float = 5.0
     blur_sigma: float = 3.0
     stride: int = 4
     score: Literal["kl", "logits"] = "kl"
-    batch: int = 256
+    batch: int = 64
 
     @classmethod
     def from_settings(cls, settings: Any) -> Perturbation:
@@ -129,24 +130,35 @@ def sarfa(logits: Tensor, perturbed: Tensor, target: int | None = None) -> Tenso
     return 2 * k * dp / (k + dp)
 
 
+@torch.no_grad()
 def perturbed_outputs(policy: Policy, states: Tensor, perturbation: Perturbation) -> Tensor:
-    """Outputs for m(s, i) for every pixel i: float (B, H, W, K)."""
+    """Outputs for m(s, i) for every pixel i: float (B, H, W, K), without gradients."""
     height, width = states.shape[2:]
     rows, columns = (_centres(n, perturbation.stride) for n in (height, width))
     bumps_y, bumps_x = (
-        _bumps(centres, n, perturbation.radius).to(states) for centres, n in ((rows, height), (columns, width))
+        _bumps(centres, n, perturbation.radius).to(states.dtype) for centres, n in ((rows, height), (columns, width))
     )
     to_rows, to_columns = (_interpolation(centres, n).to(states) for centres, n in ((rows, height), (columns, width)))
-    blurred = gaussian_blur(states, perturbation.blur_sigma)
+    differences = gaussian_blur(states, perturbation.blur_sigma) - states
+    if isinstance(policy, ActorCritic) and len(policy.convolutions):
+        outputs = blended_logits(policy, states, differences, bumps_y, bumps_x, perturbation.batch)
+    else:
+        outputs = _blended_outputs(policy, states, differences, bumps_y, bumps_x, perturbation.batch)
+    return torch.einsum("yr,brca,xc->byxa", to_rows, outputs, to_columns)
+
+
+def _blended_outputs(
+    policy: Policy, states: Tensor, differences: Tensor, bumps_y: Tensor, bumps_x: Tensor, batch: int
+) -> Tensor:
+    """As ``blended_logits``, of any policy: each perturbed picture is made and goes through the whole network."""
     result = []
-    for state, difference in zip(states, blurred - states, strict=True):
+    bumps_y, bumps_x = bumps_y.to(states), bumps_x.to(states)
+    for state, difference in zip(states, differences, strict=True):
         grid = []
-        for first in range(0, len(rows) * len(columns), perturbation.batch):
-            index = torch.arange(first, min(first + perturbation.batch, len(rows) * len(columns)))
-            bump = bumps_y[index // len(columns), :, None] * bumps_x[index % len(columns), None, :]
+        for index in torch.arange(len(bumps_y) * len(bumps_x)).split(batch):
+            bump = bumps_y[index // len(bumps_x), :, None] * bumps_x[index % len(bumps_x), None, :]
             grid.append(policy(torch.addcmul(state[None], bump[:, None], difference[None]))[0])
-        outputs = torch.cat(grid).view(len(rows), len(columns), -1)
-        result.append(torch.einsum("yr,rca,xc->yxa", to_rows, outputs, to_columns))
+        result.append(torch.cat(grid).view(len(bumps_y), len(bumps_x), -1))
     return torch.stack(result)
 
 

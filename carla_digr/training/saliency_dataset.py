@@ -29,6 +29,7 @@ from carla_digr.files import atomic_write, read_json, sha256_of
 from carla_digr.policy import Policy, device_of, to_input
 from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
+from carla_digr.saliency.windows import STATES as TOGETHER
 from carla_digr.tasks import make_task
 from carla_digr.training import prepare_process
 from carla_digr.training.effects import EffectsOfStates, ObjectEffects
@@ -202,7 +203,7 @@ def _make_shard(config: Config, directory: Path, teacher: _Teacher, k: int) -> d
     policy.to(device)
     states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)].to(device)
     perturbation = Perturbation.from_settings(settings)
-    raw = torch.cat([perturbation_maps(policy, to_input(state[None]), perturbation) for state in states]).cpu()
+    raw = torch.cat([perturbation_maps(policy, to_input(some), perturbation) for some in states.split(TOGETHER)]).cpu()
     largest = raw.amax(dim=(1, 2))
     largest = torch.where(largest > FLAT, largest, torch.zeros_like(largest))
     maps = raw / torch.where(largest > 0, largest, torch.full_like(largest, torch.inf))[:, None, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from carla_digr import checkpoint
+from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.config import PolicyConfig, SaliencyDatasetConfig
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic
@@ -40,8 +42,8 @@ def make_policy(convolutions=STRIDED, activation="relu", height=64, width=64, sh
     return policy
 
 
-def random_states(count, height=64, width=64):
-    return torch.rand(count, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+def random_states(count, height=64, width=64, channels=3):
+    return torch.rand(count, channels, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 def eq2_by_autograd(policy, states):
@@ -174,6 +176,48 @@ def test_the_batched_map_equals_the_plain_definition_and_the_fast_path_is_near(s
     fast = perturbation_maps(policy, states, Perturbation(4.0, 3.0, stride=2, score=score))[0].numpy()
     assert np.abs(fast - plain).max() < 0.05 * plain.max()
     assert ((fast / fast.max() > 0.1) != (plain / plain.max() > 0.1)).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "height", "width", "radius", "stride", "count"),
+    [
+        (TILE_ALIGNED, 64, 64, 2.5, 1, 1),
+        (STRIDED, 67, 90, 5.0, 5, 3),
+        (STRIDED, 84, 84, 3.0, 7, 6),
+        (((4, 5, 3),), 40, 51, 1.0, 2, 2),
+        (((4, 5, 3), (5, 4, 3), (6, 2, 2)), 66, 57, 0.3, 1, 1),  # every layer leaves out positions that a bump is on
+        (((4, 3, 1), (5, 3, 1), (6, 3, 1)), 33, 31, 20.0, 8, 1),  # a bump is everywhere
+    ],
+)
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_windows_give_what_whole_passes_give(convolutions, height, width, radius, stride, count, activation):
+    policy, states = make_policy(convolutions, activation, height, width), random_states(count, height, width)
+    settings = Perturbation(radius, 3.0, stride, batch=30)
+    with torch.no_grad():
+        windows, whole = (perturbed_outputs(way, states, settings) for way in (policy, Whole(policy)))
+        change = (whole - policy(states)[0][:, None, None]).abs().max()
+    assert (windows - whole).abs().max() < 1e-8 * change  # softplus is linear from 20 on in torch's
+
+
+@pytest.mark.parametrize("weights", sorted(WEIGHTS_DIRECTORY.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_windows_of_the_shipped_networks_are_as_exact_as_whole_passes(weights):
+    policy, card = checkpoint.load(weights)
+    settings = replace(Perturbation.from_settings(card["config"]["saliency_dataset"]), stride=9, score="logits")
+    channels, *size = policy.input_shape
+    states = gaussian_blur(random_states(1, *size, channels), 1.0)
+    windows, whole = (perturbation_maps(way, states.float(), settings) for way in (policy, Whole(policy)))
+    exact = perturbation_maps(Whole(policy.double()), states, settings)
+    assert (windows - exact).abs().max() < max(1e-5 * exact.max(), 2 * (whole - exact).abs().max())
+
+
+class Whole:
+    """An actor-critic as a policy of which nothing is known."""
+
+    def __init__(self, policy):
+        self._policy, self.output = policy, policy.output
+
+    def __call__(self, states):
+        return self._policy(states)
 
 
 def test_the_logits_distance_marks_what_a_confident_policys_probabilities_hide():
