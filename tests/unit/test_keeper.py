@@ -104,3 +104,15 @@ def test_it_changes_lanes_neither_at_a_start_nor_where_its_stretch_would_end_bef
             break
     assert len(lanes) == 1 + changes
     assert (max(offsets) > 0.5) is bool(changes)
+
+
+@pytest.mark.parametrize("lane", [-2, -3, -4, -5])
+def test_a_stretch_ends_before_an_exit_and_none_begins_between_exit_and_merge_or_on_the_ramp(town, lane):
+    """Whichever lane of the four it is, also the one that the exit leaves and the one that the ramp comes to."""
+    before = town.get_waypoint_xodr(2, lane, 50.0)
+    found = reach(town, before.transform)
+    assert found.until == "junction"
+    end = before.next(found.metres)[0]
+    assert not end.is_junction and any(w.is_junction for w in end.next(20.0))
+    for road, its_lane in ((5, lane), (6, lane), (7, lane), (200, -1), (300, -1), (201, -1)):
+        assert reach(town, town.get_waypoint_xodr(road, its_lane, 5.0).transform).metres < 60.0

@@ -186,6 +186,82 @@ def test_the_scripted_driver_keeps_clean_to_the_end_of_its_stretch(awkward):
     assert min(episode["seconds"] for episode in episodes) < 59.0, "none met the end of its stretch"
 
 
+BLAME_AND_FILM = """
+    import carla, json
+    from carla_digr.driving.control import VehicleCommand
+    from carla_digr.driving.scenario import Scenario
+
+    def crash(drive, ego_speed, other_speed, metres):
+        drive.reset(0)
+        there = drive.session.map.get_waypoint(drive.ego.get_location())
+        there = (there.next(metres) if metres > 0.0 else there.previous(-metres))[0].transform
+        there.location.z += 0.1
+        other = drive.session.spawn(drive.session.blueprint("vehicle.audi.a2"), there)
+        forward = there.get_forward_vector()
+        for _ in range(80):
+            for car, speed in ((drive.ego, ego_speed), (other, other_speed)):
+                car.set_target_velocity(carla.Vector3D(speed * forward.x, speed * forward.y, 0.0))
+            frame = drive.step(VehicleCommand(0.0, target_speed=ego_speed))
+            if frame.collision:
+                break
+        drive.session.destroy(other)
+        drive.session.tick()
+        return [frame.collision, frame.struck]
+
+    with Scenario.connect("carla", "127.0.0.1", PORT, 20.0, vehicles=0) as drive:
+        first = drive.reset(3)
+        crashes = [crash(drive, 12.0, 0.0, 25.0), crash(drive, 0.0, 12.0, -25.0)]
+        drive.reset(5)
+        drive.change_weather("ClearNight")
+        for _ in range(20):
+            drive.step(VehicleCommand(0.0, target_speed=22.0))
+        drive.change_weather("ClearNoon")
+        again = drive.reset(3)
+        apart = abs(first.image.astype(int) - again.image).mean()
+        print(json.dumps([*crashes, [again.x - first.x, again.y - first.y], float(apart)]))
+"""
+
+
+def test_who_struck_whom_is_told_and_no_picture_remembers_the_episode_before(awkward):
+    [[into_it, from_behind, moved, apart]] = said(BLAME_AND_FILM, awkward)
+    assert into_it == ["vehicle.audi.a2", False], "the ego drove into a car that stood"
+    assert from_behind == ["vehicle.audi.a2", True], "a car drove into the ego, which stood"
+    assert max(map(abs, moved)) < 0.05
+    assert apart < 0.005, "of 255 grey levels, after a crash and a night; 0.009 with the film of a CARLA camera"
+
+
+OVERTAKING = """
+    import json
+    from carla_digr.driving.scenario import Scenario
+    from carla_digr.driving.scripted import ScriptedDriver
+
+    class Follower(ScriptedDriver):
+        def _better(self, *_):
+            return None
+
+    with Scenario.connect("carla", "127.0.0.1", PORT, 20.0, vehicles=20) as drive:
+        for driver in (ScriptedDriver(), Follower()):
+            speeds, incidents = [], 0
+            for seed in range(RESETS):
+                drive.reset(seed)
+                driver.reset()
+                for _ in range(1000):
+                    frame = drive.step(driver.command(drive))
+                    speeds.append(frame.speed)
+                    incidents += frame.off_road or frame.collision is not None
+                    if frame.road_ends or frame.collision is not None:
+                        break
+            print(json.dumps({"speed": sum(speeds) / len(speeds), "incidents": incidents}))
+"""
+
+
+@pytest.mark.long
+def test_overtaking_is_worth_while(awkward):
+    passing, following = said(OVERTAKING, awkward, 20)
+    print(passing, following)
+    assert passing["speed"] > following["speed"] + 1.0
+
+
 CARELESS = """
     import carla
 
