@@ -257,7 +257,7 @@ OVERTAKING = """
 
 @pytest.mark.long
 def test_overtaking_is_worth_while(awkward):
-    passing, following = said(OVERTAKING, awkward, 20)
+    passing, following = said(OVERTAKING, awkward, 8)
     print(passing, following)
     assert passing["speed"] > following["speed"] + 1.0
 
