@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements/base.txt requirements/ros.txt setup.py
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.tools: $(VENV)/.installed requirements/test.txt requirements/atari.txt
+$(VENV)/.tools: $(VENV)/.installed requirements/test.txt requirements/atari.txt requirements/ray.txt
 	@echo "Installing what tests and checks need"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	@touch $@

@@ -16,6 +16,7 @@ EXTRAS = {
     "recording": ["rosbags>=0.11", "mcap>=1.2"],
     "onnx": ["onnx>=1.16"],
     "carla": ["carla==0.9.16"],
+    "ray": ["ray>=2.50"],
 }
 
 setup(

@@ -22,6 +22,7 @@ EXTRAS = {
     "ale_py": "atari",
     "carla": "carla",
     "onnx": "onnx",
+    "ray": "ray",
     "rosbags": "recording",
     "mcap": "recording",
     "backports": "recording",  # backports.zstd, of rosbags

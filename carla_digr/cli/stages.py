@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from carla_digr.cli.options import RESUMES, add_module
 from carla_digr.errors import UserError
@@ -16,11 +18,19 @@ def add_train_teacher(commands: argparse._SubParsersAction) -> None:
 
     def run(args: argparse.Namespace) -> None:
         config, out = _stage(args)
+        from carla_digr.tasks import make_task
         from carla_digr.training.teacher import train_teacher
 
-        train_teacher(config, out)
+        if args.ray is not None and getattr(make_task(config), "most_environments", None) is None:
+            raise UserError(
+                "A teacher is trained on a cluster by driving on its servers: name them in "
+                "environment.simulators, or leave --ray out."
+            )
+        with _cluster(args):
+            train_teacher(config, out)
 
-    _add_stage(commands, "train-teacher", run)
+    parser = _add_stage(commands, "train-teacher", run)
+    _add_ray(parser, "drive on environment.simulators from the nodes that have them")
 
 
 def add_make_dataset(commands: argparse._SubParsersAction) -> None:
@@ -30,9 +40,11 @@ def add_make_dataset(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.training.saliency_dataset import make_dataset
 
-        make_dataset(config, out, args.weights or out / "teacher.safetensors", args.module)
+        with _cluster(args) as cluster:
+            make_dataset(config, out, args.weights or out / "teacher.safetensors", args.module, cluster)
 
     parser = _add_stage(commands, "make-dataset", run)
+    _add_ray(parser, "compute the maps on all nodes")
     _add_teacher(parser)
 
 
@@ -56,9 +68,11 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         config, out = _stage(args)
         from carla_digr.evaluation.evaluate import evaluate
 
-        evaluate(config, out, args.teacher, args.student, args.quick, args.module)
+        with _cluster(args) as cluster:
+            evaluate(config, out, args.teacher, args.student, args.quick, args.module, cluster)
 
     parser = _add_stage(commands, "evaluate", run)
+    _add_ray(parser, "drive the policies' episodes on all nodes")
     weights = "(default: OUT/{0}.safetensors if there, else the weights that ship)"
     parser.add_argument("--teacher", type=Path, help="teacher's weights " + weights.format("teacher"))
     parser.add_argument("--student", type=Path, help="student's weights " + weights.format("student"))
@@ -118,6 +132,21 @@ def _add_stage(commands: argparse._SubParsersAction, name: str, run) -> argparse
     )
     parser.set_defaults(run=run, interrupted=RESUMES)
     return parser
+
+
+def _add_ray(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help=f"{what} of the Ray cluster at host:port, or auto: of this machine's"
+    )
+
+
+def _cluster(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    """The cluster that is asked for, or None."""
+    if args.ray is None:
+        return nullcontext()
+    from carla_digr.training.cluster import Cluster
+
+    return Cluster(args.ray)
 
 
 def _stage(args: argparse.Namespace):

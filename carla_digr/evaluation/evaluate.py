@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from carla_digr.tasks import Batch, Task, make_task
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import Act, greedy, load_policy, run_episodes, sampled, states_of
 from carla_digr.training.state import ELSEWHERE
+
+if TYPE_CHECKING:
+    from carla_digr.training.cluster import Cluster
 
 QUICK: dict[str, Any] = {
     "episodes": 16,
@@ -70,12 +74,14 @@ def evaluate(
     student_path: Path | None = None,
     quick: bool = False,
     module: str | None = None,
+    cluster: Cluster | None = None,
 ) -> None:
     """Measure, and write ``results.json``, ``report.md`` and pictures to ``OUT/evaluation``.
 
     ``quick`` measures a little of everything, to ``OUT/evaluation-quick``. A killed evaluation keeps the parts that it
     had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package. ``module``: see
-    ``checkpoint.load``.
+    ``checkpoint.load``. ``cluster``: whose nodes drive the policies' episodes, a policy each; on servers, which one
+    policy needs all at once, this process drives.
 
     Raises:
         UserError: weights are missing, damaged or of another task.
@@ -91,15 +97,21 @@ def evaluate(
     student, student_card = load_policy(student_path, task, module, config.device)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
+    if getattr(task, "most_environments", None) is None:
+        parts.cluster = cluster
     perturbation = Perturbation.from_settings(config.saliency_dataset)
     methods, left_out = saliency_methods(teacher, student, perturbation)
     evaluation = Evaluation(
         config, task, teacher, student, student_path, directory, methods, _evaluation_seed(config) + 2, parts.get
     )
-    performance = {
-        name: parts.get(f"performance of {name}", partial(_performance, config, task, act, name))
-        for name, act in _contestants(config, task, teacher, student).items()
-    }
+    measured = parts.all(
+        {
+            f"performance of {name}": partial(_performance, config, task, act, name)
+            for name, act in _contestants(config, task, teacher, student).items()
+        },
+        device_under(teacher),
+    )
+    performance = {name.removeprefix("performance of "): row for name, row in measured.items()}
     seed, dataset = _evaluation_seed(config), config.saliency_dataset
     states, importance = states_of(
         task,
@@ -309,6 +321,7 @@ class _Parts:
         sections |= {key: values["saliency_dataset"][key] for key in used}
         self.key = {"weights": [card["weights_sha256"] for card in cards], **sections}
         self.finished: dict[str, Any] = {}
+        self.cluster: Cluster | None = None
         try:
             stored = read_json(path)
             if stored["key"] == self.key:
@@ -319,7 +332,26 @@ class _Parts:
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """The part of this name, measured unless it is there."""
         if name not in self.finished:
-            self.finished[name] = measure()
-            with atomic_write(self.path) as file:
-                file.write(json.dumps({"key": self.key, "finished": self.finished}).encode())
+            self._keep(name, measure())
         return self.finished[name]
+
+    def all(self, measures: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
+        """Parts of which none needs another: on the cluster at the same time, if there is one."""
+        if self.cluster is not None:
+            missing = [name for name in measures if name not in self.finished]
+            done = Progress(total=len(missing), unit="part", desc="on the cluster")
+            jobs = ((name, (self.cluster.share(measures[name]),)) for name in missing)
+            with done, closing(self.cluster.each(_measured, jobs, device)) as results:
+                for name, result in results:
+                    self._keep(name, result)
+                    done.update()
+        return {name: self.get(name, measure) for name, measure in measures.items()}
+
+    def _keep(self, name: str, result: Any) -> None:
+        self.finished[name] = result
+        with atomic_write(self.path) as file:
+            file.write(json.dumps({"key": self.key, "finished": self.finished}).encode())
+
+
+def _measured(measure: Callable[[], Any]) -> Any:
+    return measure()

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -26,7 +26,7 @@ from carla_digr import checkpoint
 from carla_digr.config import Config
 from carla_digr.errors import UserError
 from carla_digr.files import atomic_write, read_json, sha256_of
-from carla_digr.policy import Policy, device_of, to_input
+from carla_digr.policy import Policy, device_of, device_under, to_input
 from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.saliency.windows import STATES as TOGETHER
@@ -36,6 +36,9 @@ from carla_digr.training.effects import EffectsOfStates, ObjectEffects
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, states_of, varied_task
 from carla_digr.training.state import check_same_job, only_job_in
+
+if TYPE_CHECKING:
+    from carla_digr.training.cluster import Cluster
 
 STATES = "states.safetensors"
 _OBJECTS = ("object_states", "object_masks", "object_effects")  # the fields of ObjectEffects
@@ -66,18 +69,21 @@ class SaliencyDataset:
         return SaliencyDataset(self.states[rows], self.maps[rows], self.largest[rows], importance, objects)
 
 
-def make_dataset(config: Config, out: Path, teacher_path: Path, module: str | None = None) -> None:
+def make_dataset(
+    config: Config, out: Path, teacher_path: Path, module: str | None = None, cluster: Cluster | None = None
+) -> None:
     """Compute the dataset, or what is missing or damaged of it.
 
     Args:
         module: code of the teacher's own, see ``checkpoint.load``.
+        cluster: whose nodes compute the shards, in place of ``workers``.
 
     Raises:
         UserError: the teacher is missing or of another task, or the directory holds another dataset.
     """
     policy, card = load_policy(teacher_path, make_task(config), module, config.device)
     with only_job_in(out / "dataset"):
-        _make_dataset(config, out / "dataset", _Teacher(teacher_path, module), policy, card)
+        _make_dataset(config, out / "dataset", _Teacher(teacher_path, module), policy, card, cluster)
 
 
 class _Teacher(NamedTuple):
@@ -87,14 +93,26 @@ class _Teacher(NamedTuple):
     module: str | None
 
 
-def _make_dataset(config: Config, directory: Path, teacher: _Teacher, policy: Policy, card: dict[str, Any]) -> None:
+def _make_dataset(
+    config: Config,
+    directory: Path,
+    teacher: _Teacher,
+    policy: Policy,
+    card: dict[str, Any],
+    cluster: Cluster | None,
+) -> None:
     settings = config.saliency_dataset
     manifest = _open_manifest(directory, config, card)
     _ensure_states(directory, manifest, config, policy)
     todo = [k for k in range(_shard_count(config)) if not _intact(directory, manifest["shards"].get(str(k)))]
     done = settings.maps - sum(len(_rows(config, k)) for k in todo)
     progress = Progress(total=settings.maps, initial=done, unit="map", desc="maps")
-    with progress, closing(_computed(config, directory, teacher, todo)) as shards:
+    computed = (
+        _computed(config, directory, teacher, todo)
+        if cluster is None
+        else _computed_on(cluster, config, directory, policy, todo)
+    )
+    with progress, closing(computed) as shards:
         for k, entry in shards:
             manifest["shards"][str(k)] = entry
             _write_manifest(directory, manifest)
@@ -196,20 +214,41 @@ def _prepare_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+def _computed_on(
+    cluster: Cluster, config: Config, directory: Path, policy: Policy, todo: list[int]
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """The same on the nodes of a cluster, which need none of this machine's files."""
+    states = safetensors.torch.load_file(directory / STATES)["states"]
+    shared = cluster.share(policy)
+    jobs = ((k, (config, shared, states[_rows(config, k)].clone())) for k in todo)
+    with closing(cluster.each(_shard, jobs, device_of(config.device))) as shards:
+        for k, data in shards:
+            yield k, _write_shard(directory, k, data)
+
+
 def _make_shard(config: Config, directory: Path, teacher: _Teacher, k: int) -> dict[str, Any]:
-    settings = config.saliency_dataset
     policy, _ = checkpoint.load(teacher.path, config.task, teacher.module)
-    device = device_of(config.device)
-    policy.to(device)
-    states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)].to(device)
-    perturbation = Perturbation.from_settings(settings)
+    policy.to(device_of(config.device))
+    states = safetensors.torch.load_file(directory / STATES)["states"][_rows(config, k)]
+    return _write_shard(directory, k, _shard(config, policy, states))
+
+
+def _shard(config: Config, policy: Policy, states: Tensor) -> bytes:
+    """The file of a shard: the maps of these states."""
+    perturbation = Perturbation.from_settings(config.saliency_dataset)
+    states = states.to(device_under(policy))
     raw = torch.cat([perturbation_maps(policy, to_input(some), perturbation) for some in states.split(TOGETHER)]).cpu()
     largest = raw.amax(dim=(1, 2))
     largest = torch.where(largest > FLAT, largest, torch.zeros_like(largest))
     maps = raw / torch.where(largest > 0, largest, torch.full_like(largest, torch.inf))[:, None, None]
+    return safetensors.torch.save({"maps": maps.half(), "largest": largest})
+
+
+def _write_shard(directory: Path, k: int, data: bytes) -> dict[str, Any]:
+    """Its entry in the manifest."""
     path = directory / _shard_name(k)
     with atomic_write(path) as file:
-        file.write(safetensors.torch.save({"maps": maps.half(), "largest": largest}))
+        file.write(data)
     return {"file": path.name, "sha256": sha256_of(path)}
 
 

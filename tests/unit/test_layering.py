@@ -165,6 +165,14 @@ def test_only_driving_imports_carla_and_only_the_workspace_imports_ros():
         assert not {m for m in found if crosses(m, ("rclpy", "sensor_msgs", "launch", "ament_index_python"))}, path
 
 
+def test_only_the_cluster_imports_ray_and_only_a_job_that_is_asked_for_it_imports_the_cluster():
+    for path in LIBRARY.rglob("*.py"):
+        assert path == LIBRARY / "training" / "cluster.py" or not {m for m in imports(path) if crosses(m, ("ray",))}
+    script = "import sys, carla_digr.cli, carla_digr.training.teacher, carla_digr.evaluation.evaluate\n"
+    script += "sys.exit('ray' in sys.modules or 'carla_digr.training.cluster' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=240).returncode == 0
+
+
 def test_nothing_imports_the_command_line():
     others = [path for path in LIBRARY.rglob("*.py") if LIBRARY / "cli" not in path.parents]
     for path in [*others, *(ROOT / "ros2_ws" / "src").rglob("*.py")]:

@@ -29,6 +29,7 @@ def told(package: str) -> str:
         ("mcap", ["repair", "there"]),
         ("carla", ["check-simulator"]),
         ("matplotlib", ["benchmark", "simulator"]),
+        ("ray", ["make-dataset", "red_fetch_green", "--ray", "auto"]),
     ],
 )
 def test_a_job_says_which_extra_it_needs(package, command, tmp_path):

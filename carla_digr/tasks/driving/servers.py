@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +72,15 @@ class ServersVecEnv(BatchedEnvironment):
         evaluation: decisions last ``decision_ticks`` instead of ``training_decision_ticks``.
 
     Attributes:
+        begin_drive: what makes the process of a server; a cluster has its own, on another machine.
         present: bool (N,), which environments took the last step.
         started: int (N,), episodes begun.
 
     Raises:
         UserError: the settings do not fit each other, a simulator cannot be connected, or one has another map.
     """
+
+    begin_drive: ClassVar[type[SimulatorProcess] | Any] = SimulatorProcess
 
     def __init__(self, environments: int, seed: int, config: DrivingConfig, evaluation: bool):
         super().__init__(environments, (3, IMAGE_SIZE, IMAGE_SIZE), len(ACTIONS[config.actions]))
@@ -110,7 +113,7 @@ class ServersVecEnv(BatchedEnvironment):
             for address in self.addresses:
                 host, port = address_of(address)
                 job = Job(config, ticks)
-                process = SimulatorProcess(answer_requests, job, config.kind, host, port, config.timeout, **where)
+                process = self.begin_drive(answer_requests, job, config.kind, host, port, config.timeout, **where)
                 self._processes.append(process)
             for i, process in enumerate(self._processes):
                 self._meet(i, process)
@@ -333,7 +336,7 @@ class ServersVecEnv(BatchedEnvironment):
         self._closing.set()
         self._pool.shutdown()
         with ThreadPoolExecutor(self.num_envs) as pool:
-            list(pool.map(SimulatorProcess.close, self._processes))
+            list(pool.map(lambda process: process.close(), self._processes))
 
 
 def _addresses(config: DrivingConfig, environments: int) -> tuple[str, ...]:
