@@ -78,8 +78,6 @@ def mad(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torc
 
 
 ATTACKS: dict[str, Attack] = {"FGSM": fgsm, "PGD": pgd, "MI-FGSM": mi_fgsm, "MAD": mad}
-LIVE_ATTACKS: dict[str, Attack] = {name.lower(): ATTACKS[name] for name in ("FGSM", "PGD")}
-"""Those that a drive's pictures can be attacked with, by the names that its parameter knows."""
 
 
 def _preferred(policy: Policy, states: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carla_digr import checkpoint
-from carla_digr.attacks import LIVE_ATTACKS
+from carla_digr.attacks import ATTACKS
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, Policy, to_input
@@ -212,7 +212,7 @@ class Explainer:
 
         Args:
             rgb: uint8 (H, W, 3) of the policy's size.
-            attack: one of `carla_digr.attacks.LIVE_ATTACKS`.
+            attack: one of `carla_digr.attacks.ATTACKS`, small letters or capitals.
             epsilon: largest change of a channel of a pixel, 1 being the whole range.
 
         Raises:
@@ -222,7 +222,7 @@ class Explainer:
             raise UserError("Attacks while driving change one RGB picture, and this policy decides on others.")
         rgb = self.fitted(rgb)
         state = self._state(rgb)
-        changed = LIVE_ATTACKS[attack](self._policy, state, epsilon, self._generator)
+        changed = ATTACKS[attack.upper()](self._policy, state, epsilon, self._generator)
         change = (changed - state)[0]
         levels = torch.trunc(change * 255.0 + 1e-3 * change.sign()).permute(1, 2, 0).numpy()
         return (rgb + levels).clip(0, 255).astype(np.uint8)

@@ -16,6 +16,7 @@ from carla_digr.recordings.topics import IMAGE, ODOMETRY
 from carla_digr.saliency import DEFAULT, METHODS
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "driving_calm_student.safetensors"
+ATTACKS = ("fgsm", "pgd")  # those of carla_digr.attacks, which needs torch, that fit into a frame
 PACKAGE = "carla_digr_ros"
 PARAMETERS_FILE = "configs/live.yaml"  # in the package's share directory
 PAGE_IS_AT = "The page is at "  # how the viewer says that its page answers

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from carla_digr import checkpoint
-from carla_digr.attacks import LIVE_ATTACKS
 from carla_digr.errors import UserError
 from carla_digr.explainer import Decision, Explainer, Saliency, action_index
+from carla_digr.live.composition import ATTACKS
 from carla_digr.live.questions import shipped_policies
 from carla_digr.live.viewer.page_decision import map_title
 from carla_digr.live.viewer.server import ViewerServer
@@ -44,7 +44,7 @@ class Settings:
     rate: float = RATE
 
 
-CHOICES = {"attack": ("none", *LIVE_ATTACKS), "colormap": tuple(COLORMAPS)}
+CHOICES = {"attack": ("none", *ATTACKS), "colormap": tuple(COLORMAPS)}
 RANGES = {"attack_epsilon": (0.0, 0.2), "opacity": (0.0, 1.0), "rate": (1.0, 60.0)}
 
 

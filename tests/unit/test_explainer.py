@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from carla_digr import checkpoint
-from carla_digr.attacks import LIVE_ATTACKS
 from carla_digr.config import PolicyConfig
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
+from carla_digr.live.composition import ATTACKS
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.gradient import normalise
@@ -103,7 +103,7 @@ def test_a_wrong_picture_is_refused_by_what_was_expected_and_what_came(explainer
     assert f"but got {got}" in str(refusal.value)
 
 
-@pytest.mark.parametrize("attack", sorted(LIVE_ATTACKS))
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
 @pytest.mark.parametrize("epsilon", [0.0, 0.02, 0.2])
 def test_an_attack_stays_within_epsilon_and_makes_the_preferred_action_less_likely(explainer, attack, epsilon):
     rgb = picture()

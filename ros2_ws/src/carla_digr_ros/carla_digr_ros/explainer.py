@@ -1,4 +1,8 @@
-"""Node `explainer`: for every camera frame the policy's decision, then the map that explains it, then its objects."""
+"""Node `explainer`: for every camera frame the policy's decision, then the map that explains it, then its objects.
+
+Torch and what needs it are imported when the node is configured: that takes seconds, in which the other nodes find
+this one already.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections import deque
 from concurrent.futures import Future as LoadedFuture
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -25,11 +29,9 @@ from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from carla_digr.attacks import LIVE_ATTACKS
 from carla_digr.driving.control import ACTIONS, TICK, UNKNOWN, VehicleCommand, commands_of
 from carla_digr.errors import UserError, sentence
-from carla_digr.explainer import Decision, Explainer, Saliency, action_index
-from carla_digr.live.composition import WEIGHTS
+from carla_digr.live.composition import ATTACKS, WEIGHTS
 from carla_digr.live.trust import LOW, LOW_IN_A_ROW, Judged, TrustMeter
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import DEFAULT, METHODS
@@ -38,9 +40,12 @@ from carla_digr.training import prepare_process
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_jpeg, to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
-from carla_digr_ros.objects import Explained, ObjectsStage
 from carla_digr_ros.parameters import check, declare
 from carla_digr_ros.running import ManagedNode, run
+
+if TYPE_CHECKING:
+    from carla_digr.explainer import Decision, Explainer, Saliency
+    from carla_digr_ros.objects import ObjectsStage
 
 SWITCH_SECONDS = 0.0005  # for which the thread of objects keeps Python's lock when a decision wants it
 SETTLED = 100  # maps after which they are held against perturbation maps
@@ -69,7 +74,7 @@ class ExplainerNode(ManagedNode):
         self._setting("trust", True, "hold a map against a perturbation map now and then, in a process of low priority")
         self._setting("opacity", 0.8, "opacity of the map in the overlay", bounds=(0.0, 1.0))
         self._setting("colormap", COLORMAP, "colours of the map in the overlay", tuple(COLORMAPS))
-        self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *LIVE_ATTACKS))
+        self._setting("attack", "none", "attack on the picture that the policy sees", ("none", *ATTACKS))
         self._setting(
             "attack_epsilon", 0.02, "the attack's largest change of a channel, 1 being its range", bounds=(0.0, 0.2)
         )
@@ -131,6 +136,9 @@ class ExplainerNode(ManagedNode):
 
     def configure(self) -> None:
         """Load the policy."""
+        from carla_digr_ros.objects import ObjectsStage
+
+        prepare_process()
         self._take(self._load(self._settings["weights"]))
         self._objects = ObjectsStage(self._objects_out.publish)
         if self._settings["objects"]:
@@ -159,6 +167,8 @@ class ExplainerNode(ManagedNode):
         Raises:
             UserError: it cannot be had, or not with this camera or this car.
         """
+        from carla_digr.explainer import Explainer
+
         explainer = Explainer.from_checkpoint(
             weights,
             "driving" if self._drives else None,
@@ -258,9 +268,12 @@ class ExplainerNode(ManagedNode):
         return ""
 
     def _refuse_target(self, target: str) -> str:
+        if not (target and self.configured):
+            return ""
+        from carla_digr.explainer import action_index
+
         try:
-            if target and self.configured:
-                action_index(target, self._explainer.action_names)
+            action_index(target, self._explainer.action_names)
         except UserError as error:
             return str(error)
         return ""
@@ -327,8 +340,8 @@ class ExplainerNode(ManagedNode):
                 self._explained.add((time.monotonic() - start) * 1000.0)
                 if self._objects is not None and self._settings["objects"]:
                     drive = self._episode, self._explainer.policy_hash
-                    self._objects.add(
-                        Explained(message.header, answer.frame, self._explainer, decision, saliency.map, drive)
+                    self._objects.add_explained(
+                        message.header, answer.frame, self._explainer, decision, saliency.map, drive
                     )
                 self._measure_trust(answer, decision, saliency)
         except Exception as error:
@@ -460,7 +473,6 @@ def _key(header: Header) -> tuple[int, int]:
 
 def main() -> int:
     """Run the node; its exit status."""
-    prepare_process()
     cv2.setNumThreads(1)
     sys.setswitchinterval(SWITCH_SECONDS)
     return run(ExplainerNode)

@@ -88,6 +88,18 @@ class ObjectsStage:
             self._wake.wait_for(lambda: self._practice is None, PRACTICE_SECONDS)
         explainer.restart()
 
+    def add_explained(
+        self,
+        header: Header,
+        frame: int,
+        explainer: Explainer,
+        decision: Decision,
+        saliency: NDArray[np.float32],
+        drive: Hashable,
+    ) -> None:
+        """What the explainer made of a frame; the arguments are `Explained`'s."""
+        self.add(Explained(header, frame, explainer, decision, saliency, drive))
+
     def add(self, part: Explained | Image | Vehicles) -> None:
         """One of the three parts of a frame."""
         key = part.header.stamp.sec, part.header.stamp.nanosec
