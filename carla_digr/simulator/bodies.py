@@ -72,8 +72,8 @@ class _Builder:
         """A convex polygon; ``normal`` only has to point to the outer side roughly."""
         p = np.array(points, np.float64)
         n = np.zeros(3)
-        for a, b in zip(p, np.roll(p, -1, axis=0), strict=True):
-            n += np.cross(a, b)
+        for product in np.cross(p, np.roll(p, -1, axis=0)):
+            n += product
         n /= np.linalg.norm(n)
         if n @ np.asarray(normal, np.float64) < 0:
             n = -n
