@@ -299,10 +299,11 @@ CHAIN = {
 @pytest.mark.parametrize(
     "environment",
     [
-        {**PONG, "max_steps": 20, "clip_rewards": True, "episodic_life": True},
-        {**DOOR, "max_steps": 20},
+        pytest.param(
+            {**PONG, "max_steps": 20, "clip_rewards": True, "episodic_life": True}, id="pong", marks=pytest.mark.long
+        ),
+        pytest.param({**DOOR, "max_steps": 20}, id="door"),
     ],
-    ids=["pong", "door"],
 )
 def test_the_four_stages_end_in_a_report_and_a_killed_teacher_resumes_bit_for_bit(tmp_path, environment):
     environment = json.loads(json.dumps(environment))
