@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import struct
 import time
+from collections.abc import Callable
+from typing import Any
 
 from carla_digr_msgs.msg import DriveFrame, DrivingDecision
 from nav_msgs.msg import Odometry
@@ -17,7 +19,7 @@ from carla_digr.live.measurement import OBJECTS, RATE, Measurement, Memory, Proc
 from carla_digr.live.page_reader import PageReader
 from carla_digr_ros import topics
 from carla_digr_ros.parameters import declare
-from carla_digr_ros.receiving import subscribe
+from carla_digr_ros.receiving import message_of
 from carla_digr_ros.running import Stop, run
 
 LAST_ANSWERS_SECONDS = 0.5  # after the last picture
@@ -28,7 +30,7 @@ class Measure(Node):
     """Ends by itself after ``duration`` seconds of frames, or prints what there is when it is asked to stop.
 
     A latency runs from the time at which the bridge's writer stamped the picture to the callback here, both on this
-    machine's system clock.
+    machine's system clock. Only what the drive's own nodes publish counts.
     """
 
     def __init__(self) -> None:
@@ -42,13 +44,33 @@ class Measure(Node):
         self._processor_time: ProcessorTime | None = None
         self._started = 0.0
         self._page = PageReader(page, self._measurement.on_the_page) if page else None
-        subscribe(self, topics.FRAME, self._on_frame)
-        topics.IMAGE.subscribe(self, self._on_image)
-        subscribe(self, topics.ODOMETRY, self._on_odometry)
-        subscribe(self, topics.DECISION, self._on_decision)
-        topics.SALIENCY.subscribe(self, self._on_saliency)
-        topics.OVERLAY.subscribe(self, self._on_overlay)
-        topics.OBJECTS.subscribe(self, self._on_objects)
+        self._counting: dict[bytes, bool] = {}  # by publisher
+        self._hear(topics.FRAME, self._on_frame)
+        self._hear(topics.IMAGE, self._on_image)
+        self._hear(topics.ODOMETRY, self._on_odometry)
+        self._hear(topics.DECISION, self._on_decision)
+        self._hear(topics.SALIENCY, self._on_saliency)
+        self._hear(topics.OVERLAY, self._on_overlay)
+        self._hear(topics.OBJECTS, self._on_objects)
+
+    def _hear(self, topic: topics.Topic, take: Callable[[bytes, dict[str, Any]], None]) -> None:
+        """Have a message's bytes and the times of its transport, unless a stranger has sent it."""
+
+        def heard(data: bytes, info: dict[str, Any]) -> None:
+            if self._counts(topic, info):
+                take(data, info)
+
+        topic.subscribe(self, heard)
+
+    def _counts(self, topic: topics.Topic, info: dict[str, Any]) -> bool:
+        if "publisher_gid" not in info:  # which older versions of rclpy do not tell
+            return True
+        publisher = bytes(info["publisher_gid"]["data"])
+        if publisher not in self._counting:
+            there = self.get_publishers_info_by_topic(topic.of(self))
+            names = {bytes(found.endpoint_gid)[: len(publisher)]: found.node_name for found in there}
+            self._counting[publisher] = names.get(publisher) in topic.publishers
+        return self._counting[publisher]
 
     def close(self) -> None:
         """Leave the page."""
@@ -85,32 +107,34 @@ class Measure(Node):
         }
         print(json.dumps(report), flush=True)
 
-    def _on_frame(self, message: DriveFrame) -> None:
+    def _on_frame(self, data: bytes, info: dict[str, Any]) -> None:
+        message = message_of(data, DriveFrame)
         self._measurement.facts(
             _stamp(message.header), message.frame, message.episode, bool(message.collision), message.over
         )
 
-    # A callback with two arguments gets the times of the transport as well.
-    def _on_image(self, message: bytes, info: dict) -> None:
-        self._measurement.picture(_stamp_of(message), info["source_timestamp"] * 1e-9)
+    def _on_image(self, data: bytes, info: dict[str, Any]) -> None:
+        self._measurement.picture(_stamp_of(data), info["source_timestamp"] * 1e-9)
 
-    def _on_odometry(self, message: Odometry) -> None:
+    def _on_odometry(self, data: bytes, info: dict[str, Any]) -> None:
+        message = message_of(data, Odometry)
         self._measurement.motion(_stamp(message.header), message.twist.twist.linear.x)
 
-    def _on_decision(self, message: DrivingDecision) -> None:
+    def _on_decision(self, data: bytes, info: dict[str, Any]) -> None:
+        message = message_of(data, DrivingDecision)
         if message.fallback:
             self._measurement.fallback(_stamp(message.header))
         else:
             self._measurement.answer("decision", _stamp(message.header), time.time())
 
-    def _on_saliency(self, message: bytes) -> None:
-        self._measurement.answer("saliency", _stamp_of(message), time.time())
+    def _on_saliency(self, data: bytes, info: dict[str, Any]) -> None:
+        self._measurement.answer("saliency", _stamp_of(data), time.time())
 
-    def _on_overlay(self, message: bytes) -> None:
-        self._measurement.answer("overlay", _stamp_of(message), time.time())
+    def _on_overlay(self, data: bytes, info: dict[str, Any]) -> None:
+        self._measurement.answer("overlay", _stamp_of(data), time.time())
 
-    def _on_objects(self, message: bytes) -> None:
-        self._measurement.answer(OBJECTS, _stamp_of(message), time.time())
+    def _on_objects(self, data: bytes, info: dict[str, Any]) -> None:
+        self._measurement.answer(OBJECTS, _stamp_of(data), time.time())
 
 
 def _stamp(header: Header) -> int:
