@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
-from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.event_handler import EventHandler, SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
@@ -25,6 +25,7 @@ from carla_digr_ros.topics import Topic
 
 TOLD_SECONDS = 5.0  # for which diagnostics show a refusal; the log has the first of those that follow each other closer
 REASON = 200  # characters of it, some of which the sender may have chosen
+EVENTS_SECONDS = 0.25  # between two looks at them
 SHORTEST = 8  # bytes of a message; of shorter ones the middleware's decoder may read what is not theirs
 
 Work = Callable[[], Coroutine[None, None, None]]
@@ -36,18 +37,35 @@ class Receiver(SingleThreadedExecutor):
 
     A callback refuses what does not fit by a ValueError or a UserError. rclpy's own executor raises what a callback
     raises, and does not run the others of a node any more where a request's bytes are none.
+
+    Events of the middleware, such as a publisher whose quality of service does not fit, wait until they are looked
+    at: each publisher and subscription has some, and to wait for them with every message was most of its cost.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.refused: Counter[str] = Counter()  # messages and requests, by topic and service
         self._last = (0.0, "")  # when, and what
+        self._events_due, self._for_events = 0.0, True
 
     @property
     def refusal(self) -> str:
         """What was refused in the last seconds, and why; "" if nothing."""
         moment, what = self._last
         return what if time.monotonic() - moment < TOLD_SECONDS else ""
+
+    def _wait_for_ready_callbacks(self, *args: Any, **kwargs: Any) -> Any:
+        now = time.monotonic()
+        self._for_events = now >= self._events_due
+        if self._for_events:
+            self._events_due = now + EVENTS_SECONDS
+        return super()._wait_for_ready_callbacks(*args, **kwargs)
+
+    def can_execute(self, entity: Any) -> bool:
+        """Whether to wait for it: not while its callbacks may not run, nor for an event that was just looked for."""
+        if isinstance(entity, EventHandler) and not self._for_events:
+            return False
+        return super().can_execute(entity)
 
     def _make_handler(self, entity: Any, node: Node, take: Callable[[Any], Work | None]) -> Any:
         if isinstance(entity, (Subscription, Timer)) and not iscoroutinefunction(entity.callback):
