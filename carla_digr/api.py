@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from carla_digr import checkpoint
 from carla_digr.errors import UserError
 from carla_digr.explainer import Explainer
-from carla_digr.policy import Policy
+from carla_digr.policy import Policy, device_of
 from carla_digr.saliency import DEFAULT
 
 
@@ -55,18 +55,22 @@ class Decisions(NamedTuple):
     outputs: NDArray[np.float32]
 
 
-def load_policy(name_or_path: str | os.PathLike[str], module: str | None = None) -> LoadedPolicy:
+def load_policy(name_or_path: str | os.PathLike[str], module: str | None = None, device: str = "cpu") -> LoadedPolicy:
     """Load a policy.
 
     Args:
         name_or_path: one that ships, such as "driving_student" (they lie in carla_digr/weights), or a .safetensors file
             with its card beside it, as the stages and ``carla-digr import`` write them.
         module: "package.module:factory", the code of its own that the card asks for, if it does and you trust it.
+        device: where it is to compute, "cpu", "cuda" or "auto": on a GPU if there is one.
 
     Raises:
-        carla_digr.errors.UserError: weights or card are missing or damaged, or the network cannot be built.
+        carla_digr.errors.UserError: weights or card are missing or damaged, the network cannot be built, or there is no
+            GPU where one is asked for.
     """
-    return LoadedPolicy(*checkpoint.load(name_or_path, module=module))
+    network, card = checkpoint.load(name_or_path, module=module)
+    network.to(device_of(device))
+    return LoadedPolicy(network, card)
 
 
 def decide(policy: LoadedPolicy | Policy, frames: ArrayLike, resize: bool = False) -> Decisions:

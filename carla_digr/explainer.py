@@ -19,7 +19,7 @@ from carla_digr import checkpoint
 from carla_digr.attacks import ATTACKS
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import ActorCritic, Policy, to_input
+from carla_digr.policy import ActorCritic, Policy, device_of, device_under, to_input
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
 from carla_digr.saliency.linear import linear_maps
@@ -70,7 +70,7 @@ class Explainer:
     abs(sum_a pi(a|s) d pi(a|s) / ds), the maximum over channels. Of an ActorCritic both are computed from what the
     decision's forward pass has left, and the decision is out before the map is begun. Other methods compute theirs from
     the state; most take longer than a frame lasts. A policy that decides on several frames gets those that were handed
-    in before; see ``restart``.
+    in before; see ``restart``. It computes where the policy's weights are, and hands out what lies in memory.
 
     Args:
         policy: the policy.
@@ -94,6 +94,7 @@ class Explainer:
         resize: bool = False,
     ):
         self._policy = policy
+        self._device = device_under(policy)
         self.method = method
         self._perturbation = Perturbation.from_settings(card.get("config", {}).get("saliency_dataset", {}))
         self.card = card
@@ -119,6 +120,7 @@ class Explainer:
         target: str | int | None = None,
         resize: bool = False,
         module: str | None = None,
+        device: str = "cpu",
     ) -> Explainer:
         """Load a policy and run it, so that the first frame is as fast as the others.
 
@@ -127,11 +129,14 @@ class Explainer:
             task: what it must be for; a card that names no task is of any. None: any.
             method, target, resize: of the explainer.
             module: see `checkpoint.load`.
+            device: see `policy.device_of`. One frame at a time is fastest on the processor, with most networks.
 
         Raises:
-            UserError: weights or card are missing, damaged or of another task, or there is no such method or action.
+            UserError: weights or card are missing, damaged or of another task, there is no such method or action, or no
+                GPU where one is asked for.
         """
         policy, card = checkpoint.load(path, task, module)
+        policy.to(device_of(device))
         explainer = cls(policy, card, method, target, resize)
         for _ in range(1 if isinstance(policy, ActorCritic) else WARM_UPS):
             explainer.explain(explainer.decide(np.zeros(explainer.image_shape, np.uint8)))
@@ -192,6 +197,7 @@ class Explainer:
                 outputs, value, hidden = self._actor_critic.trace(state)
             else:
                 outputs, value = self._policy(state)
+            outputs = outputs.cpu()
             discrete = self._distribution.discrete
             probabilities = outputs.softmax(dim=1)[0].numpy() if discrete else np.zeros(0, np.float32)
         if outputs.shape != (1, self._distribution.outputs(len(self.action_names))):
@@ -223,7 +229,7 @@ class Explainer:
         rgb = self.fitted(rgb)
         state = self._state(rgb)
         changed = ATTACKS[attack.upper()](self._policy, state, epsilon, self._generator)
-        change = (changed - state)[0]
+        change = (changed - state)[0].cpu()
         levels = torch.trunc(change * 255.0 + 1e-3 * change.sign()).permute(1, 2, 0).numpy()
         return (rgb + levels).clip(0, 255).astype(np.uint8)
 
@@ -240,14 +246,14 @@ class Explainer:
         if decision.trace is not None and self.method in ("digr", "vg"):
             assert self._actor_critic is not None
             with torch.inference_mode():
-                outputs = torch.from_numpy(decision.outputs)[None]
+                outputs = torch.from_numpy(decision.outputs)[None].to(self._device)
                 raw = saliency_from_trace(self._actor_critic, outputs, decision.trace, self._target)
         elif self._actor_critic is not None and self.method == "linear":
-            outputs = torch.from_numpy(decision.outputs)[None]
+            outputs = torch.from_numpy(decision.outputs)[None].to(self._device)
             raw = linear_maps(self._actor_critic, decision.state.clone(), self._target, outputs=outputs)
         else:
             raw = self._method(self._policy, decision.state.clone(), self._target, self._perturbation)
-        maps, flat = normalise(raw)
+        maps, flat = normalise(raw.cpu())
         return Saliency(
             map=maps[0].numpy(),
             flat=bool(flat[0]),
@@ -267,7 +273,7 @@ class Explainer:
             actions: (B,), the most probable ones; -1 of a continuous policy.
         """
         with torch.inference_mode():
-            outputs = self._policy(states)[0]
+            outputs = self._policy(states.to(self._device))[0].cpu()
             decided = torch.from_numpy(decision.outputs)[None]
             divergence = self._distribution.divergence(decided, outputs, self._target)
         actions = outputs.argmax(dim=1) if self.discrete else torch.full((len(states),), -1)
@@ -276,12 +282,15 @@ class Explainer:
     def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
         recipe = self._policy.recipe
         if self._is_whole(rgb):
-            return to_input(torch.from_numpy(rgb.transpose(2, 0, 1)[None].copy()))
+            return self._input(rgb.transpose(2, 0, 1))
         picture = recipe.picture(rgb, self.image_shape[:2], self.resize)
         if self.single:
-            return to_input(torch.from_numpy(picture[None].copy()))
+            return self._input(picture)
         self._pictures.extend([picture] * (1 if self._pictures else recipe.stack))
-        return to_input(torch.from_numpy(np.concatenate(self._pictures)[None]))
+        return self._input(np.concatenate(self._pictures))
+
+    def _input(self, state: NDArray[np.uint8]) -> Tensor:
+        return to_input(torch.from_numpy(state[None].copy()).to(self._device))
 
     def _is_whole(self, frame: NDArray[np.uint8]) -> bool:
         """Whether it is a whole state of several pictures, (H, W, C); three channels are one RGB picture."""

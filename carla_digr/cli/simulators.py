@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,18 @@ def add_check_simulator(commands: argparse._SubParsersAction) -> None:
     """`check-simulator`: whether a CARLA server can be driven on."""
 
     def run(args: argparse.Namespace) -> int:
+        if args.config is not None:
+            from carla_digr.tasks import load_config
+
+            args.simulators = getattr(load_config(Path(args.config)).environment, "simulators", None)
+            if not args.simulators:
+                raise UserError(f"{args.config} names no environment.simulators; give --simulators HOST:PORT ....")
+        if args.out is not None:
+            print(f"All figures will be in {args.out}.", file=sys.stderr, flush=True)
+        if args.simulators:
+            from carla_digr.driving.several import check_simulators
+
+            return 0 if check_simulators(tuple(args.simulators), args.timeout, args.full, args.out) else 1
         from carla_digr.driving.acceptance import check_simulator
 
         return 0 if check_simulator(args.host, args.port, args.timeout, full=args.full, report=args.out) else 1
@@ -57,6 +70,14 @@ def add_check_simulator(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="where the server runs (default: this machine)")
     parser.add_argument("--port", type=int, default=2000, help="its port for calls (default: 2000)")
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
+        "--simulators",
+        metavar="HOST:PORT",
+        nargs="+",
+        help="several servers in place of one: each, whether they have one map, and how fast they are together",
+    )
+    several.add_argument("--config", metavar="CONFIG", help="those of a driving task's YAML file")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds for each call (default: %(default)g)")
     parser.add_argument("--full", action="store_true", help="measure longer, for about ten minutes at most")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where all figures go, a JSON file")

@@ -66,7 +66,6 @@ def _write(report: Path | None, lines: list[dict[str, Any]], visit: Visit) -> No
         system = {"python": platform.python_version(), "system": platform.platform(), "full": visit.until > 0.0}
         with atomic_write(report) as file:
             file.write(json.dumps({**system, "checks": lines, "figures": visit.figures}, indent=1).encode())
-        print(f"All figures are in {report}.", flush=True)
 
 
 def _give_up(check: Check, lines: list[dict[str, Any]], visit: Visit, report: Path | None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from carla_digr.driving import probes
 from carla_digr.driving.car_probe import CAR, judged_car, tamed_car
 from carla_digr.driving.control import CAMERA, CRUISE_SPEED, EGO_BLUEPRINT, IMAGE_SIZE, TICK, WHEEL_ANGLE
-from carla_digr.driving.highway import REACH, highway_points
+from carla_digr.driving.highway import REACH, highway_points, identity
 from carla_digr.driving.scenario import WARM_UP_TICKS, Scenario
 from carla_digr.driving.session import VERSION, SensorStream, Session
 from carla_digr.driving.traffic import HIGHWAY_TRAFFIC
@@ -95,6 +95,7 @@ def _connect(visit: Visit) -> tuple[bool, str]:
     embedded = bool(session.blueprints.filter(HIGHWAY_TRAFFIC))
     visit.simulator = visit.simulator or ("embedded" if embedded else "carla")
     kind = "carla_digr's embedded highway, not CARLA" if embedded else "a CARLA server"
+    visit.figures |= {"kind": visit.simulator, "map": "{} ({})".format(*identity(session.map))}
     return True, f"{session.client.get_server_version()}, {kind}, map {session.map.name}"
 
 

@@ -7,7 +7,6 @@ tick of its may never return.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import signal
@@ -74,7 +73,7 @@ class SimulatorProcess:
             UserError: there is none.
         """
         told = self.answer(START)[0]
-        self.map_name, self.map_hash = told["map"].rpartition("/")[2], told["hash"]
+        self.map_name, self.map_hash = told["map"], told["hash"]
 
     def ask(self, request: dict[str, Any]) -> None:
         """Send a request, JSON-ready; one answer is to be taken for each.
@@ -267,6 +266,7 @@ def _serve(
     options: dict[str, Any],
 ) -> None:
     """The process: one answer a request, until the other end of the pipe is closed."""
+    from carla_digr.driving.highway import identity
     from carla_digr.driving.scenario import Scenario  # which the other end, that may never drive, need not load
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that asks; its end ends this one
@@ -274,9 +274,8 @@ def _serve(
         try:
             with Scenario.connect(simulator, host, port, timeout, **options) as drive:
                 answer = work(drive, settings)
-                there = drive.session.map
-                sha256 = hashlib.sha256(there.to_opendrive().encode()).hexdigest()
-                pipe.send_bytes(json.dumps({"map": there.name, "hash": sha256[:12]}).encode())
+                name, digits = identity(drive.session.map)
+                pipe.send_bytes(json.dumps({"map": name, "hash": digits}).encode())
                 while True:
                     facts, arrays = answer(json.loads(pipe.recv_bytes()))
                     shapes = [(array.dtype.str, array.shape) for array in arrays]

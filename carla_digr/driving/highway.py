@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -18,6 +19,11 @@ STEP = 25.0  # m between looks
 REACH, STRIDE = 1200.0, 20.0  # m that a stretch is followed at most, and between looks
 STRAIGHT = 1e4  # m, a radius that is as good as none
 LEAST_RADIUS = EGO_WHEELBASE / math.tan(WHEEL_ANGLE)  # m, bends the actions can follow
+
+
+def identity(road_map: carla.Map) -> tuple[str, str]:
+    """A map's name, and 12 digits that no other map has."""
+    return road_map.name.rpartition("/")[2], hashlib.sha256(road_map.to_opendrive().encode()).hexdigest()[:12]
 
 
 def highway_points(

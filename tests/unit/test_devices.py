@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from carla_digr import load_policy
 from carla_digr.checkpoint import load
 from carla_digr.cli import main
 from carla_digr.config import PolicyConfig
 from carla_digr.errors import UserError
+from carla_digr.explainer import Explainer
 from carla_digr.policy import ActorCritic, device_of, device_under, to_input
 from carla_digr.saliency import METHODS
 from carla_digr.saliency.linear import differentiable_maps
@@ -54,10 +57,28 @@ def test_without_a_gpu_auto_is_the_processor_and_cuda_a_sentence(tmp_path, tiny_
     assert device_of("auto") == device_of("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="finds no GPU here; set it to auto or cpu"):
         device_of("cuda")
+    with pytest.raises(UserError, match="finds no GPU here"):
+        load_policy("driving_student", device="cuda")
+    with pytest.raises(UserError, match="finds no GPU here"):
+        Explainer.from_checkpoint("driving_student", device="cuda")
+    assert device_under(load_policy("driving_student", device="auto").network) == torch.device("cpu")
     file = tmp_path / "cuda.yaml"
     file.write_text(tiny_yaml.read_text() + "\ndevice: cuda\n")
     assert main(["train-teacher", str(file), "--out", str(tmp_path)]) == 2
     assert "The setting device is cuda" in capsys.readouterr().err
+
+
+@gpu
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_an_explainer_on_a_gpu_says_what_it_says_on_the_processor(method):
+    frame = np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    here, there = (Explainer.from_checkpoint("driving_student", None, method, device=d) for d in ("cpu", "cuda"))
+    one, two = here.decide(frame), there.decide(frame)
+    assert one.action == two.action and np.allclose(one.outputs, two.outputs, atol=1e-3)
+    assert np.allclose(here.explain(one).map, there.explain(two).map, atol=0.05)
+    divergence, actions = there.instead(two, to_input(torch.zeros(2, 3, 128, 128, dtype=torch.uint8)))
+    assert divergence.shape == actions.shape == (2,)
+    assert there.attacked(frame, "fgsm", 0.01).shape == frame.shape
 
 
 @gpu

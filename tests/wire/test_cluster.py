@@ -235,8 +235,8 @@ def test_what_cannot_be_is_told_in_one_sentence(nodes, rooms, tmp_path):
     nodes.environment["RAY_AUTH_TOKEN"] = TOKEN[::-1]
     assert "cannot be joined" in told("make-dataset", file)
     nodes.environment["RAY_AUTH_TOKEN"] = TOKEN
-    other = tmp_path / "other"
-    shutil.copytree(Path(checkpoint.__file__).parent, other / "carla_digr")
-    (other / "carla_digr" / "attacks.py").write_text("")
-    nodes.add(PYTHONPATH=str(other))
-    assert re.search(r"The node 127\.0\.0\.3 has carla_digr .* install the same everywhere", told("make-dataset", file))
+    (tmp_path / "sitecustomize.py").write_text("import carla_digr\ncarla_digr.__version__ = '0.0.9'\n")
+    nodes.add(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert re.search(
+        r"The node 127\.0\.0\.3 has carla_digr 0\.0\.9 .* install the same everywhere", told("make-dataset", file)
+    )

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from simulator_process import Simulator
 
+from carla_digr.driving.memory import resident
 from carla_digr.driving.session import Session
 from carla_digr.errors import UserError
 from carla_digr.files import sha256_of
 from carla_digr.tasks import parse_config
 from carla_digr.tasks.driving import Driving, DrivingConfig
 from carla_digr.tasks.driving.classes import CLASSES
+from carla_digr.tasks.driving.servers import Pace
 from carla_digr.training.distill import distill
 from carla_digr.training.saliency_dataset import make_dataset
 from carla_digr.training.teacher import train_teacher
@@ -139,6 +141,7 @@ def test_a_lost_server_costs_its_episode_and_the_others_go_on(shared_simulator, 
         for _ in range(3):
             env.step(keep)
         assert env.present.all()
+        assert env._paces[0]._held == pytest.approx(shared_simulator.memory(), rel=0.3)
         if how == "hangs":
             victim.process.send_signal(signal.SIGSTOP)
             threading.Timer(9.0, victim.process.send_signal, [signal.SIGCONT]).start()
@@ -164,6 +167,19 @@ def test_a_lost_server_costs_its_episode_and_the_others_go_on(shared_simulator, 
         env.close()
     assert_left_alone(shared_simulator, victims[-1])
     victims[-1].stop()
+
+
+def test_a_server_of_this_machine_is_watched_for_its_memory(shared_simulator, caplog):
+    here, port = resident("127.0.0.1", shared_simulator.port), shared_simulator.port
+    assert here == pytest.approx(shared_simulator.memory(), rel=0.1)
+    assert resident("192.0.2.77", port) is None and resident("127.0.0.1", 1) is None
+    pace = Pace("gpu1:2000")
+    for held in (3 << 30, None, 5 << 30, 6 << 30, 7 << 30):
+        pace.holds(held)
+    assert caplog.messages == [
+        "gpu1:2000 holds 6.0 GiB of memory, at first it held 3.0; start it again when it suits, the job goes on "
+        "meanwhile and with it afterwards."
+    ]
 
 
 @pytest.mark.long

@@ -132,9 +132,12 @@ def answer_requests(scenario: Scenario, job: Job) -> Callable[[dict[str, Any]], 
     {"watch": true} puts the camera up for "classes" of each frame, {"watch": false} of those that are asked for.
     {"seed": s} starts an episode, in which the list "actions", if there is one, is taken at once; {"action": a} takes
     one decision. Both may have {"label": true}, for "classes" of the frame that they end with, and answer with the
-    picture (3, H, W), the decision with "reward", "terminated", "truncated", "took" (s) and, at the end, "metrics".
+    picture (3, H, W), the decision with "reward", "terminated", "truncated", "took" (s), at the end "metrics", and,
+    asked with {"memory": true}, the server's in bytes, or null.
     {"classes": true} answers with what the picture shows, int8 (H, W), {"metrics": true} with the figures so far.
     """
+    from carla_digr.driving.drive_process import address_of
+    from carla_digr.driving.memory import resident
     from carla_digr.driving.scripted import ScriptedDriver
 
     hazard(1.0, 0.0, 1.0, 1.0, 1.0, 0.0)  # loads its compiled code, for which no decision has the time
@@ -162,6 +165,8 @@ def answer_requests(scenario: Scenario, job: Job) -> Callable[[dict[str, Any]], 
         frame, value, terminated, truncated = episode.step(request["action"])
         facts: dict[str, Any] = {"reward": value, "terminated": terminated, "truncated": truncated}
         facts["took"] = time.perf_counter() - begun
+        if "memory" in request:
+            facts["memory"] = resident(*address_of(scenario.session.address))
         if terminated or truncated:
             facts["metrics"] = episode.metrics()
         return facts, picture(frame)

@@ -33,12 +33,31 @@ _drove: set[str] = set()
 
 
 class Pace:
-    """How long a server takes for a decision, and whether that has grown."""
+    """How long a server takes for a decision and what memory it holds, and whether that has grown."""
 
     def __init__(self, address: str):
         self._address = address
         self._seconds: list[float] = []
         self._first: float | None = None
+        self._held: int | None = None
+
+    @property
+    def begins(self) -> bool:
+        """Whether the next decision is the first of those of a median."""
+        return not self._seconds
+
+    def holds(self, memory: int | None) -> None:
+        """Its memory, in bytes, where it is known; says so where it has come to SLOWED times the first, and again."""
+        if memory is None:
+            return
+        if self._held is None:
+            self._held = memory
+        elif memory >= SLOWED * self._held:
+            log.warning(
+                "%s holds %.1f GiB of memory, at first it held %.1f; start it again when it suits, the job goes on "
+                "meanwhile and with it afterwards.", self._address, memory / 2**30, self._held / 2**30,
+            )  # fmt: skip
+            self._held = memory
 
     def took(self, seconds: float) -> None:
         """One more decision; says so where they have come to take SLOWED times as long as at first, and again."""
@@ -190,6 +209,7 @@ class ServersVecEnv(BatchedEnvironment):
                 continue
             self.observations[i] = picture
             rewards[i] = facts["reward"]
+            self._paces[i].holds(facts.get("memory"))
             self._paces[i].took(facts["took"])
             self._actions[i].append(int(actions[i]))
             if facts["terminated"] or facts["truncated"]:
@@ -212,7 +232,8 @@ class ServersVecEnv(BatchedEnvironment):
 
     def _ask(self, i: int, action: int) -> bool:
         try:
-            self._processes[i].ask({"action": action, **self._label()})
+            memory = {"memory": True} if self._paces[i].begins else {}
+            self._processes[i].ask({"action": action, **self._label(), **memory})
         except UserError as error:
             self._lose(i, error)
             return False
