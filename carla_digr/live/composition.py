@@ -70,6 +70,13 @@ ARGUMENTS = (
     Argument("method", DEFAULT, "how the maps are computed: a method that fits into a frame", FAST_METHODS),
     *EXPLANATION,
     Argument("lockstep", "false", "wait for every decision instead of driving at 20 Hz", YES_NO),
+    Argument(
+        "realtime",
+        "true",
+        "simulator, bridge and explainer go before the machine's other programs where the system allows it (rtprio), "
+        "but for in lockstep",
+        YES_NO,
+    ),
     Argument("viewer", "true", "serve the web page", YES_NO),
     Argument("viewer_port", "8765", "port of the web page on 127.0.0.1"),
     Argument("record", "false", "record the drive as a new bag in this directory (true: in recordings)"),
@@ -205,12 +212,14 @@ def live(values: Mapping[str, str]) -> list[Process]:
 
     values = plain(values)
     simulator, lockstep = values["simulator"], values["lockstep"] == "true"
+    realtime = values["realtime"] == "true" and not lockstep
     host = "127.0.0.1" if simulator == "embedded" else values["host"]
     port = whole_number("port", values["port"], 1, 65534)
     processes = []
     if simulator == "embedded":
-        arguments = ("simulator", "--host", host, "--port", str(port), "--parent", str(os.getpid()))
-        processes.append(Process("simulator", module="carla_digr.cli", arguments=arguments))
+        arguments = ["simulator", "--host", host, "--port", str(port), "--parent", str(os.getpid())]
+        arguments += ["--realtime"] if realtime else []
+        processes.append(Process("simulator", module="carla_digr.cli", arguments=tuple(arguments)))
     recording = values["record"] not in ("false", "")
     if recording:
         directory = "recordings" if values["record"] == "true" else values["record"]
@@ -227,13 +236,14 @@ def live(values: Mapping[str, str]) -> list[Process]:
                 "start_seconds": START_SECONDS[simulator],
                 "seed": whole_number("seed", values["seed"], 0, 2**31 - 1),
                 "lockstep": lockstep,
+                "realtime": realtime,
                 "listeners": ["recorder"] if recording else [""],
             },
             tidies_up=True,
             respawns=BRIDGE_RESPAWNS,
             respawn_parameters={"start_seconds": max(START_SECONDS[simulator], RESPAWN_SECONDS)},
         ),
-        Process("explainer", parameters=_explainer(values, camera=IMAGE_SIZE)),
+        Process("explainer", parameters={**_explainer(values, camera=IMAGE_SIZE), "realtime": realtime}),
     ]
     return in_place([*processes, *_viewer(values)], values)
 

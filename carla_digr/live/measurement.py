@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import TICK
+from carla_digr.scheduling import goes_first
 
 RATE = 1.0 / TICK  # Hz
 RATE_TOLERANCE = 0.1  # Hz
@@ -254,7 +255,7 @@ class ProcessorTime:
         self._machine_before = self._machine()
 
     def report(self, seconds: float) -> dict[str, Any]:
-        """Over the ``seconds`` since the start: CPU seconds and percent of one core per process; the load."""
+        """Over the ``seconds`` since the start: CPU time of each process and who goes first; the load."""
         processes = {}
         for name, pid in self._processes.items():
             used, before = self._used(pid), self._before[name]
@@ -262,6 +263,7 @@ class ProcessorTime:
             processes[name] = {
                 "cpu_s": None if spent is None else round(spent, 2),
                 "cpu_percent": None if spent is None else round(100.0 * spent / seconds, 1),
+                "realtime": goes_first(self._processes[name]),
             }
         busy, total = (after - before for after, before in zip(self._machine(), self._machine_before, strict=True))
         return {

@@ -80,7 +80,8 @@ def run_live(
             print("Starting the drive; if the simulator is not compiled yet, that takes a minute.", flush=True)
         if duration is not None:
             page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
-            supervisor.start(*in_place([measurement(duration, supervisor.pids(), page)], values))
+            realtime = values["realtime"] == "true" and values["lockstep"] != "true"
+            supervisor.start(*in_place([measurement(duration, supervisor.pids(), page, realtime)], values))
         measured = supervisor.watch()
     if measured is not None:
         return conclude(measured.data, report)
@@ -279,11 +280,11 @@ def obituary(child: Running, status: int) -> str:
     )
 
 
-def measurement(duration: float, pids: Mapping[str, int], page: str) -> Process:
-    """The process that measures the others."""
+def measurement(duration: float, pids: Mapping[str, int], page: str, realtime: bool) -> Process:
+    """The process that measures the others, and when they go first does so too."""
     processes = [f"{name}={pid}" for name, pid in pids.items()]
     parameters: dict[str, bool | int | float | str | list[str]] = {"duration": duration, "processes": processes}
-    measure = Process("measure", parameters={**parameters, "page": page}, finite=True)
+    measure = Process("measure", parameters={**parameters, "page": page, "realtime": realtime}, finite=True)
     return replace(measure, onlooker=True, respawns=ONLOOKER_RESPAWNS)
 
 

@@ -65,6 +65,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=SIZE],...",
         help="single traits or groups of docs/carla_server.md; with --like, -NAME takes one out",
     )
+    parser.add_argument(
+        "--realtime", action="store_true", help="go before the machine's other programs, where the system allows it"
+    )
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)  # one of --instances
     parser.add_argument("--seed", type=int, default=0, help="of the traits' chance (default: %(default)s)")
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from carla_digr.errors import UserError, tell
+from carla_digr.scheduling import DRIVES, go_first
 from carla_digr.simulator import add_server_options, calls, recorder_calls, sensors, streaming, walker_calls, wire
 from carla_digr.simulator.batches import apply_batch
 from carla_digr.simulator.connections import STALL_LIMIT, Connection, Connections, RpcConnection, StreamConnection
@@ -343,7 +344,12 @@ class Server:
 
 
 def run(
-    host: str, port: int, parent: int | None = None, new_episode: NewEpisode = Episode, all_sensors: bool = True
+    host: str,
+    port: int,
+    parent: int | None = None,
+    new_episode: NewEpisode = Episode,
+    all_sensors: bool = True,
+    realtime: bool = False,
 ) -> None:
     """Serve until SIGTERM, SIGINT or the end of the parent process.
 
@@ -352,6 +358,7 @@ def run(
     Args:
         parent: the process with which to end, which must be the one that started this; None: with no other.
         new_episode, all_sensors: see :class:`Server`.
+        realtime: go before the machine's ordinary processes where the system grants it.
 
     Raises:
         UserError: a port cannot be had.
@@ -364,6 +371,8 @@ def run(
     signal.signal(signal.SIGINT, lambda *_: server.leave())
     if parent is not None:
         exit_with(parent, server.leave)
+    if realtime:
+        go_first(DRIVES)
     print(
         f"carla_digr simulator ready: CARLA {wire.VERSION} protocol on {host}:{server.port}, "
         f"streams on {server.streaming_port}",
@@ -389,10 +398,11 @@ def run_with(arguments: argparse.Namespace) -> None:
     if arguments.instances != 1:
         options = ["--host", arguments.host, f"--traits={arguments.traits}", "--seed", str(arguments.seed)]
         options += ["--like", arguments.like] if arguments.like else []
+        options += ["--realtime"] if arguments.realtime else []
         run_instances(arguments.instances, arguments.port, arguments.parent, options)
         return
     whole = arguments.parent is None or arguments.whole  # who starts one for itself drives by cameras
-    run(arguments.host, arguments.port, arguments.parent, new_episode, whole)
+    run(arguments.host, arguments.port, arguments.parent, new_episode, whole, arguments.realtime)
 
 
 def main() -> None:

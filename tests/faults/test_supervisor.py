@@ -313,6 +313,9 @@ def test_a_measured_drive_writes_its_figures_and_says_whether_they_held(live, tm
     assert measured["distance_m"] > 10
     assert set(figures["processes"]) == {"simulator", "carla_bridge", "explainer", "viewer"}
     assert all(process["cpu_s"] > 0 for process in figures["processes"].values())
+    granted = subprocess.run(["chrt", "--rr", "1", "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    first = {name for name, process in figures["processes"].items() if process["realtime"]}
+    assert first == ({"simulator", "carla_bridge", "explainer"} if granted else set())
     assert all(process["end_mb"] > 10 for process in figures["memory"].values())
     assert drive.leaves_nothing()
 

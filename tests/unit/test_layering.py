@@ -17,7 +17,7 @@ LIBRARY = ROOT / "carla_digr"
 
 # The rooms from the ground up: each imports from those before it only, on any line of its files.
 FLOORS = (
-    *("errors", "images", "files", "registry", "config", "distributions"),
+    *("errors", "images", "files", "registry", "config", "distributions", "scheduling"),
     *("simulator", "driving", "policy", "onnx_operators", "networks", "checkpoint", "importing", "saliency"),
     *("tasks", "attacks", "training", "explainer", "objects", "api"),
     *("evaluation", "recordings", "live", "cli"),

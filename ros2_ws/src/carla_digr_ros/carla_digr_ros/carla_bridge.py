@@ -41,6 +41,7 @@ from carla_digr.live.watchdog import (
     State,
     Watchdog,
 )
+from carla_digr.scheduling import DRIVES, go_first
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import (
     OPTICAL_FRAME,
@@ -52,7 +53,7 @@ from carla_digr_ros.conversion import (
     to_message,
 )
 from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
-from carla_digr_ros.parameters import Live, declare
+from carla_digr_ros.parameters import REALTIME, Live, declare
 from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
 
 CALL_SECONDS = 5.0  # longest wait for an answer of the simulator
@@ -106,6 +107,7 @@ class CarlaBridge(ManagedNode):
             self, "objects", True, "also publish what the picture's pixels show, where the server has a camera for that"
         )
         self._lockstep = declare(self, "lockstep", False, "wait for every decision instead of keeping to the clock")
+        self._realtime = declare(self, "realtime", False, REALTIME)
         self._patience = Live(
             self, "patience", 60.0, "s in which a simulator that hung or died must be back", (0.0, 86400.0)
         )
@@ -205,7 +207,12 @@ class CarlaBridge(ManagedNode):
                 if time.monotonic() >= end:
                     raise
                 self._waiting = "the simulator does not answer"
+        self._go_first()
         self._wait_for_an_explainer(executor, going)
+
+    def _go_first(self) -> None:
+        """Also the threads of the carla client, of which some are as old as its connection."""
+        self._realtime = self._realtime and go_first(DRIVES)
 
     def _new_drive(self) -> Scenario:
         return Scenario.connect(
@@ -308,6 +315,7 @@ class CarlaBridge(ManagedNode):
                 executor.spin_once(timeout_sec=SPIN_SECONDS)
             else:
                 self.get_logger().info("The simulator is back")
+                self._go_first()
                 break
         self._waiting = ""
 
@@ -619,6 +627,7 @@ class CarlaBridge(ManagedNode):
             "decisions of other policies (Hz)": self._strange.rate(),
             "decisions late or repeated": self._watchdog.ignored + self._foreign,
             "periods missed": self._pacer.missed,
+            "scheduling": "real-time" if self._realtime else "ordinary",
             "episode": self._episode,
             "seed": self._episode_seed,
             "collisions": self._collisions,

@@ -36,11 +36,12 @@ from carla_digr.live.trust import LOW, LOW_IN_A_ROW, Judged, TrustMeter
 from carla_digr.live.watchdog import WARN_PERIODS, Order, Stamps
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.overlay import COLORMAP, COLORMAPS, overlay
+from carla_digr.scheduling import ANSWERS, go_first
 from carla_digr.training import prepare_process
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_jpeg, to_message, to_rgb
 from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
-from carla_digr_ros.parameters import check, declare
+from carla_digr_ros.parameters import REALTIME, check, declare
 from carla_digr_ros.running import ManagedNode, run
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class ExplainerNode(ManagedNode):
         self._setting("method", DEFAULT, "how the maps are computed", tuple(METHODS))
         self._module = declare(self, "module", "", "the policy's own code, package.module:factory; empty: it has none")
         self._drives = declare(self, "drives", True, "whether the decisions drive a car, whose actions must be known")
+        self._realtime = declare(self, "realtime", False, REALTIME)
         self._camera = declare(self, "camera", 0, "side of the camera's pictures, pixels; 0: not known", (0, 4096))
         check(self, "weights", self._refuse_weights)
         check(self, "target", self._refuse_target)
@@ -158,6 +160,7 @@ class ExplainerNode(ManagedNode):
         self.listen(topics.IMAGE, self._on_image)
         self.listen(topics.INSTANCES, self._on_surroundings)
         self.listen(topics.VEHICLES, self._on_surroundings)
+        self._realtime = self._realtime and go_first(ANSWERS, alone=True)
 
     # --- the policy ---
 
@@ -441,6 +444,7 @@ class ExplainerNode(ManagedNode):
             "pictures repeated or late": self._disordered,
             "maps failed": self._failed,
             "flat maps": self._flat,
+            "scheduling": "real-time" if self._realtime else "ordinary",
         }
         if self._objects is not None:
             values["objects (Hz)"] = self._objects.done.rate()

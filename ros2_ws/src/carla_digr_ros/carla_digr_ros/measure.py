@@ -17,8 +17,9 @@ from std_msgs.msg import Header
 from carla_digr.errors import UserError
 from carla_digr.live.measurement import OBJECTS, RATE, Measurement, Memory, ProcessorTime, criteria
 from carla_digr.live.page_reader import PageReader
+from carla_digr.scheduling import DRIVES, go_first
 from carla_digr_ros import topics
-from carla_digr_ros.parameters import declare
+from carla_digr_ros.parameters import REALTIME, declare
 from carla_digr_ros.receiving import message_of
 from carla_digr_ros.running import Stop, run
 
@@ -37,6 +38,8 @@ class Measure(Node):
         super().__init__("measure")
         duration = declare(self, "duration", 60.0, "drive to measure, s", (1.0, 86400.0))
         page = declare(self, "page", "", "address of a web page to read like a browser; empty: none")
+        if declare(self, "realtime", False, REALTIME):
+            go_first(DRIVES, alone=True)
         processes = declare(self, "processes", [""], "name=pid of the processes whose CPU time is measured")
         self._pids = {name: int(pid) for name, _, pid in (entry.partition("=") for entry in processes) if pid}
         self._measurement = Measurement(round(duration * RATE))

@@ -12,6 +12,8 @@ from rclpy.parameter import Parameter
 
 from carla_digr.errors import UserError
 
+REALTIME = "go before all ordinary processes of the machine, where the system grants it (rtprio)"
+
 T = TypeVar("T", bool, int, float, str, list[str])
 
 

@@ -1,0 +1,47 @@
+"""Real-time scheduling, where the system grants it: who must answer within a frame goes before who need not.
+
+Linux grants it to root and to those whose limit RTPRIO (ulimit -r) is high enough; see sched(7).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+DRIVES, ANSWERS = 2, 1  # priorities: simulator, bridge and what measures them; the explainer
+
+
+def go_first(priority: int, alone: bool = False) -> bool:
+    """Have this process's threads go before every ordinary one of the machine.
+
+    Args:
+        priority: of SCHED_RR, from 1; larger ones go before smaller ones.
+        alone: only the calling thread and those that Python does not know, which are the middleware's: what works
+            beside the frames, and what is started later, stays ordinary.
+
+    Returns:
+        Whether the system grants it; if not, nothing changes.
+    """
+    if not hasattr(os, "SCHED_RESET_ON_FORK"):  # not Linux
+        return False
+    policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK if alone else os.SCHED_RR
+    beside = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()} if alone else set()
+    for thread in (int(entry.name) for entry in Path("/proc/self/task").iterdir()):
+        if thread in beside:
+            continue
+        try:
+            os.sched_setscheduler(thread, policy, os.sched_param(priority))
+        except ProcessLookupError:  # it has ended
+            continue
+        except PermissionError:
+            return False
+    return True
+
+
+def goes_first(process: int) -> bool:
+    """Whether the main thread of a process goes before the ordinary ones; False where nobody can know."""
+    try:
+        return os.sched_getscheduler(process) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+    except (AttributeError, OSError):
+        return False
