@@ -9,7 +9,8 @@ import os
 import threading
 from pathlib import Path
 
-DRIVES, ANSWERS = 2, 1  # priorities: simulator, bridge and what measures them; the explainer
+# Priorities: simulator, bridge and what measures them; the explainer's decisions and maps; its objects.
+DRIVES, ANSWERS, BESIDE = 3, 2, 1
 
 
 def go_first(priority: int, alone: bool = False) -> bool:
@@ -28,14 +29,23 @@ def go_first(priority: int, alone: bool = False) -> bool:
     policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK if alone else os.SCHED_RR
     beside = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()} if alone else set()
     for thread in (int(entry.name) for entry in Path("/proc/self/task").iterdir()):
-        if thread in beside:
-            continue
-        try:
-            os.sched_setscheduler(thread, policy, os.sched_param(priority))
-        except ProcessLookupError:  # it has ended
-            continue
-        except PermissionError:
+        if thread not in beside and not _schedule(thread, policy, priority):
             return False
+    return True
+
+
+def this_thread_goes_first(priority: int) -> bool:
+    """As `go_first` the calling thread alone, and nothing that it starts."""
+    return hasattr(os, "SCHED_RESET_ON_FORK") and _schedule(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, priority)
+
+
+def _schedule(thread: int, policy: int, priority: int) -> bool:
+    try:
+        os.sched_setscheduler(thread, policy, os.sched_param(priority))
+    except PermissionError:
+        return False
+    except ProcessLookupError:  # it has ended
+        pass
     return True
 
 

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import os, resource, subprocess, sys, threading
-from carla_digr.scheduling import go_first, goes_first
+from carla_digr.scheduling import go_first, goes_first, this_thread_goes_first
 alone, user = sys.argv[1] == "alone", int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
 if user:
@@ -18,7 +18,7 @@ if user:
 end = threading.Event()
 beside = threading.Thread(target=end.wait)
 beside.start()
-granted = go_first(1, alone)
+granted = this_thread_goes_first(1) if sys.argv[1] == "one" else go_first(1, alone)
 later = threading.Thread(target=end.wait)
 later.start()
 child = subprocess.Popen(["sleep", "60"])
@@ -37,7 +37,7 @@ def outcome(alone: str, user: int) -> list[bool]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux schedules so")
-@pytest.mark.parametrize("alone", ["alone", "all"])
+@pytest.mark.parametrize("alone", ["one", "alone", "all"])
 def test_who_goes_first_and_whose_children(alone):
     granted, main, beside, later, child, told = outcome(alone, 0)
     if not granted:

@@ -142,7 +142,7 @@ class ExplainerNode(ManagedNode):
 
         prepare_process()
         self._take(self._load(self._settings["weights"]))
-        self._objects = ObjectsStage(self._objects_out.publish)
+        self._objects = ObjectsStage(self._objects_out.publish, self._realtime)
         if self._settings["objects"]:
             self._objects.practise(self._explainer)
 

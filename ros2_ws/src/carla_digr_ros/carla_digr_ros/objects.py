@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from carla_digr import objects
 from carla_digr.driving.control import Neighbour
 from carla_digr.explainer import Decision, Explainer
+from carla_digr.scheduling import BESIDE, this_thread_goes_first
 from carla_digr_ros.conversion import to_message, to_rgb
 from carla_digr_ros.diagnostics import Recent
 
@@ -52,13 +53,14 @@ class ObjectsStage:
 
     Args:
         publish: called from the stage's thread.
+        realtime: whether that goes before the machine's ordinary processes.
     """
 
-    def __init__(self, publish: Callable[[ExplainedObjects], None]):
+    def __init__(self, publish: Callable[[ExplainedObjects], None], realtime: bool = False):
         self.done = Recent()
         self.dropped = 0
         self.problem = ""  # of the last frame
-        self._publish = publish
+        self._publish, self._realtime = publish, realtime
         self._parts: dict[tuple[int, int], dict[type, Explained | Image | Vehicles]] = {}
         self._waiting: deque[tuple[Explained, Image, Vehicles]] = deque()
         self._practice: tuple[Explained, Image, Vehicles] | None = None
@@ -126,6 +128,8 @@ class ObjectsStage:
 
     def _work(self) -> None:
         torch.set_num_threads(1)  # is a thread's own
+        if self._realtime:  # an ordinary one that holds Python's lock while others run keeps a decision waiting
+            this_thread_goes_first(BESIDE)
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._ended or self._practice is not None or bool(self._waiting))
