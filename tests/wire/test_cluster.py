@@ -23,8 +23,6 @@ from carla_digr import checkpoint
 from carla_digr.files import sha256_of
 from carla_digr.policy import ActorCritic
 from carla_digr.tasks import make_task, parse_config
-from carla_digr.training.saliency_dataset import make_dataset
-from carla_digr.training.teacher import train_teacher
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 TOKEN = "0123456789abcdef" * 2
@@ -120,6 +118,11 @@ class Nodes:
         return said
 
 
+def here(stage: str, file: Path, out: Path, *more: str) -> None:
+    """The same without a cluster, in a process as it is there."""
+    subprocess.run([sys.executable, "-m", "carla_digr.cli", stage, str(file), "--out", str(out), *more], check=True)
+
+
 def processes() -> str:
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
@@ -163,12 +166,11 @@ def test_a_dataset_is_the_same_where_a_node_is_killed_in_the_middle(nodes, rooms
     assert shards() < 50
     nodes.kill()
     nodes.ends(stage)
-    here = tmp_path / "here"
-    make_dataset(parse_config(ROOMS, "rooms"), here, out / "teacher.safetensors")
-    names = sorted(path.name for path in (here / "dataset").glob("*.safetensors"))
+    here("make-dataset", file, tmp_path, "--weights", str(out / "teacher.safetensors"))
+    names = sorted(path.name for path in (tmp_path / "dataset").glob("*.safetensors"))
     assert len(names) == 61
     for name in names:
-        assert (here / "dataset" / name).read_bytes() == (out / "dataset" / name).read_bytes()
+        assert (tmp_path / "dataset" / name).read_bytes() == (out / "dataset" / name).read_bytes()
 
 
 def test_an_evaluation_is_the_same_where_a_node_is_killed_in_the_middle(nodes, rooms, tmp_path):
@@ -179,12 +181,9 @@ def test_an_evaluation_is_the_same_where_a_node_is_killed_in_the_middle(nodes, r
     eventually(lambda: parts.exists() or stage.poll() is not None, 120.0)
     nodes.kill()
     nodes.ends(stage)
-    here = tmp_path / "here"
-    arguments = ["evaluate", str(file), "--out", str(here)]
-    for role in ("teacher", "student"):
-        arguments += [f"--{role}", str(out / f"{role}.safetensors")]
-    subprocess.run([sys.executable, "-m", "carla_digr.cli", *arguments], check=True, env=nodes.environment)
-    one, two = (json.loads((place / "evaluation" / "results.json").read_text()) for place in (here, out))
+    weights = [f"--{role}={out / f'{role}.safetensors'}" for role in ("teacher", "student")]
+    here("evaluate", file, tmp_path, *weights)
+    one, two = (json.loads((place / "evaluation" / "results.json").read_text()) for place in (tmp_path, out))
     for name in ("performance", "robustness"):
         assert one[name] == two[name] and one[name]
 
@@ -197,8 +196,9 @@ def test_a_teacher_is_trained_beside_its_servers_with_the_bytes_of_one_in_proces
     values = {**TINY, "environment": {**TINY["environment"], "simulators": [one, two]}}
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(values))
-    nodes.ends(nodes.command("train-teacher", file, tmp_path / "there"))
-    train_teacher(parse_config(TINY, "here"), tmp_path / "here")
+    assert "cut" not in nodes.ends(nodes.command("train-teacher", file, tmp_path / "there"))
+    file.write_text(yaml.safe_dump(TINY))
+    here("train-teacher", file, tmp_path / "here")
     assert sha256_of(tmp_path / "here" / "teacher.safetensors") == sha256_of(tmp_path / "there" / "teacher.safetensors")
     assert_left_alone(*servers)
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from carla_digr.driving.control import ACTIONS, UNKNOWN_LANE
+from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, UNKNOWN_LANE
 from carla_digr.driving.scenario import Scenario
 from carla_digr.driving.surroundings import SIZE, VEHICLE_LABELS, Surroundings
-from carla_digr.objects import KINDS
+from carla_digr.objects import KINDS, viewed_objects
 from carla_digr.simulator.road import LANE_WIDTH, MEDIAN_HALF_WIDTH
 from carla_digr.simulator.sensors import semantic_picture
 from carla_digr.simulator.traffic import ONCOMING
@@ -41,6 +41,8 @@ def test_the_segmentation_is_of_the_frame_that_was_decided_on(shared_simulator):
             camera = replace(here.camera, width=SIZE, height=SIZE)
             np.testing.assert_array_equal(found.labels[..., 0], semantic_picture(here.world, camera)[..., 2])
             lanes |= check_vehicles(here, found)
+            if number % 20 == 0:
+                check_masks(here, found)
             wanted = ACTIONS["wheels"][("left", "keep", "right")[number % 3]]
             there, frame = drive.step(wanted), here.step(wanted)
         assert {-1, 0, 1, UNKNOWN_LANE} & lanes and len(lanes) >= 3
@@ -70,6 +72,18 @@ def check_vehicles(here: InProcessDrive, found: Surroundings) -> set[int]:
         else:
             assert np.hypot(*place) > 50.0
     return {neighbour.lane for neighbour in found.vehicles.values()}
+
+
+def check_masks(here: InProcessDrive, found: Surroundings) -> None:
+    """Who may decide covers the pixels that it covers in process, at the second camera's two samples a pixel."""
+    ids = here.world.instances(replace(here.camera, width=SIZE, height=SIZE))
+    numbers = found.labels[..., 1].astype(int) | found.labels[..., 2].astype(int) << 8
+    vehicles = [o for o in viewed_objects(found.labels, found.vehicles, (IMAGE_SIZE, IMAGE_SIZE)) if o.id]
+    assert vehicles
+    for seen in vehicles:
+        (own,) = set(np.unique(ids[(numbers == seen.id & 0xFFFF) & np.isin(found.labels[..., 0], VEHICLE_LABELS)]))
+        samples = (ids == own).reshape(IMAGE_SIZE, SIZE // IMAGE_SIZE, IMAGE_SIZE, SIZE // IMAGE_SIZE)
+        np.testing.assert_array_equal(seen.mask, samples.any(axis=(1, 3)))
 
 
 def test_without_being_asked_for_there_is_no_second_camera(shared_simulator):
