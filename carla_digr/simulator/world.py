@@ -180,10 +180,11 @@ class World:
         Raises:
             KeyError: there is no such id.
         """
-        found = np.flatnonzero(self.vehicles["id"] == vehicle_id)
-        if len(found) == 0:
+        ids = self._table["id"][: self._count]
+        found = int((ids == vehicle_id).argmax()) if self._count else 0
+        if not self._count or ids[found] != vehicle_id:
             raise KeyError(f"there is no vehicle with id {vehicle_id}")
-        return int(found[0])
+        return found
 
     def vehicle(self, vehicle_id: int) -> np.record:
         """One row of the table (``row.x`` or ``row["x"]``, ...), a view like `vehicles`.
@@ -192,6 +193,14 @@ class World:
             KeyError: there is no such id.
         """
         return self._table.view(np.recarray)[self.index(vehicle_id)]
+
+    def row(self, vehicle_id: int) -> np.void:
+        """``vehicle`` without attributes, in a tenth of the time.
+
+        Raises:
+            KeyError: there is no such id.
+        """
+        return self._table[self.index(vehicle_id)]
 
     def new_id(self) -> int:
         """The next actor id: 1, 2, ..."""
@@ -237,7 +246,7 @@ class World:
             KeyError: there is no such id.
             ValueError: the pose is not finite.
         """
-        row = self.vehicle(vehicle_id)
+        row = self.row(vehicle_id)
         self._pose(row, x, y, yaw)
         row["lane"] = min(max(int((row["d"] - MEDIAN_HALF_WIDTH) // LANE_WIDTH), row["leftmost_lane"]), LANES - 1)
         for name in ("speed", "vx", "vy", "yaw_rate", "ax", "ay", "slope"):
@@ -288,7 +297,7 @@ class World:
             KeyError: there is no such id.
             ValueError: a value is no finite number.
         """
-        row = self.vehicle(vehicle_id)
+        row = self.row(vehicle_id)
         row["throttle"] = min(max(_f32(throttle), 0.0), 1.0)
         row["steer"] = min(max(_f32(steer), -1.0), 1.0)
         row["brake"] = min(max(_f32(brake), 0.0), 1.0)
@@ -303,7 +312,7 @@ class World:
             KeyError: there is no such id.
             ValueError: a value is no finite number.
         """
-        row = self.vehicle(vehicle_id)
+        row = self.row(vehicle_id)
         c, sn = math.cos(row["yaw"]), math.sin(row["yaw"])
         speed = min(max(_f32(vx) * c + _f32(vy) * sn, -TOP_SPEED), TOP_SPEED)
         row["speed"], row["vx"], row["vy"] = speed, speed * c, speed * sn
@@ -365,7 +374,7 @@ class World:
         """Where a camera is now, m and rad."""
         x, y, yaw = camera.x, camera.y, camera.yaw
         if camera.parent:
-            row = self.vehicle(camera.parent)
+            row = self.row(camera.parent)
             c, sn = math.cos(row["yaw"]), math.sin(row["yaw"])
             x, y = row["x"] + c * camera.x - sn * camera.y, row["y"] + sn * camera.x + c * camera.y
             yaw += row["yaw"]

@@ -113,13 +113,13 @@ class InProcessDrive:
 
     def curvature(self) -> float:
         """Of the ego's lane, 1/m, from where the ego can be seen to be over CARLA's protocol too."""
-        ego = self.world.vehicle(self.ego)
+        ego = self.world.row(self.ego)
         x, y, yaw = (float(np.float32(ego[name])) for name in ("x", "y", "yaw"))
         return lane_curvature(self.road.pieces, x, y, yaw)
 
     def speed(self) -> float:
         """The ego's speed in m/s, as it can be seen over CARLA's protocol too."""
-        ego = self.world.vehicle(self.ego)
+        ego = self.world.row(self.ego)
         return signed_speed(ego["vx"], ego["vy"], ego["yaw"])
 
     def step(self, wanted: VehicleCommand) -> DriveFrame:
@@ -131,19 +131,19 @@ class InProcessDrive:
         """What the ego hit in the last tick, whether its centre is off the driving lanes, and what never happens here:
         that the road ends, or that somebody drives into it."""
         hits = [contact.other_name for contact in self.world.collisions if contact.id == self.ego]
-        off_road = not MEDIAN_HALF_WIDTH < self.world.vehicle(self.ego)["d"] < ROAD_EDGE
+        off_road = not MEDIAN_HALF_WIDTH < self.world.row(self.ego)["d"] < ROAD_EDGE
         return (hits[0] if hits else None), off_road, False, False
 
     def ahead(self) -> dict[int, float]:
         """m along the road from the ego to each vehicle of its carriageway, in [-ring / 2, ring / 2), by their ids."""
         ring, vehicles = self.road.length, self.world.vehicles
-        relative = (vehicles["s"] - self.world.vehicle(self.ego)["s"] + 0.5 * ring) % ring - 0.5 * ring
+        relative = (vehicles["s"] - self.world.row(self.ego)["s"] + 0.5 * ring) % ring - 0.5 * ring
         others = (vehicles["driver"] != ONCOMING) & (vehicles["id"] != self.ego)
         return dict(zip(vehicles["id"][others].tolist(), relative[others].tolist(), strict=True))
 
     def frame(self) -> DriveFrame:
         """The present frame with its picture."""
-        ego = self.world.vehicle(self.ego)
+        ego = self.world.row(self.ego)
         collision, off_road, *_ = self.incident()
         return DriveFrame(
             frame=self.world.frame,
@@ -164,7 +164,7 @@ class InProcessDrive:
 
     def reward(self, config: DrivingConfig, seconds: float) -> float:
         """Reward of the last ``seconds`` if nothing ended in them."""
-        ego = self.world.vehicle(self.ego)
+        ego = self.world.row(self.ego)
         closing, alongside = hazards(self.world.vehicles, self.world.index(self.ego), self.road.length)
         heading = project_to(self.road.pieces, ego["x"], ego["y"])[2]
         drift = float(ego["speed"] * math.sin(ego["yaw"] - heading))
