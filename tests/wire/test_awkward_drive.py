@@ -15,6 +15,8 @@ from carla_digr.driving.control import CRUISE_SPEED
 from carla_digr.driving.rollouts import RolloutConfig, drive_episodes
 from carla_digr.driving.traffic import BEHIND
 
+pytestmark = pytest.mark.timeout(3600)  # with --long, 200 starts are one fixture
+
 STARTS = """
     import json
     from carla_digr.driving.control import CRUISE_SPEED, VehicleCommand
@@ -126,12 +128,13 @@ def test_it_keeps_its_lane_and_touches_nothing(starts):
 def test_where_no_gap_comes_one_is_made(awkward):
     """Where more room is asked for than there is: none is struck; all that is not good enough at the start is told."""
     more = "\n    from carla_digr.driving import start\n    start.GAP = 400.0, 200.0\n"
-    more += "    start.ROLLING, start.ON_LANE = 100.0, -1.0\n"
+    more += "    start.ROLLING, start.ON_LANE, start.STILL = 100.0, -1.0, (0.005, -1.0)\n"
     program = more + STARTS.replace("vehicles=20", "vehicles=100").replace("range(300)", "range(0)")
     start, _ = said(program, awkward, told=(told := []))
     assert len(start["others"]) > 20
     assert start["collision"] is None and abs(start["first"] - CRUISE_SPEED) < 0.5
     assert "no gap of 400 m at the start in 12 s" in told[0]
+    assert "The start of seed 0: the ego still rocks" in told[0]
     assert re.search(r"The start of seed 0: (\d+) of \1 other vehicles stand still", told[0])
     beside, above = re.search(r"the ego is (.*) m beside its lane and (.*) m above it", told[0]).groups()
     assert float(beside) < 0.3 and abs(float(above)) < 0.3
@@ -163,6 +166,11 @@ def test_resets_leave_nothing_behind_and_memory_flat(starts):
     """The second half of the starts takes no more memory than the first, in client and server."""
     memory = np.array([start["memory"] for start in starts]) / 2**20
     growth = memory[-1] - memory[len(memory) // 2]
+    print(
+        len(starts),
+        "starts, MiB of client and server at first, half way, at last:",
+        memory[[0, len(memory) // 2, -1]].tolist(),
+    )
     assert (growth < 0.1 * len(starts) + 8.0).all(), memory[:: max(len(starts) // 10, 1)].tolist()
     assert max(start["actors"] for start in starts) <= 20 + len(("spectator", "ego", "contacts", "camera", "labels"))
 
