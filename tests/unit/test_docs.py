@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from test_layering import FLOORS
 
+from carla_digr.cli import parser
 from carla_digr.importing import ImportOptions
 from carla_digr.saliency import METHODS
 
@@ -90,3 +92,11 @@ def test_the_architecture_lists_every_room_by_floors():
     inside = [room for room in rooms if room in FLOORS]
     assert set(inside) == set(FLOORS)
     assert inside == sorted(inside, key=FLOORS.index, reverse=True)
+
+
+@pytest.mark.parametrize("page", ["docs/cluster.md", "docs/carla_server.md"])
+def test_commands_of_the_pages_on_servers_are_commands(page):
+    lines = re.findall(r"^(?: {4})?(carla-digr [^#&\n]*)", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(lines) > 3
+    for line in lines:
+        parser().parse_args(shlex.split(line.strip())[1:])

@@ -202,7 +202,7 @@ def test_a_teacher_is_trained_beside_its_servers_with_the_bytes_of_one_in_proces
     assert sha256_of(tmp_path / "here" / "teacher.safetensors") == sha256_of(tmp_path / "there" / "teacher.safetensors")
     assert_left_alone(*servers)
 
-    values["teacher"] = {**TINY["teacher"], "total_steps": 1440}
+    values["teacher"] = {**TINY["teacher"], "total_steps": 4800}
     file.write_text(yaml.safe_dump(values))
     stage = nodes.command("train-teacher", file, tmp_path / "killed")
     state = tmp_path / "killed" / "teacher" / "state.safetensors"
@@ -210,8 +210,9 @@ def test_a_teacher_is_trained_beside_its_servers_with_the_bytes_of_one_in_proces
     nodes.kill()
     nodes.add(two)
     said = nodes.ends(stage)
-    assert "Its episode is cut; the others drive on" in said and f"{two} drives again" in said
-    assert checkpoint.read_card(tmp_path / "killed" / "teacher.safetensors")["steps"] == 1440
+    assert "Its episode is cut; the others drive on" in said
+    assert f"{two} drives again" in said
+    assert checkpoint.read_card(tmp_path / "killed" / "teacher.safetensors")["steps"] == 4800
     assert_left_alone(*servers)
     for server in servers:
         server.stop()
