@@ -382,6 +382,8 @@ class ExplainerNode(ManagedNode):
         if isinstance(message, Vehicles) and len(message.vehicles) > MOST_VEHICLES:
             raise ValueError(f"more than {MOST_VEHICLES} vehicles in view")
         if self._objects is not None and self._settings["objects"]:
+            if isinstance(message, Image):
+                to_rgb(message)  # what is no picture takes no frame's place
             self._objects.add(message)
 
     def _topic(self) -> str:

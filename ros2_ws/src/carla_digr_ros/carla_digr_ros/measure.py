@@ -24,6 +24,7 @@ from carla_digr_ros.receiving import message_of
 from carla_digr_ros.running import Stop, run
 
 LAST_ANSWERS_SECONDS = 0.5  # after the last picture
+UNKNOWN = "_NODE_NAME_UNKNOWN_"  # the middleware's
 SAMPLE_SECONDS = 1.0  # between two looks at the processes' memory
 
 
@@ -72,7 +73,10 @@ class Measure(Node):
         if publisher not in self._counting:
             there = self.get_publishers_info_by_topic(topic.of(self))
             names = {bytes(found.endpoint_gid)[: len(publisher)]: found.node_name for found in there}
-            self._counting[publisher] = names.get(publisher) in topic.publishers
+            name = names.get(publisher, UNKNOWN)
+            if name == UNKNOWN:
+                return False  # its node is heard of later
+            self._counting[publisher] = name in topic.publishers
         return self._counting[publisher]
 
     def close(self) -> None:

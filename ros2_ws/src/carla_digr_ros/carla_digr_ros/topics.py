@@ -36,10 +36,11 @@ from carla_digr.driving.control import TICK
 from carla_digr.recordings import topics as names
 
 FRAME_RATE = 1.0 / TICK  # Hz, one message per tick
-# Half a second of frames: what a subscriber that was held up still gets, late but complete.
+# Two seconds of frames: what a subscriber that was held up still gets, late but complete; and room for a stranger's
+# burst, behind which the middleware would drop the frame itself.
 QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
-    depth=10,
+    depth=40,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.VOLATILE,
 )
