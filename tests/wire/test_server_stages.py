@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import pytest
 import yaml
 from simulator_process import Simulator, eventually
+from test_acceptance import ANOTHER_VERSION
 from test_servers import TINY, address, assert_left_alone
 
 from carla_digr.checkpoint import read_card
@@ -124,11 +126,16 @@ def test_a_server_with_another_map_or_none_to_drive_on_ends_the_stage_with_a_sen
         lines = capsys.readouterr().err.strip().splitlines()
         return [line for line in lines if line.startswith("carla-digr: ")][-1]
 
-    assert "load the same map everywhere" in refused(shared_simulator, town, kind="carla")
+    other, older = Simulator(), Simulator(altered=ANOTHER_VERSION)
+    assert "load the same map everywhere" in refused(shared_simulator, other, town, kind="carla")
+    assert "0.9.15" in refused(shared_simulator, older)
+    assert "twice; each drives one environment" in refused(shared_simulator, shared_simulator)
     assert "has no spawn point on the road 77" in refused(shared_simulator, roads=[77])
     assert "is not the embedded highway" in refused(town)
     gone = Simulator()
     gone.stop()
     assert "No simulator answers" in refused(shared_simulator, gone, timeout=1.0)
-    assert_left_alone(shared_simulator, town)
-    town.stop()
+    assert not multiprocessing.active_children()
+    assert_left_alone(shared_simulator, other, town)
+    for simulator in (other, older, town):
+        simulator.stop()
