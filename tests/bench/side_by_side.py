@@ -322,9 +322,10 @@ def plots(out: Path, table: dict[str, dict], grown: dict[str, dict[int, float]])
         strict=True,
     ):
         for name in shown:
-            axes.loglog(list(grown[name]), list(grown[name].values()), "o-", label=name)
+            axes.semilogx(list(grown[name]), list(grown[name].values()), "o-", base=2, label=name)
             axes.set_xticks(list(grown[name]), [str(size) for size in grown[name]])
         axes.minorticks_off()
+        axes.set_ylim(bottom=0.0)
         axes.set_xlabel(title)
         axes.set_ylabel("ms")
         axes.legend(fontsize="small")
