@@ -71,15 +71,16 @@ browser:
 
 # What does not share the clock runs side by side, a file at a time and one thread a process; three, as those over the
 # wire wait much. Nodes wait half of their time, so two of them run beside each other, but for those whose pace counts.
-# Where two cores were not enough for both, or a neighbour took them, what failed must hold with the machine to itself.
+# Where two cores were not enough for all, or a neighbour took them, what failed must hold with the machine to itself.
 LIVE_TESTS := tests/browser tests/faults tests/ros
+TIMED_TESTS := tests/unit/test_hot_paths.py
 ALONE_AGAIN := --last-failed --last-failed-no-failures none
+tested = $(BIN)/python -m pytest $(1) $(2) || $(BIN)/python -m pytest $(1) $(ALONE_AGAIN)
+test: export OMP_NUM_THREADS := 1
 test: setup browser check licences
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/package tests/wire -n 3 --dist loadfile
-	$(BIN)/python -m pytest $(LIVE_TESTS) -m "not alone" -n 2 --dist loadfile || \
-	$(BIN)/python -m pytest $(LIVE_TESTS) -m "not alone" $(ALONE_AGAIN)
-	$(BIN)/python -m pytest $(LIVE_TESTS) -m alone || \
-	$(BIN)/python -m pytest $(LIVE_TESTS) -m alone $(ALONE_AGAIN)
+	$(call tested,tests/unit tests/package tests/wire -m "not alone",-n 3 --dist loadfile)
+	$(call tested,$(LIVE_TESTS) -m "not alone",-n 2 --dist loadfile)
+	$(call tested,$(LIVE_TESTS) $(TIMED_TESTS) -m alone)
 
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile

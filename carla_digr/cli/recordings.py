@@ -92,6 +92,12 @@ def add_explain(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--resize", dest="wrong_size", action="store_const", const="resize", help="the same as --wrong-size resize"
     )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "auto", "cuda"),
+        help="where the policy computes; auto: on a GPU if there is one (default: cpu)",
+    )
     parser.set_defaults(run=run, interrupted=RESUMES)
 
 
@@ -110,6 +116,7 @@ def _explain_bag(args: argparse.Namespace) -> None:
         args.module,
         args.odometry,
         Crop.parse(args.crop),
+        args.device,
     )
     for sentence in done.left_out:
         print(f"Left out: {sentence}")
@@ -124,7 +131,9 @@ def _explain_frames(args: argparse.Namespace) -> None:
     if args.weights is None:
         raise UserError(f"Name the policy that is to explain {args.input} with --weights FILE.")
     resize = args.wrong_size == "resize"
-    explainer = Explainer.from_checkpoint(args.weights, None, args.method, args.target, resize, args.module)
+    explainer = Explainer.from_checkpoint(
+        args.weights, None, args.method, args.target, resize, args.module, args.device
+    )
     done = explain_frames(args.input, args.out, explainer, Crop.parse(args.crop))
     _say_explained(args, done, "frames", explainer.policy_hash)
 

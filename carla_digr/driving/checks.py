@@ -264,16 +264,16 @@ def _drive(visit: Visit) -> tuple[bool, str]:
 def _traffic(visit: Visit) -> tuple[bool, str]:
     drive = visit.drive
     assert drive is not None
-    times = (10.0, 20.0) if visit.full else (10.0,)  # s from the start of the trial drive
+    times = (5.0, 10.0, 20.0, 60.0) if visit.full else (5.0, 10.0)  # s from the start of the trial drive
     seen = visit.note("traffic", {"wanted": TRAFFIC, **probes.traffic(drive, times)})
     others, limits, gap = list(seen["speeds"].values())[-1], seen["limits"], seen["smallest_gap"]
     slow = float(np.quantile(others, 0.25)) if others else 0.0
     good = len(others) >= 0.9 * TRAFFIC and slow >= SLOWEST_TRAFFIC and max(others) <= CRUISE_SPEED + 3.0
-    good = good and limits[0] >= LEAST_LIMIT and gap > 0.0
+    good = good and limits[0] >= LEAST_LIMIT and gap > 0.0 and not seen["touching"]
     return good, (
         f"{len(others)} vehicles, a quarter of them below {slow:.1f} m/s, none above {max(others, default=0.0):.1f}, "
         f"limits {', '.join(map(str, limits))} km/h, the smallest gap in a lane {gap:.0f} m, {seen['lane_changes']} "
-        f"lane changes"
+        f"lane changes, {seen['touching']} pairs that touched"
     )
 
 

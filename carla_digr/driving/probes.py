@@ -379,8 +379,12 @@ def smallest_gap(vehicles: dict[int, tuple[tuple[int, int, int], float, float]])
 
 
 def traffic(drive: Scenario, times: tuple[float, ...]) -> Figures:
-    """Speeds of the others at times of the drive (s), limits (km/h), the smallest gap in a lane, changes of lane."""
+    """Speeds of the others at times of the drive (s), limits (km/h), the smallest gap in a lane, changes of lane, and
+    how many pairs of those that were there at first have touched."""
     speeds: dict[float, list[float]] = {}
+    touching: set[frozenset[int]] = set()
+    others = [vehicle for vehicle in drive.session.world.get_actors().filter("vehicle.*") if vehicle.id != drive.ego.id]
+    feelers = [_Feeler(drive.session, vehicle, touching) for vehicle in others]
     now = lanes(drive.session, drive.ego.id)
     gap, changes = smallest_gap(now), 0
     for seconds in times:
@@ -392,6 +396,8 @@ def traffic(drive: Scenario, times: tuple[float, ...]) -> Figures:
                 both = ((before[id_][0], now[id_][0]) for id_ in before.keys() & now.keys())
                 changes += sum(a[:2] == b[:2] and a[2] != b[2] for a, b in both)
         speeds[seconds] = drive.others()
+    for feeler in feelers:
+        drive.session.destroy(feeler.sensor)
     vehicles = drive.session.world.get_actors().filter("vehicle.*")
     limits = sorted({round(vehicle.get_speed_limit()) for vehicle in vehicles})
     return {
@@ -399,7 +405,21 @@ def traffic(drive: Scenario, times: tuple[float, ...]) -> Figures:
         "limits": limits,
         "smallest_gap": gap,
         "lane_changes": changes,
+        "touching": len(touching),
     }
+
+
+class _Feeler:
+    """A collision sensor that adds the ids of a vehicle and whom it touches."""
+
+    def __init__(self, session: Session, vehicle: carla.Actor, touching: set[frozenset[int]]):
+        self._vehicle, self._touching = vehicle.id, touching
+        self.sensor = session.spawn(session.blueprint("sensor.other.collision"), carla.Transform(), vehicle)
+        session.listen(self.sensor, self._hear)
+
+    def _hear(self, event: carla.CollisionEvent) -> None:
+        if event.other_actor is not None and event.other_actor.type_id.startswith("vehicle."):
+            self._touching.add(frozenset((self._vehicle, event.other_actor.id)))
 
 
 def repetition(drive: Scenario, seed: int, count: int) -> Figures:

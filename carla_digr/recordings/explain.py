@@ -87,6 +87,7 @@ def explain_bag(
     module: str | None = None,
     odometry: str = ODOMETRY,
     crop: Crop | None = None,
+    device: str = "cpu",
 ) -> Explained:
     """Copy a recording with new decisions, maps and overlays in place of those in it, and where it has a segmentation
     of its pictures with new objects.
@@ -105,6 +106,7 @@ def explain_bag(
         module: the policy's own code, see `carla_digr.checkpoint.load`.
         odometry: the topic with the ego's motion.
         crop: the part of each picture that is explained, of which no objects are told; None: all of it.
+        device: where the policy computes, "cpu", "cuda" or "auto": on a GPU if there is one.
 
     Raises:
         UserError: a recording, weights, a method or a name that does not do.
@@ -115,7 +117,7 @@ def explain_bag(
         drive = drive_bag.read_drive(bag, camera, odometry=odometry)
         policy = weights or policy_that_drove(path, drive)
         resize = wrong_size == "resize"
-        explainer = Explainer.from_checkpoint(policy, None, method, target, resize, module)
+        explainer = Explainer.from_checkpoint(policy, None, method, target, resize, module, device)
         return _Copy(bag, drive, explainer, odometry, crop).write(out)
 
 

@@ -62,6 +62,10 @@ def test_without_a_gpu_auto_is_the_processor_and_cuda_a_sentence(tmp_path, tiny_
     with pytest.raises(UserError, match="finds no GPU here"):
         Explainer.from_checkpoint("driving_student", device="cuda")
     assert device_under(load_policy("driving_student", device="auto").network) == torch.device("cpu")
+    np.savez(tmp_path / "frames.npz", frames=np.zeros((1, 128, 128, 3), np.uint8))
+    explain = ["explain", str(tmp_path / "frames.npz"), "--out", str(tmp_path / "maps"), "--device", "cuda"]
+    assert main([*explain, "--weights", "driving_student"]) == 2
+    assert "The setting device is cuda" in capsys.readouterr().err
     file = tmp_path / "cuda.yaml"
     file.write_text(tiny_yaml.read_text() + "\ndevice: cuda\n")
     assert main(["train-teacher", str(file), "--out", str(tmp_path)]) == 2

@@ -23,6 +23,7 @@ from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks.driving.drive import InProcessDrive
 from carla_digr.tasks.red_fetch_green import RedFetchGreenVecEnv
 
+pytestmark = pytest.mark.alone
 TURNS, ROUNDS = 9, 4
 LOSS = 1.25  # of a ratio's usual value: what a third slower exceeds and a neighbour's noise does not
 

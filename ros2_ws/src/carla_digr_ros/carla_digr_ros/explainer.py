@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from carla_digr.explainer import Decision, Explainer, Saliency
     from carla_digr_ros.objects import ObjectsStage
 
+DEVICES = ("cpu", "auto", "cuda")  # one frame at a time is fastest on the processor
 SWITCH_SECONDS = 0.0005  # for which the thread of objects keeps Python's lock when a decision wants it
 SETTLED = 100  # maps after which they are held against perturbation maps
 GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
@@ -84,6 +85,9 @@ class ExplainerNode(ManagedNode):
         self._module = declare(self, "module", "", "the policy's own code, package.module:factory; empty: it has none")
         self._drives = declare(self, "drives", True, "whether the decisions drive a car, whose actions must be known")
         self._realtime = declare(self, "realtime", False, REALTIME)
+        self._device = declare(
+            self, "device", "cpu", "where the policy computes; auto: on a GPU if there is one", choices=DEVICES
+        )
         self._camera = declare(self, "camera", 0, "side of the camera's pictures, pixels; 0: not known", (0, 4096))
         check(self, "weights", self._refuse_weights)
         check(self, "target", self._refuse_target)
@@ -178,6 +182,7 @@ class ExplainerNode(ManagedNode):
             self._settings["method"],
             resize=self._settings["wrong_size"] == "resize",
             module=self._module or None,
+            device=self._device,
         )
         height, width, _ = explainer.image_shape
         problems = []
