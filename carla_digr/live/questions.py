@@ -176,19 +176,23 @@ class _Answers:
         self, policy: Policy, explainer: Explainer, rgb: NDArray[np.uint8], name: str, action: str | None = None
     ) -> Answer:
         from carla_digr.explainer import action_index
+        from carla_digr.policy import ActorCritic
         from carla_digr.saliency.gradient import normalise
         from carla_digr.saliency.perturbation import Perturbation
+        from carla_digr.saliency.windows import trunk_passes
 
         method = METHODS.find(name)
         settings = explainer.card.get("config", {}).get("saliency_dataset", {})
         perturbation = replace(Perturbation.from_settings(settings), batch=BATCH)
         target = None if action is None else action_index(action, explainer.action_names)
         picture, decision = _decide(explainer, rgb)
-        height, width = picture.shape[:2]
-        centres = round(height / perturbation.stride) * round(width / perturbation.stride)
-        passes = math.ceil(centres / BATCH) if method.perturbs else 0
+        rows, columns = (round(side / perturbation.stride) for side in picture.shape[:2])
+        counted: Any = policy
+        passes = math.ceil(rows * columns / BATCH)
+        if isinstance(policy, ActorCritic) and len(policy.convolutions):
+            counted, passes = policy.trunk, trunk_passes(rows, 1, BATCH)
         start = time.monotonic()
-        with _counted(policy, passes):
+        with _counted(counted, passes if method.perturbs else 0):
             maps, flat = normalise(method(policy, decision.state.clone(), target, perturbation))
         found = {
             "title": method.title,
@@ -240,14 +244,14 @@ def _shown(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def _counted(policy: Any, passes: int) -> Iterator[None]:
-    """Tell the progress of so many passes, if there are any."""
+def _counted(module: Any, passes: int) -> Iterator[None]:
+    """Tell the progress of so many passes of a torch module, if there are any."""
     done = itertools.count(1)
 
     def tell(*_: Any) -> None:
         print(json.dumps({"progress": min(next(done) / passes, 1.0)}), flush=True)
 
-    hook = policy.register_forward_hook(tell) if passes else None
+    hook = module.register_forward_hook(tell) if passes else None
     try:
         yield
     finally:

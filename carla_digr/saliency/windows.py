@@ -68,6 +68,17 @@ def blended_logits(
     return result.to(states.device)
 
 
+def trunk_passes(rows: int, states: int, batch: int) -> int:
+    """How often `blended_logits` calls the policy's trunk for so many rows of bumps, for who tells its progress."""
+    groups = [min(STATES, states - first) for first in range(0, states, STATES)]
+    return sum(math.ceil(rows / _together(batch, group)) for group in groups)
+
+
+def _together(batch: int, states: int) -> int:
+    """Neighbouring bumps along an axis that share their windows."""
+    return max(1, round(math.sqrt(batch / states)))
+
+
 class _Windows:
     """The passes of a few states."""
 
@@ -89,7 +100,7 @@ class _Windows:
 
     def fill(self, result: Tensor, batch: int) -> None:
         """The logits of all centres, (B, R, S, A)."""
-        together = max(1, round(math.sqrt(batch / len(result))))  # neighbours along an axis share their windows
+        together = _together(batch, len(result))
         rows, columns = (
             [slice(first, min(first + together, count)) for first in range(0, count, together)]
             for count in result.shape[1:3]

@@ -150,8 +150,8 @@ def fetching():
     return lambda: [env.step(row) for row in actions], gather
 
 
-# The smallest of a few medians on a machine that others used: within a tenth of these in its fast and its slow phases.
-PATHS = {explaining: 0.86, linearising: 0.81, perturbing: 0.35, driving: 6.2, fetching: 0.88}
+# The largest of a few medians, with the machine to itself and with others on it, where whole passes lose the most.
+PATHS = {explaining: 0.97, linearising: 0.9, perturbing: 0.63, driving: 6.2, fetching: 0.88}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)

@@ -70,7 +70,7 @@ def test_without_a_part_the_picture_is_painted_over_there_and_decided_on_anew(as
 def test_what_takes_long_tells_its_progress_and_the_teacher_is_asked_where_it_ships(ask):
     shares = []
     answer = ask("teacher", "gb", str(WEIGHTS), shares.append)
-    assert len(shares) > 100 and shares == sorted(shares) and shares[-1] == 1.0
+    assert len(shares) >= 5 and shares == sorted(shares) and shares[-1] == 1.0
     student, taught_by = Explainer.from_checkpoint(WEIGHTS), answer.found["decision"]["policy_hash"]
     assert student.card["teacher_sha256"].startswith(taught_by) and answer.map.max() == 1.0
     assert shipped_policy(taught_by).is_file() and shipped_policy("") is None and shipped_policy("0" * 12) is None
