@@ -73,9 +73,7 @@ export class Control {
       return;
     } else {
       this.state = message;
-      const value = message.settings?.opacity?.value;
-      if (value !== undefined && !this.later.has("opacity") && value !== this.knownOpacity) this.opacity(Math.round(100 * value));
-      this.knownOpacity = value;
+      this.showOpacity();
     }
     this.show();
   }
@@ -98,8 +96,17 @@ export class Control {
     entry.timer = setTimeout(() => {
       this.later.delete(name);
       if (entry.value !== value) this.set(name, entry.value);
+      if (name === "opacity") this.showOpacity(); // what others have changed meanwhile
     }, SETTING_MS);
     this.later.set(name, entry);
+  }
+
+  // The one that is told, where it has changed and nobody drags it here.
+  showOpacity() {
+    const value = this.state.settings?.opacity?.value;
+    if (value === undefined || this.later.has("opacity")) return;
+    if (value !== this.knownOpacity) this.opacity(Math.round(100 * value));
+    this.knownOpacity = value;
   }
 
   say(text, ok = true) {
