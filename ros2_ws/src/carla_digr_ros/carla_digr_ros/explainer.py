@@ -53,6 +53,7 @@ SWITCH_SECONDS = 0.0005  # for which the thread of objects keeps Python's lock w
 SETTLED = 100  # maps after which they are held against perturbation maps
 GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
 ANNOUNCE_SECONDS = 1.0  # longest wait for the bridge's answer
+REPORT_SECONDS = 0.5  # between two problems that are told at once: a report takes a millisecond of the next decision's
 MOST_VEHICLES = 1000  # of one frame
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
@@ -120,6 +121,7 @@ class ExplainerNode(ManagedNode):
         self._episode = 0
         self._last_stamp = -math.inf  # s
         self._problem = ""  # of the last frame
+        self._reported = -math.inf  # when one was told at once
         self._last_picture = -math.inf
         self._saliency_ms = math.nan
         self._reporter = Reporter(self, "policy and explanation", self._status)
@@ -430,9 +432,11 @@ class ExplainerNode(ManagedNode):
         self._report(problem)
 
     def _report(self, problem: str) -> None:
-        if problem != self._problem:  # each kind of problem at once on /diagnostics, repetitions once a second
+        if problem != self._problem:  # at once on /diagnostics, repetitions and what comes thick and fast once a second
             self._problem = problem
-            self._reporter.report()
+            if time.monotonic() - self._reported > REPORT_SECONDS:
+                self._reported = time.monotonic()
+                self._reporter.report()
         self.get_logger().error(problem, throttle_duration_sec=5.0)
 
     def _status(self):

@@ -26,6 +26,7 @@ from carla_digr_ros.topics import Topic
 TOLD_SECONDS = 5.0  # for which diagnostics show a refusal; the log has the first of those that follow each other closer
 REASON = 200  # characters of it, some of which the sender may have chosen
 EVENTS_SECONDS = 0.25  # between two looks at them
+IN_A_ROW = 16  # messages of a topic before others are looked at: a wait set for each would let a burst hold up a frame
 SHORTEST = 8  # bytes of a message; of shorter ones the middleware's decoder may read what is not theirs
 
 Work = Callable[[], Coroutine[None, None, None]]
@@ -122,7 +123,9 @@ class AtOnce:
         if group is None or not group.beginning_execution(self._entity):
             return
         try:
-            if (work := self._take(self._entity)) is not None:
+            for _ in range(IN_A_ROW if isinstance(self._entity, Subscription) else 1):
+                if (work := self._take(self._entity)) is None:
+                    break
                 with contextlib.suppress(StopIteration):
                     work().send(None)
         finally:
