@@ -26,7 +26,9 @@ from carla_digr_ros.topics import Topic
 TOLD_SECONDS = 5.0  # for which diagnostics show a refusal; the log has the first of those that follow each other closer
 REASON = 200  # characters of it, some of which the sender may have chosen
 EVENTS_SECONDS = 0.25  # between two looks at them
-IN_A_ROW = 16  # messages of a topic before others are looked at: a wait set for each would let a burst hold up a frame
+# s for which messages of a topic are taken before others are looked at: a wait set for each of a stranger's burst would
+# hold up a frame. Less than a picture takes, whose number another topic has.
+IN_A_ROW = 0.002
 SHORTEST = 8  # bytes of a message; of shorter ones the middleware's decoder may read what is not theirs
 
 Work = Callable[[], Coroutine[None, None, None]]
@@ -123,11 +125,12 @@ class AtOnce:
         if group is None or not group.beginning_execution(self._entity):
             return
         try:
-            for _ in range(IN_A_ROW if isinstance(self._entity, Subscription) else 1):
-                if (work := self._take(self._entity)) is None:
-                    break
+            begun = time.monotonic()
+            while (work := self._take(self._entity)) is not None:
                 with contextlib.suppress(StopIteration):
                     work().send(None)
+                if isinstance(self._entity, Timer) or time.monotonic() - begun > IN_A_ROW:
+                    break
         finally:
             group.ending_execution(self._entity)
 
