@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
 import threading
 
 import aiohttp
@@ -60,7 +62,8 @@ class Page:
 class Feed:
     """Publishes parts of frames as bridge and explainer do."""
 
-    def __init__(self, observer):
+    def __init__(self, observer, viewer: subprocess.Popen):
+        self.viewer = viewer
         kinds = (topics.FRAME, topics.ODOMETRY, topics.IMAGE, topics.DECISION, topics.SALIENCY)
         kinds += topics.OBSERVATION, topics.OBJECTS
         self.out = {topic.name: topic.publisher(observer.node) for topic in kinds}
@@ -117,7 +120,7 @@ def feed_and_page(start, observe):
     port = live_support.free_port()
     viewer = start(Process("viewer", parameters={"port": port}))
     live_support.until(lambda: f"The page is at http://127.0.0.1:{port}/" in viewer.output)
-    return Feed(observe()), Page(port)
+    return Feed(observe(), viewer.popen), Page(port)
 
 
 def test_the_page_gets_what_belongs_to_a_frame_together(feed_and_page):
@@ -216,10 +219,14 @@ def test_an_attacked_picture_an_unexplained_frame_and_a_new_beginning_of_time_ar
     live_support.until(lambda: 1 in page.frames)
 
 
-def test_a_frame_without_map_is_shown_when_newer_ones_have_come(feed_and_page):
+@pytest.mark.parametrize("held", [False, True])
+def test_a_frame_without_map_is_shown_when_newer_ones_have_come(feed_and_page, held):
     feed, page = feed_and_page
+    if held:  # it finds all pictures at once, before the decisions that came with them
+        feed.viewer.send_signal(signal.SIGSTOP)
     for number in range(1, PATIENCE + 2):
         feed.send(number, topics.FRAME, topics.IMAGE, topics.DECISION)
+    feed.viewer.send_signal(signal.SIGCONT)
     live_support.until(lambda: 1 in page.frames)
     assert page.frames[1]["saliency"] is None
     assert page.frames[1]["decision"]["probabilities"] == [0.5, 0.25, 0.25, 0.0]

@@ -82,6 +82,8 @@ class ViewerNode(ManagedNode):
         self._newest = (0, 0)
         self._said: ExplainedObjects | None = None
         self._judged: MapTrust | None = None
+        # Run after what waits of the other topics: of several frames at once all pictures may be taken first.
+        self._overdue = self.create_guard_condition(self._show_overdue)
         Reporter(self, "web page", self._status)
 
     def configure(self) -> None:
@@ -213,10 +215,17 @@ class ViewerNode(ManagedNode):
         yield frame
         while len(self._frames) > KNOWN_FRAMES:
             del self._frames[next(iter(self._frames))]
-        pictures = [stamp for stamp, parts in self._frames.items() if parts.rgb is not None]
         if key in self._frames and frame.complete():
             self._show(key)
-        elif len(pictures) > PATIENCE:
+        elif len(self._pictured()) > PATIENCE:
+            self._overdue.trigger()
+
+    def _pictured(self) -> list[tuple[int, int]]:
+        """The stamps of waiting frames whose picture has come."""
+        return [stamp for stamp, parts in self._frames.items() if parts.rgb is not None]
+
+    def _show_overdue(self) -> None:
+        while len(pictures := self._pictured()) > PATIENCE:
             self._incomplete += 1
             self._show(pictures[0])
 
