@@ -9,6 +9,7 @@ of a CARLA client, which holds Python's global lock while it waits for answers.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -87,6 +88,10 @@ class Server:
         self._leave_at: float | None = None
         self._episode = Episode(1, 0, wire.EpisodeSettings(), self.streaming_port)
         self._warm_up(all_sensors)
+        # A collection over all that numba has loaded, for one client's long call, takes two frames of the others.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000)
         # Only now: a client that got through would time out while the numba code is being compiled.
         for listener in (self._rpc, self._streaming):
             listen(listener)

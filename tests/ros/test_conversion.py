@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 live_support.workspace()
 
-from carla_digr_ros import conversion  # noqa: E402
+import rclpy  # noqa: E402
+from carla_digr_msgs.msg import Vehicle, Vehicles  # noqa: E402
+from carla_digr_ros import conversion, topics  # noqa: E402
+from carla_digr_ros.receiving import Receiver, subscribe  # noqa: E402
 from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
@@ -132,3 +135,21 @@ def test_messages_that_contradict_themselves_are_refused(change, match):
 def test_arrays_that_do_not_fit_the_encoding_are_refused(shape, dtype, encoding):
     with pytest.raises(ValueError, match=encoding):
         conversion.to_message(np.zeros(shape, dtype), encoding, Header())
+
+
+def test_of_more_than_a_topics_largest_message_nothing_is_read(observe, domain):
+    """Thousands of vehicles take longer to read than a decision may take."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node, receiver, heard = rclpy.create_node("hearer", context=context), Receiver(context=context), []
+    receiver.add_node(node)
+    subscribe(node, topics.VEHICLES, heard.append)
+    observer = observe()
+    out = topics.VEHICLES.publisher(observer.node)
+    observer.until(lambda: out.get_subscription_count() == 1)
+    for count in (2000, 300):
+        out.publish(Vehicles(vehicles=[Vehicle(type="vehicle.mercedes.coupe_2020")] * count))
+    live_support.until(lambda: bool(heard), lambda: receiver.spin_once(timeout_sec=0.1))
+    assert [len(message.vehicles) for message in heard] == [300]
+    assert "bytes, more than 32,768" in receiver.refusal
+    rclpy.shutdown(context=context)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 READY = re.compile(r"ready: .* on 127\.0\.0\.1:(\d+), streams on (\d+)")
 
@@ -42,6 +43,12 @@ class Simulator:
     def memory(self) -> int:
         """Resident memory in bytes."""
         return resident(self.process.pid)
+
+
+def processor_time(process: int) -> float:
+    """Seconds of processor time that a process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(process: int) -> int:

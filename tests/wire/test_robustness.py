@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ import carla
 import msgpack
 import numpy as np
 import pytest
-from simulator_process import Simulator, eventually, resident, run_client
+from simulator_process import Simulator, eventually, processor_time, resident, run_client
 
 from carla_digr.driving.control import VehicleCommand
 from carla_digr.driving.scenario import Scenario
@@ -356,6 +357,24 @@ def test_a_batch_is_of_ten_thousand_commands_at_most_and_dies_with_its_client(si
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     assert_serves(simulator)
+
+
+def test_a_call_of_many_parts_costs_about_what_it_takes_to_read_it(simulator):
+    """Not a search for garbage in all that the simulator has loaded, which would hold up the ticks of others."""
+    many = msgpack.packb([0, 7, "apply_batch", [[False], [[1, [7]]] * 100_000, False]])
+    gc.disable()
+    begun = time.process_time()
+    for _ in range(5):
+        msgpack.unpackb(many)
+    reading = time.process_time() - begun
+    gc.enable()
+    before = processor_time(simulator.process.pid)
+    for _ in range(5):
+        connection = connect(simulator.port)
+        connection.sendall(many)
+        assert b"at most 10000 commands" in connection.recv(1 << 16)
+        connection.close()
+    assert processor_time(simulator.process.pid) - before < 6.0 * reading
 
 
 def test_random_and_truncated_bytes_on_both_ports(simulator):

@@ -54,7 +54,7 @@ SETTLED = 100  # maps after which they are held against perturbation maps
 GAP = 0.5  # s between two pictures from which on the later one begins anew for policies that see several
 ANNOUNCE_SECONDS = 1.0  # longest wait for the bridge's answer
 REPORT_SECONDS = 0.5  # between two problems that are told at once: a report takes a millisecond of the next decision's
-MOST_VEHICLES = 1000  # of one frame
+MOST_VEHICLES = 300  # of one frame
 KNOWN_FRAMES = 40  # frame numbers that are remembered by stamp until their picture comes
 
 

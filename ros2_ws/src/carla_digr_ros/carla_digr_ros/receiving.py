@@ -45,8 +45,8 @@ class Receiver(SingleThreadedExecutor):
     at: each publisher and subscription has some, and to wait for them with every message was most of its cost.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.refused: Counter[str] = Counter()  # messages and requests, by topic and service
         self._last = (0.0, "")  # when, and what
         self._events_due, self._for_events = 0.0, True
@@ -164,7 +164,8 @@ def subscribe(
 ) -> Subscription:
     """A subscription to a topic of the table, to be run by a `Receiver`.
 
-    The bytes are read here: where the middleware reads them, one that it cannot read keeps a later one waiting.
+    The bytes are read here: where the middleware reads them, one that it cannot read keeps a later one waiting. Of
+    more than the topic's largest message they are refused unread, as reading them would hold up a frame.
 
     Args:
         node: whose subscription it is.
@@ -175,6 +176,8 @@ def subscribe(
     """
 
     def take(data: bytes) -> None:
+        if len(data) > topic.largest:
+            raise ValueError(f"a message of {len(data):,} bytes, more than {topic.largest:,}")
         callback(message_of(data, topic.type))
 
     return node.create_subscription(

@@ -44,6 +44,7 @@ QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.VOLATILE,
 )
+PICTURE = 2**27  # bytes: 4096x4096 pixels of 32 bits, twice
 # Five seconds of frames: what a publisher keeps for a subscriber whose process was stopped, such as the recorder's.
 KEPT = 100
 LATCHED = QoSProfile(
@@ -56,13 +57,17 @@ LATCHED = QoSProfile(
 
 @dataclass(frozen=True)
 class Topic:
-    """One row of the table; ``rate`` in Hz, ``publishers`` are executables of this package."""
+    """One row of the table; ``rate`` in Hz, ``publishers`` are executables of this package.
+
+    ``largest``: bytes (CDR) of a message that a node reads; of more it says so without looking into them.
+    """
 
     name: str
     type: Any
     publishers: tuple[str, ...]
     rate: float = FRAME_RATE
     qos: QoSProfile = field(default_factory=lambda: QOS)
+    largest: int = 2**18
 
     @property
     def type_name(self) -> str:
@@ -99,17 +104,19 @@ ODOMETRY = Topic(names.ODOMETRY, Odometry, ("carla_bridge",))
 TF = Topic(names.TF, TFMessage, ("carla_bridge",))  # map -> ego_vehicle
 TF_STATIC = Topic(names.TF_STATIC, TFMessage, ("carla_bridge",), rate=0.0, qos=LATCHED)  # the camera on the ego
 CAMERA_INFO = Topic(names.CAMERA_INFO, CameraInfo, ("carla_bridge",))
-IMAGE = Topic(names.IMAGE, Image, ("carla_bridge",))  # rgb8
-INSTANCES = Topic(names.INSTANCES, Image, ("carla_bridge",))  # rgb8; where the server has such a camera
-VEHICLES = Topic(names.VEHICLES, Vehicles, ("carla_bridge",))
+IMAGE = Topic(names.IMAGE, Image, ("carla_bridge",), largest=PICTURE)  # rgb8
+# rgb8; where the server has such a camera
+INSTANCES = Topic(names.INSTANCES, Image, ("carla_bridge",), largest=PICTURE)
+VEHICLES = Topic(names.VEHICLES, Vehicles, ("carla_bridge",), largest=2**15)  # a thousand take ten milliseconds to read
 MARKERS = Topic(names.MARKERS, MarkerArray, ("carla_bridge",))  # the ego, and what VEHICLES has
 EVENTS = Topic(names.EVENTS, DriveEvent, ("carla_bridge",), rate=0.0)  # when something happens
 # The explainer decides; where the bridge had to brake instead, it says so with `fallback`.
 DECISION = Topic(names.DECISION, DrivingDecision, ("explainer", "carla_bridge"))
-SALIENCY = Topic(names.SALIENCY, Image, ("explainer",))  # 32FC1 in [0, 1]
-OVERLAY = Topic(names.OVERLAY, Image, ("explainer",))  # rgb8
-OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",))  # rgb8: what the policy saw, during an attack
-OBJECTS = Topic(names.OBJECTS, ExplainedObjects, ("explainer",))  # those that come late are left out
+SALIENCY = Topic(names.SALIENCY, Image, ("explainer",), largest=PICTURE)  # 32FC1 in [0, 1]
+OVERLAY = Topic(names.OVERLAY, Image, ("explainer",), largest=PICTURE)  # rgb8
+# rgb8: what the policy saw, during an attack
+OBSERVATION = Topic(names.OBSERVATION, Image, ("explainer",), largest=PICTURE)
+OBJECTS = Topic(names.OBJECTS, ExplainedObjects, ("explainer",), largest=2**20)  # those that come late are left out
 TRUST = Topic(names.TRUST, MapTrust, ("explainer",), rate=0.2)  # at most, where a core is free for it
 MANUAL = Topic(names.MANUAL, VehicleControl, ("viewer",))  # from a human
 PAGE = "page"  # frame_id of a manual command that comes from the web page
