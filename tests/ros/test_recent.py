@@ -1,16 +1,17 @@
-"""Rate and latency of recent events, which nodes report while other threads add some."""
+"""Rate and latency of recent events, which nodes report while other threads add some, and what is told seldom."""
 
 from __future__ import annotations
 
 import sys
 import threading
+import time
 
 import live_support
 import pytest
 
 live_support.workspace()
 
-from carla_digr_ros.diagnostics import Recent  # noqa: E402
+from carla_digr_ros.diagnostics import Recent, Seldom  # noqa: E402
 
 
 def test_figures_can_be_asked_for_while_another_thread_adds_events():
@@ -31,3 +32,12 @@ def test_figures_can_be_asked_for_while_another_thread_adds_events():
         end.set()
         thread.join()
         sys.setswitchinterval(interval)
+
+
+def test_what_is_told_seldom_costs_nothing_when_it_is_not_told():
+    told = Seldom(3600.0)
+    assert told()
+    begun = time.process_time()
+    assert not any(told() for _ in range(1000))
+    assert time.process_time() - begun < 0.1  # rclpy's own throttle takes half a second for it
+    assert Seldom(0.0)() and Seldom()()

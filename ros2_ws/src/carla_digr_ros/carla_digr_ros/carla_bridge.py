@@ -52,7 +52,7 @@ from carla_digr_ros.conversion import (
     odometry,
     to_message,
 )
-from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
+from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter, Seldom
 from carla_digr_ros.parameters import REALTIME, Live, declare
 from carla_digr_ros.running import SPIN_SECONDS, ManagedNode, Stop, run
 
@@ -125,6 +125,7 @@ class CarlaBridge(ManagedNode):
 
         self._watchdog = Watchdog(time.monotonic)
         self._manual = ManualControl(time.monotonic)
+        self._fault_told = Seldom()
         self._camera = Camera()
         self._ruling = Ruling(FULL_BRAKE, True, "no frame yet")
         self._answered = False
@@ -493,8 +494,8 @@ class CarlaBridge(ManagedNode):
         self._drive_by_hand(VehicleCommand(-wanted.steering_angle / MAX_WHEEL_ANGLE, target_speed=wanted.speed))
 
     def _drive_by_hand(self, command: VehicleCommand, by_page: bool = False) -> None:
-        if fault := self._manual.receive(command, by_page):
-            self.get_logger().error(f"Full brake: in the manual command {fault}", throttle_duration_sec=5.0)
+        if (fault := self._manual.receive(command, by_page)) and self._fault_told():
+            self.get_logger().error(f"Full brake: in the manual command {fault}")
 
     def _own_decision(self, command: VehicleCommand, manual: bool) -> DrivingDecision:
         assert self._frame is not None

@@ -19,6 +19,24 @@ from carla_digr_ros.topics import DIAGNOSTICS
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
+class Seldom:
+    """Whether something may be told again, which is so every few seconds.
+
+    rclpy's own throttle asks which line calls it, each time: half a millisecond for a message that is not told.
+    """
+
+    def __init__(self, seconds: float = 5.0):
+        self._seconds, self._told = seconds, -math.inf
+
+    def __call__(self) -> bool:
+        """Whether it may be told now; then it counts as told."""
+        now = time.monotonic()
+        if now - self._told < self._seconds:
+            return False
+        self._told = now
+        return True
+
+
 class Recent:
     """Rate and latency of the events of the last seconds (wall clock); one thread adds them, any thread asks."""
 

@@ -40,7 +40,7 @@ from carla_digr.scheduling import ANSWERS, go_first
 from carla_digr.training import prepare_process
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_jpeg, to_message, to_rgb
-from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
+from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter, Seldom
 from carla_digr_ros.parameters import REALTIME, check, declare
 from carla_digr_ros.running import ManagedNode, run
 
@@ -121,7 +121,7 @@ class ExplainerNode(ManagedNode):
         self._episode = 0
         self._last_stamp = -math.inf  # s
         self._problem = ""  # of the last frame
-        self._reported = -math.inf  # when one was told at once
+        self._at_once, self._in_the_log = Seldom(REPORT_SECONDS), Seldom()
         self._last_picture = -math.inf
         self._saliency_ms = math.nan
         self._reporter = Reporter(self, "policy and explanation", self._status)
@@ -434,10 +434,10 @@ class ExplainerNode(ManagedNode):
     def _report(self, problem: str) -> None:
         if problem != self._problem:  # at once on /diagnostics, repetitions and what comes thick and fast once a second
             self._problem = problem
-            if time.monotonic() - self._reported > REPORT_SECONDS:
-                self._reported = time.monotonic()
+            if self._at_once():
                 self._reporter.report()
-        self.get_logger().error(problem, throttle_duration_sec=5.0)
+        if self._in_the_log():
+            self.get_logger().error(problem)
 
     def _status(self):
         values = {

@@ -28,7 +28,7 @@ from carla_digr.recordings.playback import LONGEST_GAP, Playback
 from carla_digr.recordings.topics import COMPRESSED_TYPE, PICTURE_TYPE
 from carla_digr_ros import topics
 from carla_digr_ros.conversion import to_message
-from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter
+from carla_digr_ros.diagnostics import OK, WARN, Recent, Reporter, Seldom
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.receiving import message_of
 from carla_digr_ros.running import ManagedNode, Stop, run
@@ -62,6 +62,7 @@ class Player(ManagedNode):
         self._odometry = declare(self, "odometry", topics.ODOMETRY.name, "the recording's topic with the car's motion")
         self._crop = Crop.parse(declare(self, "crop", "", "the part of each picture to show, x,y,w,h; empty: all"))
         self._damaged = 0
+        self._damage_told = Seldom()
         rate = declare(self, "rate", 1.0, "speed of the replay", (0.01, 100.0), changed=self._change_rate)
         paused = declare(self, "paused", False, "begin with a pause")
         self._playback = Playback(time.monotonic, rate, paused)
@@ -260,7 +261,8 @@ class Player(ManagedNode):
 
     def _leave_out(self, what: str, channel: Channel, error: Exception) -> None:
         self._damaged += 1
-        self.get_logger().warning(f"Left out a {what} on {channel.topic}: {error}", throttle_duration_sec=5.0)
+        if self._damage_told():
+            self.get_logger().warning(f"Left out a {what} on {channel.topic}: {error}")
 
     # --- services and diagnostics ---
 

@@ -25,7 +25,7 @@ from carla_digr.recordings.definitions import definition, typestore
 from carla_digr.recordings.drive import FIRST, LISTED, stamp_of
 from carla_digr.recordings.recorder import Recorder
 from carla_digr_ros import topics
-from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter
+from carla_digr_ros.diagnostics import ERROR, OK, WARN, Recent, Reporter, Seldom
 from carla_digr_ros.parameters import declare
 from carla_digr_ros.receiving import message_of
 from carla_digr_ros.running import ManagedNode, run
@@ -62,6 +62,7 @@ class RecorderNode(ManagedNode):
         self._taken = self._written = 0  # bytes
         self._last_frame = 0, 0  # its episode and number
         self._lacking = 0
+        self._jump_told, self._gap_told = Seldom(), Seldom()
         self._rate = Recent()
         Reporter(self, "recording", self._status)
 
@@ -174,10 +175,9 @@ class RecorderNode(ManagedNode):
         jumps = recorder.jumps
         self._written += len(data)
         recorder.add(channel, data, stamp, source)
-        if recorder.jumps > jumps:
+        if recorder.jumps > jumps and self._jump_told():
             self.get_logger().warning(
-                f"The clock of {channel.topic} jumped: in the recording time goes on where it was",
-                throttle_duration_sec=5.0,
+                f"The clock of {channel.topic} jumped: in the recording time goes on where it was"
             )
 
     def _look_for_a_gap(self, frame: DriveFrame) -> None:
@@ -192,7 +192,8 @@ class RecorderNode(ManagedNode):
             noted = self._recorder.notes.get("frames_lacking", "")
             if len(noted) < LONGEST_NOTE:
                 self._recorder.notes["frames_lacking"] = ", ".join(filter(None, [noted, part]))
-            self.get_logger().warning(f"The recording lacks {lacking} frames, {part}", throttle_duration_sec=5.0)
+            if self._gap_told():
+                self.get_logger().warning(f"The recording lacks {lacking} frames, {part}")
 
     def _status(self):
         recorder = self._recorder
