@@ -24,7 +24,9 @@ from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.gradient import normalise, saliency_from_trace
 from carla_digr.saliency.linear import linear_maps
 from carla_digr.saliency.perturbation import Perturbation
+from carla_digr.saliency.windows import Changes, changed_logits
 
+MANY = 8  # of so many pixels one that changes leaves little as it was
 WARM_UPS = 3  # passes after which TorchScript has compiled a network, forward and backward
 
 
@@ -45,6 +47,7 @@ class Decision:
     outputs: NDArray[np.float32] = field(repr=False, compare=False)
     state: Tensor = field(repr=False, compare=False)  # (1, C, H, W), what was decided on
     trace: list[Tensor] | None = field(repr=False, compare=False)  # an ActorCritic's hidden layers, for the map
+    activated: list[Tensor] = field(repr=False, compare=False)  # its convolutions after the activation
     critic: bool = True  # whether there is a value
 
     @property
@@ -193,8 +196,9 @@ class Explainer:
             state = self._state(rgb)
             value: Tensor | None
             hidden: list[Tensor] | None = None
+            activated: list[Tensor] = []
             if self._actor_critic is not None:
-                outputs, value, hidden = self._actor_critic.trace(state)
+                outputs, value, hidden = self._actor_critic.trace(state, activated)
             else:
                 outputs, value = self._policy(state)
             outputs = outputs.cpu()
@@ -210,6 +214,7 @@ class Explainer:
             outputs=outputs[0].numpy(),
             state=state,
             trace=hidden,
+            activated=activated,
             critic=value is not None,
         )
 
@@ -260,12 +265,16 @@ class Explainer:
             saliency_ms=(time.perf_counter() - start) * 1000.0,
         )
 
-    def instead(self, decision: Decision, states: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def instead(
+        self, decision: Decision, states: Tensor | Changes, count: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """What would be decided on other states, in one forward pass.
 
         Args:
             decision: what was decided.
-            states: float32 (B, C, H, W) in [0, 1].
+            states: float32 (B, C, H, W) in [0, 1]; or in which pixels they differ from the decision's: where those are
+                few, an ActorCritic computes only what they change.
+            count: B, of changes.
 
         Returns:
             divergence: float32 (B,), of the decision from those on ``states``, nats; of the explained action alone if
@@ -273,11 +282,21 @@ class Explainer:
             actions: (B,), the most probable ones; -1 of a continuous policy.
         """
         with torch.inference_mode():
-            outputs = self._policy(states.to(self._device))[0].cpu()
+            if isinstance(states, Changes):
+                outputs = self._outputs_changed(decision, states, count)
+            else:
+                outputs = self._policy(states.to(self._device))[0].cpu()
             decided = torch.from_numpy(decision.outputs)[None]
             divergence = self._distribution.divergence(decided, outputs, self._target)
-        actions = outputs.argmax(dim=1) if self.discrete else torch.full((len(states),), -1)
+        actions = outputs.argmax(dim=1) if self.discrete else torch.full((len(outputs),), -1)
         return divergence.numpy(), actions.numpy()
+
+    def _outputs_changed(self, decision: Decision, changes: Changes, count: int) -> Tensor:
+        few = len(changes.row) * MANY < count * decision.state[0, 0].numel()
+        if few and decision.activated and self._actor_critic is not None:
+            return changed_logits(self._actor_critic, decision.state, decision.activated, changes, count).cpu()
+        states = torch.from_numpy(changes.made(decision.state[0].cpu().numpy(), count))
+        return self._policy(states.to(self._device))[0].cpu()
 
     def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
         recipe = self._policy.recipe

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import CAMERA, Neighbour
 from carla_digr.explainer import Decision, Explainer
+from carla_digr.saliency.windows import Changes
 
 # CARLA's CityObjectLabel.
 KINDS = {
@@ -44,6 +44,7 @@ _CLASSES[[4, 5, 28]] = _BARRIER  # wall, fence, guard rail
 
 MOST_OBJECTS = 16  # of a frame, those that cover most of the picture
 LEAST_PIXELS = 4  # that show a thing, or it is not in view
+SHADOW = 2  # pixels below a vehicle
 MARGIN = 2  # pixels around a mask whose share of the map is the thing's
 OUTLINE_PARTS, OUTLINE_CORNERS = 8, 96  # of a thing's outline, at most
 OUTLINED = 6  # things of a frame that a message has the outlines of
@@ -260,20 +261,27 @@ def painted_over(state: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArra
     Returns:
         float32 (K, C, H, W).
     """
+    return _painted(state, masks).made(state, len(masks))
+
+
+def _painted(state: NDArray[np.float32], masks: NDArray[np.bool_]) -> Changes:
+    """What `painted_over` changes."""
     width = state.shape[2]
     columns = np.arange(width, dtype=np.int16)
-    of_mask, of_row = np.nonzero(masks.any(axis=2) & ~masks.all(axis=2))
+    of_mask, of_row = np.nonzero(masks.any(axis=2))
     rows = masks[of_mask, of_row]
     before = np.maximum.accumulate(np.where(rows, np.int16(-1), columns), axis=1)
     after = np.minimum.accumulate(np.where(rows, np.int16(width), columns)[:, ::-1], axis=1)[:, ::-1]
-    which, column = np.nonzero(rows)
-    left, right = before[which, column].astype(np.int64), after[which, column].astype(np.int64)
+    line, column = rows.nonzero()
+    left, right = before[line, column].astype(np.int64), after[line, column].astype(np.int64)
+    beside = (left >= 0) | (right < width)
+    if not beside.all():
+        line, column, left, right = line[beside], column[beside], left[beside], right[beside]
     left, right = np.where(left < 0, right, left), np.where(right >= width, left, right)
     weight = ((column - left) / np.maximum(right - left, 1)).astype(np.float32)
-    row = of_row[which]
-    pictures = np.repeat(state[None], len(masks), axis=0)
-    pictures[of_mask[which], :, row, column] = (state[:, row, left] * (1 - weight) + state[:, row, right] * weight).T
-    return pictures
+    row = of_row[line]
+    colours = state[:, row, left] * (1 - weight) + state[:, row, right] * weight
+    return Changes(of_mask[line], row, column, colours.T)
 
 
 def explain_objects(
@@ -292,9 +300,12 @@ def explain_objects(
     if not objects:
         return []
     masks = np.stack([thing.mask for thing in objects])
-    removed = np.stack([_with_shadow(thing.mask) if thing.id else thing.mask for thing in objects])
-    states = torch.from_numpy(painted_over(decision.state[0].numpy(), removed))
-    effects, actions = explainer.instead(decision, states)
+    shown = np.logical_or.reduce(masks).any(axis=1)
+    rows = slice(int(shown.argmax()), len(shown) - int(shown[::-1].argmax()) + SHADOW)
+    vehicles = np.array([thing.id > 0 for thing in objects])
+    changes = _painted(decision.state[0, :, rows].cpu().numpy(), _with_shadows(masks[:, rows], vehicles))
+    changes = changes._replace(row=changes.row + rows.start)
+    effects, actions = explainer.instead(decision, changes, len(objects))
     shares = map_shares(saliency, masks) if saliency is not None else np.full(len(objects), np.nan)
     explained = [
         ExplainedObject(thing, float(share), float(effect), int(action), bool(action != decision.action))
@@ -348,10 +359,14 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.uint16]]:
     return [part for part, total in zip(simple, corners, strict=True) if total <= OUTLINE_CORNERS]
 
 
-def _with_shadow(vehicle: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A vehicle's mask with its edges, which are mixed colours, and its shadow on the road: a pixel to each side and
-    two below."""
-    return cv2.dilate(vehicle.view(np.uint8), np.ones((3, 3), np.uint8), anchor=(1, 2)).view(np.bool_)
+def _with_shadows(masks: NDArray[np.bool_], vehicles: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Masks (K, H, W), those of ``vehicles`` (K,) with their edges, which are mixed colours, and their shadows on the
+    road: a pixel to each side and SHADOW below."""
+    count, height, width = masks.shape
+    apart = np.zeros((count, height + SHADOW, width), np.uint8)  # one above the other, so that none reaches the next
+    apart[:, :height] = masks
+    grown = cv2.dilate(apart.reshape(-1, width), np.ones((1 + SHADOW, 3), np.uint8), anchor=(1, SHADOW))
+    return np.where(vehicles[:, None, None], grown.reshape(apart.shape)[:, :height].view(np.bool_), masks)
 
 
 def map_shares(saliency: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -301,8 +301,12 @@ class ActorCritic(nn.Module):
         logits, value, _ = self.trace(x)
         return logits.to(x.device), value.to(x.device)
 
-    def trace(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def trace(self, x: Tensor, activated: list[Tensor] | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """``forward``, and what its derivative needs.
+
+        Args:
+            x: as there.
+            activated: a list that what the convolutions give after the activation is added to.
 
         Returns:
             logits float (B, A), value float (B,), and the hidden layers' outputs before the activation: those of the
@@ -313,6 +317,8 @@ class ActorCritic(nn.Module):
         for convolution in self.convolutions:
             hidden.append(convolution(x))
             x = self.activation(hidden[-1])
+            if activated is not None:
+                activated.append(x)
         hidden.append(self.trunk(x.flatten(1)))
         features = self.activation(hidden[-1])
         return self.policy_head(features), self.value_head(features).squeeze(-1), hidden

@@ -3,19 +3,23 @@
 A bump changes a window of the picture, so of every layer's output there is a window that may differ from what the
 undisturbed state gives; all else is taken from there. The first convolution is linear in its input and the bump is a
 product of a function of the row and one of the column, so what the bump does to its output is two small matrix
-products a position, with no perturbed picture made at all.
+products a position, with no perturbed picture made at all. Of pictures that differ from the state in pixels of their
+own, the outputs that see one of those are computed, in one matrix product a layer.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from carla_digr.policy import ActorCritic
+from carla_digr.policy import SOFTPLUS_BETA, ActorCritic
 
 STATES = 4  # at most in a batch
 NEGLIGIBLE = 8  # times the dtype's resolution: a bump that low changes no value near 1
@@ -68,6 +72,79 @@ def blended_logits(
     return result.to(states.device)
 
 
+class Changes(NamedTuple):
+    """Pixels in which some states differ from an undisturbed one, each at most once.
+
+    Attributes:
+        state, row, column: int64 (N,), number of the state, and where the pixel is.
+        values: float (N, C), what it has there.
+    """
+
+    state: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    values: NDArray[np.floating]
+
+    def made(self, undisturbed: NDArray[np.floating], count: int) -> NDArray[np.floating]:
+        """The states, (count, C, H, W), of an undisturbed one (C, H, W)."""
+        states = np.repeat(undisturbed[None], count, axis=0)
+        states[self.state, :, self.row, self.column] = self.values
+        return states
+
+
+def changed_logits(
+    policy: ActorCritic, undisturbed: Tensor, activated: Sequence[Tensor], changes: Changes, count: int
+) -> Tensor:
+    """Logits of states that differ from an undisturbed one in some pixels.
+
+    Args:
+        policy: the network, with at least one convolution.
+        undisturbed: float (1, C, H, W).
+        activated: from ``policy.trace`` of that.
+        changes: to the states 0 to ``count`` - 1.
+        count: B.
+
+    Returns:
+        float (B, A), where the weights are.
+    """
+    device = policy.trunk.weight.device
+    places = _Places(*changes[:3])
+    outputs = torch.zeros(0)  # of the layer below, a row each: those of the undisturbed state, then the others
+    index: NDArray[np.int64] = np.zeros((0, 0, 0), np.int64)  # (B, rows, columns) of the layer below: which of them
+    for layer, there in zip(cast(list[nn.Conv2d], [*policy.convolutions]), activated, strict=True):
+        rows, columns = there.shape[2:]
+        places = places.seen_by(layer, (count, rows, columns))
+        if there is activated[0]:
+            seen = torch.from_numpy(_patches(layer, undisturbed[0].cpu().numpy(), changes, places, count)).to(device)
+            weight = layer.weight
+        else:
+            windows = index.ravel()[places.windows(layer, (1, *index.shape[1:]))]
+            seen = outputs.index_select(0, torch.from_numpy(windows.ravel()).to(device))
+            seen = seen.view(len(windows), windows.shape[1] * outputs.shape[1])
+            weight = layer.weight.permute(0, 2, 3, 1)
+        others = _of_few(policy, torch.addmm(cast(Tensor, layer.bias), seen, weight.flatten(1).t()))
+        outputs = torch.cat([there[0].flatten(1).t(), others])
+        index = np.empty((count, rows, columns), np.int64)
+        index[:] = np.arange(rows * columns).reshape(rows, columns)
+        index[places] = np.arange(rows * columns, len(outputs))
+    features = outputs.index_select(0, torch.from_numpy(index.ravel()).to(device)).view(count, -1, outputs.shape[1])
+    return policy.policy_head(_of_few(policy, policy.trunk(features.transpose(1, 2).flatten(1))))
+
+
+def _patches(
+    layer: nn.Conv2d, undisturbed: NDArray[np.floating], changes: Changes, places: _Places, count: int
+) -> NDArray[np.floating]:
+    """What the first convolution's outputs at ``places`` see: (N, inputs). Only the rows that they see are made."""
+    down, height = layer.stride[0], layer.kernel_size[0]
+    top, bottom = (int(places.row.min()), int(places.row.max())) if len(places.row) else (0, 0)
+    first, end = top * down, bottom * down + height
+    inside = (changes.row >= first) & (changes.row < end)
+    state, row, column, values = changes
+    of_band = Changes(state[inside], row[inside] - first, column[inside], values[inside])
+    band = of_band.made(undisturbed[:, first:end], count)
+    return band.ravel()[places._replace(row=places.row - top).windows(layer, band.shape[1:])]
+
+
 def trunk_passes(rows: int, states: int, batch: int) -> int:
     """How often `blended_logits` calls the policy's trunk for so many rows of bumps, for who tells its progress."""
     groups = [min(STATES, states - first) for first in range(0, states, STATES)]
@@ -77,6 +154,46 @@ def trunk_passes(rows: int, states: int, batch: int) -> int:
 def _together(batch: int, states: int) -> int:
     """Neighbouring bumps along an axis that share their windows."""
     return max(1, round(math.sqrt(batch / states)))
+
+
+class _Places(NamedTuple):
+    """Of some states pixels, or outputs of a layer: number of the state, row and column, int64 (N,) each."""
+
+    state: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+
+    def seen_by(self, layer: nn.Conv2d, shape: tuple[int, int, int]) -> _Places:
+        """Outputs of a convolution, of (states, rows, columns) in all, that may see one of them."""
+        (down, across), (count, rows, columns) = layer.stride, shape
+        # Blocks of stride x stride inputs, with room for the last inputs, which no output may see.
+        height, width = rows + _reach(layer, 0), columns + _reach(layer, 1)
+        blocks = np.zeros(count * height * width, np.bool_)
+        blocks[(self.state * height + self.row // down) * width + self.column // across] = True
+        # Where one of the blocks from a place on is, over the end of a row and a state too, where no output is.
+        for reach, step in ((_reach(layer, 1), 1), (_reach(layer, 0), width)):
+            for _ in range(reach - 1):
+                blocks[:-step] |= blocks[step:]
+        line, column = np.divmod(np.flatnonzero(blocks), width)
+        state, row = np.divmod(line, height)
+        inside = (row < rows) & (column < columns)
+        return _Places(state[inside], row[inside], column[inside])
+
+    def windows(self, layer: nn.Conv2d, shape: Sequence[int]) -> NDArray[np.int64]:
+        """Flat numbers, in (states, channels, height, width), of the inputs that these outputs see: (N, inputs).
+
+        Args:
+            shape: channels, height, width.
+        """
+        (rows, columns), (down, across), (channels, height, width) = layer.kernel_size, layer.stride, shape
+        first = (self.state * (channels * height) + self.row * down) * width + self.column * across
+        lines = (np.arange(channels)[:, None] * height + np.arange(rows)) * width
+        return first[:, None] + (lines[..., None] + np.arange(columns)).ravel()
+
+
+def _reach(layer: nn.Conv2d, axis: int) -> int:
+    """Blocks of as many inputs as the stride that an output sees, along an axis."""
+    return -(-layer.kernel_size[axis] // layer.stride[axis])
 
 
 class _Windows:
@@ -166,6 +283,11 @@ def _activated(policy: ActorCritic, values: Tensor) -> Tensor:
     if policy.config.activation == "relu":
         return torch.clamp_min(values, 0, out=values.new_empty(values.shape))
     return policy.activation(values.contiguous())
+
+
+def _of_few(policy: ActorCritic, values: Tensor) -> Tensor:
+    """The activation in one operation: of a few thousand values that takes less time than several fast ones."""
+    return F.relu(values) if policy.config.activation == "relu" else F.softplus(values, beta=SOFTPLUS_BETA)
 
 
 def _parts(layer: nn.Conv2d, differences: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from carla_digr.checkpoint import WEIGHTS_DIRECTORY
 from carla_digr.driving.control import Neighbour
 from carla_digr.explainer import Explainer
 from carla_digr.objects import (
@@ -32,6 +33,8 @@ from carla_digr.objects import (
 from carla_digr.simulator.road import LANE_WIDTH, LANES, MEDIAN_HALF_WIDTH
 from carla_digr.simulator.sensors import instance_picture
 from carla_digr.tasks.driving.drive import InProcessDrive
+
+GROWN = np.ones((3, 3), np.uint8)  # a vehicle's edges and shadow
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,28 @@ def test_a_batch_of_things_has_the_effects_of_each_alone(explainer, drive):
         assert alone.effect == pytest.approx(thing.effect, abs=1e-5)
         assert (alone.action, alone.flips) == (thing.action, thing.action != decision.action)
         assert np.isnan(alone.share)
+
+
+@pytest.mark.parametrize("name", ["driving_calm_student", "driving_student"])
+def test_effects_and_flips_are_those_of_whole_pictures(drive, name):
+    """Of the shipped students along a drive, though only what a thing's pixels change is computed."""
+    explainer = Explainer.from_checkpoint(WEIGHTS_DIRECTORY / f"{name}.safetensors")
+    seen = 0
+    for seed in range(8):
+        decision = explainer.decide(drive.reset(seed).image)
+        things = viewed_objects(segmentation(drive), others(drive), (128, 128))
+        masks = np.stack([cv2.dilate(t.mask.view(np.uint8), GROWN, anchor=(1, 2)) if t.id else t.mask for t in things])
+        states = painted_over(decision.state[0].numpy(), masks.view(np.bool_))
+        effects, actions = explainer.instead(decision, torch.from_numpy(states))
+        whole = {
+            thing.identity: (effect, action) for thing, effect, action in zip(things, effects, actions, strict=True)
+        }
+        for thing in explain_objects(explainer, decision, None, things):
+            effect, action = whole[thing.seen.identity]
+            assert thing.effect == pytest.approx(effect, abs=1e-5)
+            assert (thing.action, thing.flips) == (action, action != decision.action)
+            seen += 1
+    assert seen > 50
 
 
 def test_nothing_in_view_has_no_effect_and_an_empty_mask_none_either(explainer, drive):

@@ -27,6 +27,7 @@ from carla_digr.saliency.gradient import (
 )
 from carla_digr.saliency.overlay import COLORMAPS, overlay, rgb_of
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur, perturbation_maps, perturbed_outputs
+from carla_digr.saliency.windows import Changes, changed_logits
 
 TILE_ALIGNED = ((6, 8, 8), (8, 3, 1), (8, 3, 1))
 STRIDED = ((6, 8, 4), (8, 4, 2), (8, 3, 2))
@@ -208,6 +209,56 @@ def test_windows_of_the_shipped_networks_are_as_exact_as_whole_passes(weights):
     windows, whole = (perturbation_maps(way, states.float(), settings) for way in (policy, Whole(policy)))
     exact = perturbation_maps(Whole(policy.double()), states, settings)
     assert (windows - exact).abs().max() < max(1e-5 * exact.max(), 2 * (whole - exact).abs().max())
+
+
+NETWORKS = [  # the third sees some pixels more often than others; the last two leave pixels at the borders unseen
+    (TILE_ALIGNED, 64, 64),
+    (STRIDED, 84, 84),
+    (((4, 5, 3), (5, 4, 3)), 40, 51),
+    (STRIDED, 67, 90),
+    (((4, 3, 4), (3, 1, 2)), 40, 43),
+]
+
+
+def some_pixels(rng, count, height, width, channels):
+    """A few pixels of each state but the last, one of them in a corner."""
+    changed = np.zeros((count, height, width), np.bool_)
+    for picture in changed[:-1]:
+        row, column = rng.integers(height), rng.integers(width)
+        picture[row : row + 9, column : column + 12] = rng.random((9, 12))[: height - row, : width - column] < 0.6
+    changed[0, -1, -1] = True
+    places = changed.nonzero()
+    return Changes(*places, rng.random((len(places[0]), channels)))
+
+
+@pytest.mark.parametrize(("convolutions", "height", "width"), NETWORKS)
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_states_that_differ_in_a_few_pixels_have_the_logits_of_whole_passes(convolutions, height, width, activation):
+    policy, state = make_policy(convolutions, activation, height, width), random_states(1, height, width)
+    rng, activated = np.random.default_rng(0), []
+    with torch.no_grad():
+        usual = policy.trace(state, activated)[0]
+        for count in (1, 5):
+            changes = some_pixels(rng, count, height, width, 3)
+            whole = policy(torch.from_numpy(changes.made(state[0].numpy(), count)))[0]
+            found = changed_logits(policy, state, activated, changes, count)
+            assert (found - whole).abs().max() <= 1e-8 * max((whole - usual).abs().max(), 1e-3)
+
+
+@pytest.mark.parametrize("weights", sorted(WEIGHTS_DIRECTORY.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_a_few_pixels_of_the_shipped_networks_are_as_exact_as_whole_passes(weights):
+    policy, _ = checkpoint.load(weights)
+    channels, *size = policy.input_shape
+    state = gaussian_blur(random_states(1, *size, channels), 1.0)
+    changes, activated = some_pixels(np.random.default_rng(0), 9, *size, channels), []
+    with torch.no_grad():
+        policy.trace(state.float(), activated)
+        in_float32 = changes._replace(values=changes.values.astype(np.float32))
+        found = changed_logits(policy, state.float(), activated, in_float32, 9)
+        made = torch.from_numpy(changes.made(state[0].numpy(), 9))
+        whole = policy(made.float())[0]
+        exact = policy.double()(made)[0]
+    assert (found - exact).abs().max() < max(1e-6 * exact.abs().max(), 2 * (whole - exact).abs().max())
 
 
 class Whole:
