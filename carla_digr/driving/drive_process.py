@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,9 @@ RESET = 60.0  # s more for an episode's start: on a CARLA server, traffic gets t
 START = 60.0  # s that a process may take to start besides the connection's time limit
 LEAVE = 10.0  # s that it may take to tidy up before it is killed
 FAREWELL = 3.0  # s of them where another process takes over
+PART = 0.5  # s of a wait
 
+T = TypeVar("T")
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]
 """JSON-ready facts and arrays."""
 Work = Callable[["Scenario", Any], Callable[[dict[str, Any]], Answer]]
@@ -97,7 +99,7 @@ class SimulatorProcess:
             UserError: the process says why it ends.
         """
         try:
-            if not self._pipe.poll(CALLS * self._timeout + more):
+            if not wait_awake(self._pipe.poll, CALLS * self._timeout + more):
                 self._hangs = True
                 raise SimulatorGone(f"The drive on {self.address} hangs; start its simulator again and connect anew.")
             facts = json.loads(self._pipe.recv_bytes())
@@ -148,6 +150,19 @@ class SimulatorProcess:
         code = self._process.exitcode
         how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
         return SimulatorGone(f"The process that drove on {self.address} ended {how}; connect anew.")
+
+
+def wait_awake(wait: Callable[[float], T], seconds: float) -> T:
+    """What ``wait(seconds)`` gives, from waits of PART until one gives anything.
+
+    Each counts as PART, however long it took: a stage that was stopped, by Ctrl-Z or for the night, has not waited for
+    all of that time, in which those that it waits for may have been stopped too.
+    """
+    while True:
+        found = wait(min(seconds, PART))
+        seconds -= PART
+        if found or seconds <= 0.0:
+            return found
 
 
 def address_of(text: str) -> tuple[str, int]:

@@ -80,8 +80,8 @@ def evaluate(
 
     ``quick`` measures a little of everything, to ``OUT/evaluation-quick``. A killed evaluation keeps the parts that it
     had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package. ``module``: see
-    ``checkpoint.load``. ``cluster``: whose nodes drive the policies' episodes, a policy each; on servers, which one
-    policy needs all at once, this process drives.
+    ``checkpoint.load``. ``cluster``: whose nodes drive the episodes, those of a policy each, and of a policy under
+    an attack; on servers, which one policy needs all at once, this process drives.
 
     Raises:
         UserError: weights are missing, damaged or of another task.
@@ -98,18 +98,26 @@ def evaluate(
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
     if getattr(task, "most_environments", None) is None:
-        parts.cluster = cluster
+        parts.cluster, parts.device = cluster, device_under(teacher)
     perturbation = Perturbation.from_settings(config.saliency_dataset)
     methods, left_out = saliency_methods(teacher, student, perturbation)
     evaluation = Evaluation(
-        config, task, teacher, student, student_path, directory, methods, _evaluation_seed(config) + 2, parts.get
+        config,
+        task,
+        teacher,
+        student,
+        student_path,
+        directory,
+        methods,
+        _evaluation_seed(config) + 2,
+        parts.get,
+        parts.all,
     )
     measured = parts.all(
         {
             f"performance of {name}": partial(_performance, config, task, act, name)
             for name, act in _contestants(config, task, teacher, student).items()
-        },
-        device_under(teacher),
+        }
     )
     performance = {name.removeprefix("performance of "): row for name, row in measured.items()}
     seed, dataset = _evaluation_seed(config), config.saliency_dataset
@@ -322,6 +330,7 @@ class _Parts:
         self.key = {"weights": [card["weights_sha256"] for card in cards], **sections}
         self.finished: dict[str, Any] = {}
         self.cluster: Cluster | None = None
+        self.device = torch.device("cpu")
         try:
             stored = read_json(path)
             if stored["key"] == self.key:
@@ -335,13 +344,13 @@ class _Parts:
             self._keep(name, measure())
         return self.finished[name]
 
-    def all(self, measures: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Any]:
+    def all(self, measures: dict[str, Callable[[], Any]]) -> dict[str, Any]:
         """Parts of which none needs another: on the cluster at the same time, if there is one."""
         if self.cluster is not None:
             missing = [name for name in measures if name not in self.finished]
             done = Progress(total=len(missing), unit="part", desc="on the cluster")
             jobs = ((name, (self.cluster.share(measures[name]),)) for name in missing)
-            with done, closing(self.cluster.each(_measured, jobs, device)) as results:
+            with done, closing(self.cluster.each(_measured, jobs, self.device)) as results:
                 for name, result in results:
                     self._keep(name, result)
                     done.update()

@@ -19,6 +19,8 @@ from carla_digr.training.rollout import states_of
 
 Part = Callable[[str, Callable[[], Any]], Any]
 """(name, measurement) -> its result, kept from an earlier run or measured; JSON-ready."""
+Parts = Callable[[dict[str, Callable[[], Any]]], dict[str, Any]]
+"""The same of several of which none needs another, on a cluster at the same time."""
 
 # policy -> attack -> epsilon as text -> what ``spread`` gives
 Curves = dict[str, dict[str, dict[str, dict[str, float]]]]
@@ -33,7 +35,7 @@ class Evaluation:
         directory: where results go, and what is kept for the next run.
         methods: the saliency methods by name.
         seed: of episodes and states that no stage has seen, nor the parts that every task has; so are the next ten.
-        part: keeps what was measured.
+        part, parts: keep what was measured.
     """
 
     config: Config
@@ -45,6 +47,7 @@ class Evaluation:
     methods: dict[str, MapOf]
     seed: int
     part: Part
+    parts: Parts
 
 
 class TaskReport(Protocol):

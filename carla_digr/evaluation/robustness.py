@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -13,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from carla_digr.attacks import ATTACKS, Attack, noise
-from carla_digr.evaluation.report import Curves, Evaluation, Part, spread
+from carla_digr.evaluation.report import Curves, Evaluation, Parts, spread
 from carla_digr.policy import Policy, device_under, to_input
 from carla_digr.tasks import Task
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import draw_actions, load_policy, run_episodes, sample_actions
 
 NOISE = "uniform noise"
+CLEAN = "no attack"
 CHUNK = 128  # states attacked together
 
 # Policies to compare, taken where they lie beside the student's weights: STUDENT_distillation.safetensors and so on.
@@ -57,7 +59,7 @@ def measure_robustness(evaluation: Evaluation, metric: str = "success", task: Ta
         settings.attack_episodes,
         settings.attack_epsilons,
         evaluation.seed + 1,
-        evaluation.part,
+        evaluation.parts,
         metric,
     )
 
@@ -68,7 +70,7 @@ def robustness_curves(
     episodes: int,
     epsilons: Sequence[float],
     seed: int,
-    part: Part,
+    parts: Parts,
     metric: str = "success",
     attacks: Sequence[str] = (*ATTACKS, NOISE),
 ) -> Curves:
@@ -78,28 +80,31 @@ def robustness_curves(
         episodes: for each policy, attack and epsilon.
         epsilons: sizes of the attacks, pictures in [0, 1]; 0 is added.
         seed: of episodes, attacks and actions.
-        part: keeps what was measured.
+        parts: keeps what was measured.
         metric: which of the task's metrics is the success, or "return".
         attacks: names from ATTACKS, and NOISE.
     """
     known: dict[str, Attack] = {**ATTACKS, NOISE: noise}
     sizes = sorted({*epsilons} - {0.0})
-    curves: Curves = {}
 
     def measure(policy: Policy, attack: Attack, sizes: Sequence[float], label: str) -> dict[str, dict[str, float]]:
         runs = attacked_episodes(task, policy, attack, sizes, episodes, seed, label)
         return {f"{size:g}": spread([run[metric] for run in runs[size]]) for size in sizes}
 
+    runs: dict[tuple[str, str], str] = {}
+    measures: dict[str, Callable[[], Any]] = {}
     for name, policy in policies.items():
         weights = hashlib.sha256(safetensors.torch.save(policy.state_dict())).hexdigest()[:12]
-        label = f"{name}, no attack"
-        clean = part(f"{label} on {weights}", partial(measure, policy, noise, [0.0], label))
-        curves[name] = {}
-        for attack in attacks:
+        for attack in (CLEAN, *attacks):
             label = f"{name}, {attack}"
-            attacked = part(f"{label} on {weights}", partial(measure, policy, known[attack], sizes, label))
-            curves[name][attack] = {**clean, **attacked}
-    return curves
+            runs[name, attack] = f"{label} on {weights}"
+            how = (noise, [0.0]) if attack == CLEAN else (known[attack], sizes)
+            measures[runs[name, attack]] = partial(measure, policy, *how, label)
+    found = parts(measures)
+    return {
+        name: {attack: {**found[runs[name, CLEAN]], **found[runs[name, attack]]} for attack in attacks}
+        for name in policies
+    }
 
 
 def attacked_episodes(

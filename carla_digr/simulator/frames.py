@@ -47,7 +47,7 @@ def advance(episode: Episode, wanted: Collection[int]) -> Iterator[tuple[int, by
         walkers.tell(episode)
     playback.record(episode)
     for entry in list(episode.actors.values()):
-        if entry.stream in wanted and entry.stream and entry.measures(world.elapsed):
+        if entry.stream and entry.stream in wanted and entry.measures(world.elapsed):
             for message in measure(episode, entry):
                 yield entry.stream, message
     yield streaming.WORLD_STREAM, episode.state()

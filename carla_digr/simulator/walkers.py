@@ -52,7 +52,7 @@ def lead(episode: Episode, entry: Entry, transform: Transform, speed: float) -> 
 def walk(episode: Episode) -> None:
     """Move the walkers by a frame."""
     for entry in episode.actors.values():
-        if is_walker(entry):
+        if entry.kind < 0 and is_walker(entry):
             if not entry.moved:
                 _go(episode, entry)
             entry.moved = False
@@ -60,7 +60,7 @@ def walk(episode: Episode) -> None:
 
 def tell(episode: Episode) -> None:
     """Tell the world where all walkers and props are."""
-    there = [entry for entry in episode.actors.values() if entry.description.id in blueprints.FIGURES]
+    there = [e for e in episode.actors.values() if e.kind < 0 and e.description.id in blueprints.FIGURES]
     if there or len(episode.world.figures):
         episode.world.figures = np.array([_figure(episode, entry) for entry in there], FIGURE) if there else NOBODY
 

@@ -19,12 +19,22 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import carla_digr
 from carla_digr.driving.control import RETRY
-from carla_digr.driving.drive_process import CALLS, FAREWELL, LEAVE, START, Answer, SimulatorProcess, Work, accepts
+from carla_digr.driving.drive_process import (
+    CALLS,
+    FAREWELL,
+    LEAVE,
+    START,
+    Answer,
+    SimulatorProcess,
+    Work,
+    accepts,
+    wait_awake,
+)
 from carla_digr.errors import SimulatorGone, UserError
 from carla_digr.tasks.driving.servers import ServersVecEnv
 from carla_digr.training import prepare_process
@@ -162,9 +172,9 @@ class ClusterDrive:
 
     def _result(self, reference: Any, seconds: float) -> Answer:
         try:
-            facts, arrays = ray.get(reference, timeout=seconds + NETWORK)
-        except GetTimeoutError:
-            raise SimulatorGone(f"The node that drives on {self.address} does not answer.") from None
+            if not wait_awake(lambda part: ray.wait([reference], timeout=part)[0], seconds + NETWORK):
+                raise SimulatorGone(f"The node that drives on {self.address} does not answer.")
+            facts, arrays = ray.get(reference)
         except RayActorError:
             raise SimulatorGone(f"The node that drove on {self.address} is gone, or the process there.") from None
         if "error" in facts:

@@ -62,12 +62,11 @@ def test_only_running_episodes_are_attacked(policy):
 def test_curves_begin_with_the_same_clean_point_and_are_measured_once(policy):
     kept = {}
 
-    def part(name, measure):
-        if name not in kept:
-            kept[name] = measure()
-        return kept[name]
+    def parts(measures):
+        kept.update({name: measure() for name, measure in measures.items() if name not in kept})
+        return {name: kept[name] for name in measures}
 
-    arguments = (TASK, {"teacher": policy}, 4, (0.05, 0.1), 7, part)
+    arguments = (TASK, {"teacher": policy}, 4, (0.05, 0.1), 7, parts)
     curves = robustness_curves(*arguments, attacks=("FGSM", "uniform noise"))["teacher"]
     assert list(curves) == ["FGSM", "uniform noise"]
     assert all(list(curve) == ["0", "0.05", "0.1"] for curve in curves.values())
@@ -76,7 +75,7 @@ def test_curves_begin_with_the_same_clean_point_and_are_measured_once(policy):
     assert robustness_curves(*arguments, attacks=("FGSM",))["teacher"]["FGSM"] == curves["FGSM"]
     assert kept == measured  # nothing new
     changed = ActorCritic(policy.config, 3, 64, 64, 4)
-    robustness_curves(TASK, {"teacher": changed}, 4, (0.05,), 7, part, attacks=("FGSM",))
+    robustness_curves(TASK, {"teacher": changed}, 4, (0.05,), 7, parts, attacks=("FGSM",))
     assert len(kept) > len(measured)  # other weights of the same name
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, RETRY, TICK
-from carla_digr.driving.drive_process import RESET, SimulatorProcess, accepts, address_of
+from carla_digr.driving.drive_process import RESET, SimulatorProcess, accepts, address_of, wait_awake
 from carla_digr.errors import SimulatorGone, UserError
 from carla_digr.tasks.driving.classes import importance_of
 from carla_digr.tasks.driving.server_drive import SCRIPTED, Job, answer_requests
@@ -22,6 +22,7 @@ from carla_digr.tasks.driving.settings import DrivingConfig
 from carla_digr.tasks.environment import BatchedEnvironment, Steps, episode_seed
 
 FOR_EVER = float("inf")
+LOOK = 1.0  # s after which it is looked for servers that are back
 RENEWED = 200  # episodes after which a process is begun anew: the client library's memory grows
 PACED = 200  # decisions over which the pace of a server is a median
 SLOWED = 2.0  # times its first pace, from which on a server is said to have become slow
@@ -180,10 +181,11 @@ class ServersVecEnv(BatchedEnvironment):
         self._later.clear()
         for i, taken in enumerate(actions):
             self._restart(i, taken)
-        deadline = time.monotonic() + RESET + self.config.patience
+        left = RESET + self.config.patience
         while self._later:
-            self._welcome(list(self._later), 1.0)
-            if time.monotonic() > deadline and self._lost:
+            self._welcome(list(self._later), LOOK)
+            left -= LOOK  # not by the clock, see wait_awake
+            if left <= 0.0 and self._lost:
                 raise UserError(
                     f"{', '.join(self.addresses[i] for i in self._lost)} does not come back; start it again."
                 )
@@ -286,7 +288,7 @@ class ServersVecEnv(BatchedEnvironment):
         wait([self._later[i] for i in waited_for], patience)
         if len(self._later) == self.num_envs:
             patience = self.config.patience + (RESET if len(self._lost) < self.num_envs else 0.0)
-            if not wait(self._later.values(), patience, FIRST_COMPLETED).done:
+            if not wait_awake(lambda part: wait(self._later.values(), part, FIRST_COMPLETED).done, patience):
                 raise UserError(
                     f"None of the simulators {', '.join(self.addresses)} has answered for {patience:g} s; "
                     "start them again, then this job."
