@@ -259,7 +259,7 @@ def _call(code: str, work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _join(address: str) -> None:
-    remedy = "start one with `ray start --head`, or leave --ray out"
+    remedy = "start one with `ray start --head`, give this machine its token, or leave --ray out"
     if address != "auto":
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or "/" in host:
