@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ class SB3Policy(ActorCriticPolicy):
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-5)
 
     def _distribution_and_value(self, obs: Any) -> tuple[CategoricalDistribution, Tensor]:
-        logits, value = self.network(to_input(obs))
-        distribution = CategoricalDistribution(logits.shape[1])
-        return distribution.proba_distribution(logits), value
+        """Without gradients: ``evaluate_actions`` alone has them."""
+        logits, value = map(torch.cat, zip(*_in_halves(self.network, obs, with_gradients=False), strict=True))
+        return CategoricalDistribution(logits.shape[1]).proba_distribution(logits), value
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions int64 (B,), values (B, 1), log-probabilities (B,) of uint8 (B, C, H, W)."""
@@ -125,7 +126,8 @@ class SB3Policy(ActorCriticPolicy):
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values (B, 1), log-probabilities (B,) and entropies (B,) of given actions."""
-        distribution, value = self._distribution_and_value(obs)
+        logits, value = _Halves.apply(self.network, obs, *self.network.parameters())
+        distribution = CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
         return value[:, None], distribution.log_prob(actions), distribution.entropy()
 
     def predict_values(self, obs: Any) -> Tensor:
@@ -137,8 +139,46 @@ class SB3Policy(ActorCriticPolicy):
         return self._distribution_and_value(obs)[0]
 
 
+_HALVES = ThreadPoolExecutor(2, "half")  # whatever cores there are, so that a training is the same on any number
+
+
+def _in_halves(network: ActorCritic, obs: Tensor, with_gradients: bool) -> list[tuple[Tensor, Tensor]]:
+    """Logits and values of each half of uint8 states (B, C, H, W), each in a thread of its own."""
+
+    def outputs(half: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(with_gradients):
+            return network(to_input(half))
+
+    return list(_HALVES.map(outputs, obs.chunk(2)))
+
+
+class _Halves(torch.autograd.Function):
+    """An ActorCritic's logits and values of a minibatch, whose halves have their gradients found in threads too."""
+
+    @staticmethod
+    def forward(ctx: Any, network: ActorCritic, obs: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float (B, A) and values float (B,) of uint8 (B, C, H, W)."""
+        ctx.halves, ctx.parameters = _in_halves(network, obs, with_gradients=True), parameters
+        logits, values = zip(*ctx.halves, strict=True)
+        return torch.cat(logits).detach(), torch.cat(values).detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Gradients of the parameters."""
+
+        def of_half(half: tuple[Tensor, Tensor], *gradients: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(half, ctx.parameters, gradients)
+
+        size = len(ctx.halves[0][0])
+        each = list(_HALVES.map(of_half, ctx.halves, *(values.split(size) for values in gradients)))
+        ctx.halves = None
+        return None, None, *(sum(of_parameter) for of_parameter in zip(*each, strict=True))
+
+
 class PresentRollouts(RolloutBuffer):
     """Rollouts from which the steps of environments that were absent, see ``rollout.present``, are left out.
+
+    Minibatches have their channels last in memory, where convolutions and their gradients take a fifth less time.
 
     Attributes:
         present: bool (steps, environments).
@@ -153,9 +193,18 @@ class PresentRollouts(RolloutBuffer):
         """Minibatches, those of absent steps alone left out."""
         yield from (samples for samples in super().get(batch_size) if len(samples.actions))
 
+    @staticmethod
+    def swap_and_flatten(arr: np.ndarray) -> np.ndarray:
+        """(steps, environments, ...) as (environments * steps, ...), pictures as (H, W, C)."""
+        flat = RolloutBuffer.swap_and_flatten(arr)
+        if flat.ndim != 4:
+            return flat
+        return torch.from_numpy(flat).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
+
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
         present = self.present.swapaxes(0, 1).ravel()
-        return super()._get_samples(batch_inds[present[batch_inds]], env)
+        samples = super()._get_samples(batch_inds[present[batch_inds]], env)
+        return samples._replace(observations=samples.observations.movedim(-1, 1))
 
 
 class _PPO(PPO):

@@ -23,7 +23,7 @@ from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.tasks import load_config, make_task
 from carla_digr.tasks.red_fetch_green import RedFetchGreen, RedFetchGreenEnv
-from carla_digr.training.teacher import PresentRollouts, SB3Policy, train_teacher
+from carla_digr.training.teacher import PresentRollouts, SB3Policy, _Halves, train_teacher
 
 
 def wait_for(condition, process, seconds=60):
@@ -77,6 +77,35 @@ def test_steps_of_absent_environments_are_not_learnt_from():
     rollouts.present[:] = False
     rollouts.present[0, 0] = True
     assert values(rollouts) == [[0.0]]
+
+
+def test_minibatches_are_the_pictures_with_channels_last_in_memory():
+    shape, rng = (3, 9, 7), np.random.default_rng(0)
+    rollouts = PresentRollouts(4, spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(3), n_envs=2)
+    shown = rng.integers(0, 256, (4, 2, *shape), np.uint8)
+    for step, pictures in enumerate(shown):
+        value = torch.tensor([2.0 * step, 2.0 * step + 1.0])
+        rollouts.add(pictures, np.zeros(2), np.zeros(2), np.zeros(2), value, torch.zeros(2))
+    for samples in rollouts.get(3):
+        assert samples.observations.is_contiguous(memory_format=torch.channels_last)
+        expected = shown.reshape(8, *shape)[samples.old_values.long().numpy()]
+        np.testing.assert_array_equal(samples.observations.numpy(), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_two_halves_have_the_gradient_of_the_whole_and_the_same_bytes_each_time(count):
+    torch.manual_seed(0)
+    network = ActorCritic(PolicyConfig(((4, 4, 2), (5, 3, 2)), 6), 3, 20, 20, 3)
+    states = torch.randint(0, 256, (count, 3, 20, 20), dtype=torch.uint8)
+
+    def gradients(logits, values):
+        loss = logits.log_softmax(dim=1)[:, 0].mean() + values.square().mean()
+        return torch.autograd.grad(loss, list(network.parameters()))
+
+    halves = [gradients(*_Halves.apply(network, states, *network.parameters())) for _ in range(3)]
+    for whole, *parts in zip(gradients(*network(to_input(states))), *halves, strict=True):
+        torch.testing.assert_close(parts[0], whole)
+        assert all(torch.equal(parts[0], part) for part in parts[1:])
 
 
 @pytest.mark.slow
