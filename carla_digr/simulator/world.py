@@ -160,6 +160,7 @@ class World:
         self.figures = NOBODY
         self._table = np.zeros(16, VEHICLE)
         self._count = 0
+        self._found = 0  # row of the vehicle that was asked for last
         self._last_id = 0
         self._contacts = np.zeros((_CONTACTS, 5))
 
@@ -180,10 +181,13 @@ class World:
         Raises:
             KeyError: there is no such id.
         """
-        ids = self._table["id"][: self._count]
-        found = int((ids == vehicle_id).argmax()) if self._count else 0
+        ids = self._table["id"]
+        if self._found < self._count and ids[self._found] == vehicle_id:  # mostly the ego is asked for again
+            return self._found
+        found = int((ids[: self._count] == vehicle_id).argmax()) if self._count else 0
         if not self._count or ids[found] != vehicle_id:
             raise KeyError(f"there is no vehicle with id {vehicle_id}")
+        self._found = found
         return found
 
     def vehicle(self, vehicle_id: int) -> np.record:
