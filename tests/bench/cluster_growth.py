@@ -1,10 +1,11 @@
 """How rollouts grow with servers, and maps with nodes: docs/cluster.md.
 
-``python tests/bench/cluster_growth.py OUT [--parts ...]``: decisions a second of random actions on 1, 2, 4 and 8
-embedded servers of this machine, without Ray and from one Ray node that has them all, with the processor time of a
-decision: of the stage's process, which many nodes share, of the drives and Ray beside the servers, and of the servers.
-Then shards of maps a second on a Ray head with one processor, and with a second node beside it; a shard is 4 of 240
-maps of Red-Fetch-Green's network with random weights, every 4th pixel. Writes ``servers.json`` and ``servers.png``.
+``python tests/bench/cluster_growth.py OUT``: decisions a second of random actions on 1, 2, 4 and 8 embedded servers of
+this machine, without Ray and from one Ray node that has them all, with the processor time of a decision: of the stage's
+process, which many nodes share, of the drives and Ray beside the servers, and of the servers. Then shards of maps a
+second on a Ray head with one processor, and with a second node beside it; a shard is 4 of 240 maps of Red-Fetch-Green's
+network with random weights, every 4th pixel. Writes ``servers.json`` and ``servers.png``; what is not measured anew
+stays as it was there.
 """
 
 from __future__ import annotations
@@ -136,17 +137,21 @@ def plot(path: Path, table: dict[str, dict[str, dict[str, float]]]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def grow(seconds: float, address_of_ray: str | None, servers: list[Simulator]) -> dict[str, dict[str, float]]:
-    """``rollout`` on more and more of the servers, here or from the nodes of a cluster."""
-    rows = {}
+def grow(
+    rows: dict[str, dict[str, float]],
+    counts: list[int],
+    seconds: float,
+    address_of_ray: str | None,
+    servers: list[Simulator],
+) -> None:
+    """Add ``rollout`` on so many of the servers each, here or from the nodes of a cluster, to the rows."""
     with contextlib.nullcontext() if address_of_ray is None else Cluster(address_of_ray):
-        for count in SERVERS:
+        for count in counts:
             some = servers[:count]
             row = rollout(tuple(map(address, some)), [server.process.pid for server in some], seconds)
             rows[str(count)] = row
             said = ", ".join(f"{key} {value:.2f}" for key, value in row.items())
             print(f"{count} servers, {said}; load {os.getloadavg()[0]:.1f}", flush=True)
-    return rows
 
 
 def main() -> None:
@@ -154,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each rollout (default: %(default)s)")
+    parser.add_argument("--servers", nargs="+", type=int, default=SERVERS, help="how many (default: 1, 2, 4 and 8)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="that are measured now (default: all)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -161,14 +167,14 @@ def main() -> None:
     file = args.out / "servers.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     nodes = Nodes() if {RAY, SHARDS} & {*args.parts} else None
-    servers = [Simulator() for _ in range(max(SERVERS))] if {HERE, RAY} & {*args.parts} else []
+    servers = [Simulator() for _ in range(max(args.servers))] if {HERE, RAY} & {*args.parts} else []
     try:
         if HERE in args.parts:
-            results[HERE] = grow(args.seconds, None, servers)
+            grow(results.setdefault(HERE, {}), args.servers, args.seconds, None, servers)
         if RAY in args.parts and nodes is not None:
             nodes.add(*map(address, servers))
             os.environ |= {name: nodes.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-            results[RAY] = grow(args.seconds, nodes.address, servers)
+            grow(results.setdefault(RAY, {}), args.servers, args.seconds, nodes.address, servers)
             nodes.kill()
         for server in servers:
             server.stop()
@@ -185,7 +191,8 @@ def main() -> None:
         for server in servers:
             server.stop()
         file.write_text(json.dumps(results, indent=1) + "\n")
-    plot(args.out / "servers.png", {name: results[name] for name in (HERE, RAY) if name in results})
+    if rollouts := {name: results[name] for name in (HERE, RAY) if name in results}:
+        plot(args.out / "servers.png", rollouts)
 
 
 if __name__ == "__main__":
