@@ -30,23 +30,25 @@ STEPS = 10  # of the iterated attacks
 
 def noise(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Uniform noise of the same size; it knows nothing of the policy."""
-    offsets = torch.rand(states.shape, generator=generator).to(states.device) * 2 - 1
-    return _project(states + epsilon * offsets, states, epsilon)
+    offsets = torch.rand(states.shape, generator=generator).to(states.device).mul_(2).sub_(1)
+    return offsets.mul_(epsilon).add_(states).clamp_(*_bounds(states, epsilon))
 
 
 def fgsm(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Goodfellow et al. 2015, on policies Huang et al. 2017: one step of the gradient's sign."""
     action = _preferred(policy, states)
-    return _project(states + epsilon * _loss_gradient(policy, states, action).sign(), states, epsilon)
+    gradient = _loss_gradient(policy, states, action)
+    return gradient.sign_().mul_(epsilon).add_(states).clamp_(*_bounds(states, epsilon))
 
 
 def pgd(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Madry et al. 2018: a random start and projected steps of the sign."""
     action = _preferred(policy, states)
     attacked = noise(policy, states, epsilon, generator)
+    bounds, step = _bounds(states, epsilon), 2.5 * epsilon / STEPS
     for _ in range(STEPS):
         gradient = _loss_gradient(policy, attacked, action)
-        attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
+        attacked = gradient.sign_().mul_(step).add_(attacked).clamp_(*bounds)
     return attacked
 
 
@@ -54,11 +56,12 @@ def mi_fgsm(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: 
     """Dong et al. 2018: steps along an accumulated gradient (decay 1), each normalised to a mean size of 1."""
     action = _preferred(policy, states)
     attacked, momentum = states, torch.zeros_like(states)
+    bounds, step = _bounds(states, epsilon), epsilon / STEPS
     for _ in range(STEPS):
         gradient = _loss_gradient(policy, attacked, action)
         size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
-        momentum = momentum + gradient / torch.where(size > 0, size, torch.ones_like(size))
-        attacked = _project(attacked + epsilon / STEPS * momentum.sign(), states, epsilon)
+        momentum += gradient.div_(torch.where(size > 0, size, torch.ones_like(size)))
+        attacked = momentum.sign().mul_(step).add_(attacked).clamp_(*bounds)
     return attacked
 
 
@@ -71,9 +74,10 @@ def mad(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torc
     with torch.no_grad():
         clean = policy(states)[0].softmax(dim=1)
         attacked = noise(policy, states, epsilon, generator)
+    bounds, step = _bounds(states, epsilon), 2.5 * epsilon / STEPS
     for _ in range(STEPS):
         gradient = weighted_gradient(policy, attacked, lambda logits: balanced(logits.softmax(dim=1) - clean, action))
-        attacked = _project(attacked + 2.5 * epsilon / STEPS * gradient.sign(), states, epsilon)
+        attacked = gradient.sign_().mul_(step).add_(attacked).clamp_(*bounds)
     return attacked
 
 
@@ -98,5 +102,6 @@ def _loss_gradient(policy: Policy, states: Tensor, action: Tensor) -> Tensor:
     return weighted_gradient(policy, states, lambda logits: balanced(logits.softmax(dim=1), action))
 
 
-def _project(attacked: Tensor, states: Tensor, epsilon: float | Tensor) -> Tensor:
-    return attacked.clamp((states - epsilon).clamp_(min=0), (states + epsilon).clamp_(max=1))
+def _bounds(states: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest that each value of the states may become."""
+    return (states - epsilon).clamp_(min=0), (states + epsilon).clamp_(max=1)

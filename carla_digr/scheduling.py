@@ -1,4 +1,4 @@
-"""Real-time scheduling, where the system grants it: who must answer within a frame goes before who need not.
+"""Cores, and real-time scheduling where the system grants it: who must answer within a frame goes before who need not.
 
 Linux grants it to root and to those whose limit RTPRIO (ulimit -r) is high enough; see sched(7).
 """
@@ -11,6 +11,11 @@ from pathlib import Path
 
 # Priorities: simulator, bridge and what measures them; the explainer's decisions and maps; its objects.
 DRIVES, ANSWERS, BESIDE = 3, 2, 1
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def go_first(priority: int, alone: bool = False) -> bool:

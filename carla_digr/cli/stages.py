@@ -67,9 +67,11 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     def run(args: argparse.Namespace) -> None:
         config, out = _stage(args)
         from carla_digr.evaluation.evaluate import evaluate
+        from carla_digr.scheduling import usable_cores
 
+        processes = 1 if args.quick else usable_cores()
         with _cluster(args) as cluster:
-            evaluate(config, out, args.teacher, args.student, args.quick, args.module, cluster)
+            evaluate(config, out, args.teacher, args.student, args.quick, args.module, cluster, processes)
 
     parser = _add_stage(commands, "evaluate", run)
     _add_ray(parser, "drive the policies' episodes on all nodes")

@@ -6,6 +6,7 @@ Deletion and insertion, layers drawn anew, and the return under attack.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from carla_digr.evaluation.decision import (
     report_randomised,
 )
 from carla_digr.evaluation.report import Evaluation, attack_table, fresh_states
-from carla_digr.evaluation.robustness import measure_robustness
+from carla_digr.evaluation.robustness import independent_parts, measure_robustness
 
 QUICK_STEPS = 100  # longest episode, where the task has such a setting
 
@@ -51,6 +52,11 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
         "randomised": measure_randomised(evaluation, states),
         "robustness": measure_robustness(evaluation, "return"),
     }
+
+
+def independent(evaluation: Evaluation) -> dict[str, Callable[[], Any]]:
+    """See ``report.TaskReport``."""
+    return independent_parts(evaluation, "return")
 
 
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:

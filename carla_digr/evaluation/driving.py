@@ -31,7 +31,7 @@ from carla_digr.evaluation.decision import (
     report_randomised,
 )
 from carla_digr.evaluation.report import Evaluation, attack_table, fresh_states, known_mean, markdown_table, number
-from carla_digr.evaluation.robustness import measure_robustness
+from carla_digr.evaluation.robustness import independent_parts, measure_robustness
 from carla_digr.evaluation.saliency_methods import GAUSSIAN_BLUR
 from carla_digr.policy import to_input
 from carla_digr.saliency import metrics
@@ -88,8 +88,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     }
     decision = measure_decision(evaluation, lambda: frames()[0], maps)
     weights = measure_randomised(evaluation, lambda: frames()[0])
-    environment = replace(evaluation.config.environment, episode_seconds=settings.attack_seconds)
-    robustness = measure_robustness(evaluation, "driven", Driving(environment))
+    robustness = measure_robustness(evaluation, *_attacked(evaluation))
     drive = part("long drive", partial(long_drive, evaluation, settings.drive_seconds))
     delay = part("perturbation delay", partial(_perturbation_delay, evaluation, frames))
     return {
@@ -101,6 +100,18 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
         "drive": drive,
         "perturbation_delay": delay,
     }
+
+
+def independent(evaluation: Evaluation) -> dict[str, Callable[[], Any]]:
+    """See ``report.TaskReport``."""
+    drive = partial(long_drive, evaluation, _settings(evaluation.config).drive_seconds)
+    return {"long drive": drive, **independent_parts(evaluation, *_attacked(evaluation))}
+
+
+def _attacked(evaluation: Evaluation) -> tuple[str, Driving]:
+    """Metric and task of what is under attack."""
+    seconds = _settings(evaluation.config).attack_seconds
+    return "driven", Driving(replace(evaluation.config.environment, episode_seconds=seconds))
 
 
 def held_out_frames(evaluation: Evaluation, count: int) -> Frames:

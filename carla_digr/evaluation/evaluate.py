@@ -9,8 +9,13 @@ a task measures besides is in its own report module (``task_report``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import closing
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
@@ -33,6 +38,7 @@ from carla_digr.saliency import metrics
 from carla_digr.saliency.gradient import normalise
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.tasks import Batch, Task, make_task
+from carla_digr.training import prepare_worker
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import Act, greedy, load_policy, run_episodes, sampled, states_of
 from carla_digr.training.state import ELSEWHERE
@@ -52,6 +58,9 @@ QUICK: dict[str, Any] = {
     "attack_epsilons": (0.04,),
 }
 """What `--quick` measures; the rest of the section has its defaults. A task's report may change it."""
+
+TOGETHER = 32  # states whose maps are made in one call
+PERFORMANCE = "performance of "  # begins the names of such parts
 
 REPORTS = {
     "red_fetch_green": "carla_digr.evaluation.red_fetch_green",
@@ -75,13 +84,16 @@ def evaluate(
     quick: bool = False,
     module: str | None = None,
     cluster: Cluster | None = None,
+    processes: int = 1,
 ) -> None:
     """Measure, and write ``results.json``, ``report.md`` and pictures to ``OUT/evaluation``.
 
     ``quick`` measures a little of everything, to ``OUT/evaluation-quick``. A killed evaluation keeps the parts that it
     had finished. Without paths the weights of ``OUT`` are taken, or those that ship with the package. ``module``: see
     ``checkpoint.load``. ``cluster``: whose nodes drive the episodes, those of a policy each, and of a policy under
-    an attack; on servers, which one policy needs all at once, this process drives.
+    an attack; on servers, which one policy needs all at once, this process drives. ``processes``: on the CPU as many
+    besides this one measure what does not depend on anything else, if more than one; the figures are the same with any
+    number.
 
     Raises:
         UserError: weights are missing, damaged or of another task.
@@ -97,8 +109,11 @@ def evaluate(
     student, student_card = load_policy(student_path, task, module, config.device)
     directory = out / ("evaluation-quick" if quick else "evaluation")
     parts = _Parts(directory / "parts.json", config, teacher_card, student_card)
-    if getattr(task, "most_environments", None) is None:
-        parts.cluster, parts.device = cluster, device_under(teacher)
+    parts.device = device_under(teacher)
+    if getattr(task, "most_environments", None) is not None:
+        processes = 1
+    elif cluster is not None or parts.device.type != "cpu":
+        parts.cluster, processes = cluster, 1
     perturbation = Perturbation.from_settings(config.saliency_dataset)
     methods, left_out = saliency_methods(teacher, student, perturbation)
     evaluation = Evaluation(
@@ -113,13 +128,6 @@ def evaluate(
         parts.get,
         parts.all,
     )
-    measured = parts.all(
-        {
-            f"performance of {name}": partial(_performance, config, task, act, name)
-            for name, act in _contestants(config, task, teacher, student).items()
-        }
-    )
-    performance = {name.removeprefix("performance of "): row for name, row in measured.items()}
     seed, dataset = _evaluation_seed(config), config.saliency_dataset
     states, importance = states_of(
         task,
@@ -131,22 +139,34 @@ def evaluate(
         (seed, 2),
     )
     reference = cache(partial(_reference_maps, config, teacher, states))  # made only if a part is missing
+    state = to_input(torch.from_numpy(states[:1]))
+    times = {  # before other processes are at work
+        name: milliseconds_per_map(method, state)
+        for name, method in methods.items()
+        if f"saliency, {name}" not in parts.finished
+    }
+    alone = _independent(evaluation)
+    with parts.beside(processes, (config, teacher_path, student_path, module, directory), alone):
+        saliency = {
+            name: parts.get(
+                f"saliency, {name}",
+                partial(_saliency, config, name, method, states, importance, reference, times.get(name, (0.0, 0.0))),
+            )
+            for name, method in methods.items()
+        }
+        measured = own.measure(evaluation)
+        performance = parts.all({name: part for name, part in alone.items() if name.startswith(PERFORMANCE)})
     results: dict[str, Any] = {
         "task": config.task,
         "seed": config.seed,
         "config": config.to_dict(),
         "teacher": _identity(teacher_card),
         "student": _identity(student_card),
-        "performance": performance,
+        "performance": {name.removeprefix(PERFORMANCE): row for name, row in performance.items()},
         "left_out": left_out,
-        "saliency": {
-            name: parts.get(
-                f"saliency, {name}", partial(_saliency, config, name, method, states, importance, reference)
-            )
-            for name, method in methods.items()
-        },
+        "saliency": saliency,
+        **measured,
     }
-    results |= own.measure(evaluation)
     pictures = {"figure_time.png": figures.time_per_map(results["saliency"], task.observation_shape[1:])}
     rows = np.linspace(0, len(states) - 1, min(config.evaluation.examples, len(states))).astype(int)
     shown = to_input(torch.from_numpy(states[rows]))
@@ -196,15 +216,36 @@ def _contestants(config: Config, task: Task, teacher: Policy, student: Policy) -
         "student, sampled": lambda env: sampled(student, rng(1)),
         "teacher, greedy": lambda env: greedy(teacher),
         "student, greedy": lambda env: greedy(student),
-        "random": lambda env: lambda observations: random.integers(actions, size=len(observations)),
+        "random": _unseeing(lambda observations: random.integers(actions, size=len(observations))),
     }
     idle = task.idle_action
     if idle is not None:
         name = f"always {task.action_names[idle]}"
-        contestants[name] = lambda env: lambda observations: np.full(len(observations), idle)
+        contestants[name] = _unseeing(lambda observations: np.full(len(observations), idle))
     if task.expert is not None:
         contestants["expert with full state"] = task.expert
     return contestants
+
+
+def _unseeing(act: Act) -> Callable[[Batch], Act]:
+    """A contestant that does not look at the observations."""
+
+    def contestant(env: Any) -> Act:
+        if hasattr(env, "look_away"):
+            env.look_away()
+        return act
+
+    return contestant
+
+
+def _independent(evaluation: Evaluation) -> dict[str, Callable[[], Any]]:
+    """Parts of which none needs another, by name."""
+    config, task = evaluation.config, evaluation.task
+    contestants = _contestants(config, task, evaluation.teacher, evaluation.student)
+    performance = {
+        f"{PERFORMANCE}{name}": partial(_performance, config, task, act, name) for name, act in contestants.items()
+    }
+    return performance | getattr(task_report(task), "independent", lambda evaluation: {})(evaluation)
 
 
 def _performance(
@@ -222,12 +263,17 @@ def _performance(
 
 
 def _reference_maps(config: Config, teacher: Policy, states: NDArray[np.uint8]) -> Tensor:
-    """The teacher's normalised perturbation maps, float (N, H, W), which other maps are compared with."""
+    """The teacher's normalised perturbation maps, float (N, H, W), which other maps are compared with.
+
+    Those of the first ``slow_states`` are made together as the method's own are, so that they are the same bits.
+    """
     perturbation = Perturbation.from_settings(config.saliency_dataset)
-    device = device_under(teacher)
+    device, slow = device_under(teacher), config.evaluation.slow_states
+    inputs = to_input(torch.from_numpy(states))
+    batches = [batch for some in (inputs[:slow], inputs[slow:]) for batch in some.split(TOGETHER) if len(batch)]
     maps = [
-        perturbation_maps(teacher, to_input(torch.from_numpy(state[None]).to(device)), perturbation).cpu()
-        for state in Progress(states, unit="map", desc="reference maps")
+        perturbation_maps(teacher, batch.to(device), perturbation).cpu()
+        for batch in Progress(batches, unit="batch", desc="reference maps")
     ]
     return normalise(torch.cat(maps))[0]
 
@@ -239,16 +285,17 @@ def _saliency(
     states: NDArray[np.uint8],
     importance: NDArray[np.int8] | None,
     reference: Callable[[], Tensor],
+    times: tuple[float, float],
 ) -> dict[str, float | None]:
     """Scores of one method's maps, means over the states; slow methods take the first ``slow_states`` of them.
 
     share: of a map's mass where the teacher's perturbation map is at or below the threshold. agreement: AUC against the
     pixels above it. important, unimportant, auc: Table 1, None without truth. flat: share of maps without a gradient.
-    milliseconds, milliseconds_deviation: time of one map. None where no state has both a map and a reference.
+    milliseconds, milliseconds_deviation: ``times``, of one map. None where no state has both a map and a reference.
     """
     states = states[: config.evaluation.slow_states] if method.slow else states
     inputs = to_input(torch.from_numpy(states))
-    batches = Progress(inputs.split(32), desc=name, unit="batch")
+    batches = Progress(inputs.split(TOGETHER), desc=name, unit="batch")
     normalised, flags = normalise(torch.cat([method(batch) for batch in batches]))
     maps, flat = normalised.numpy(), flags.numpy()
     kept = (reference()[: len(states)] > config.saliency_dataset.threshold).numpy()
@@ -256,7 +303,7 @@ def _saliency(
     shares = [float((maps[i] * ~kept[i]).sum() / maps[i].sum()) for i in scored]
     agreements = [metrics.auc(maps[i][kept[i]], maps[i][~kept[i]]) for i in scored]
     truth = metrics.score(maps, importance[: len(states)]) if importance is not None else None
-    milliseconds, deviation = milliseconds_per_map(method, inputs[:1])
+    milliseconds, deviation = times
     return {
         "share": float(np.mean(shares)) if shares else None,
         "agreement": float(np.mean(agreements)) if agreements else None,
@@ -331,6 +378,8 @@ class _Parts:
         self.finished: dict[str, Any] = {}
         self.cluster: Cluster | None = None
         self.device = torch.device("cpu")
+        self._begun: dict[str, Future[Any]] = {}
+        self._lock = threading.Lock()
         try:
             stored = read_json(path)
             if stored["key"] == self.key:
@@ -339,10 +388,51 @@ class _Parts:
             pass  # a cache: without it everything is measured
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The part of this name, measured unless it is there."""
+        """The part of this name, measured unless it is there or is being measured beside."""
+        if name in self._begun:
+            try:
+                return self._begun[name].result()
+            except BrokenProcessPool:
+                pass  # a process was killed: what it had is measured here
         if name not in self.finished:
             self._keep(name, measure())
         return self.finished[name]
+
+    @contextmanager
+    def beside(self, processes: int, given: tuple[Any, ...], names: Iterable[str]) -> Generator[None, None, None]:
+        """While this lasts, other processes measure those of the parts of ``_independent`` that are missing.
+
+        Args:
+            processes: how many; with one nothing is measured beside.
+            given: arguments of ``_begin_beside``.
+        """
+        missing = [name for name in names if name not in self.finished]
+        if processes < 2 or len(missing) < 2:
+            yield
+            return
+        others = {*multiprocessing.active_children()}
+        pool = ProcessPoolExecutor(
+            min(processes, len(missing)), multiprocessing.get_context("spawn"), _begin_beside, given
+        )
+        progress = Progress(total=len(missing), unit="part", desc=f"in {processes} other processes")
+
+        def done(name: str, future: Future[Any]) -> None:
+            if not future.cancelled() and future.exception() is None:
+                self._keep(name, future.result())
+                progress.update()
+
+        try:
+            for name in reversed(missing):  # the last ones, drives by two threads, keep several cores busy to the end
+                self._begun[name] = pool.submit(_measured_beside, name)
+                self._begun[name].add_done_callback(partial(done, name))
+            yield
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in {*multiprocessing.active_children()} - others:
+                child.terminate()
+                child.join()
+            progress.close()
+            self._begun.clear()
 
     def all(self, measures: dict[str, Callable[[], Any]]) -> dict[str, Any]:
         """Parts of which none needs another: on the cluster at the same time, if there is one."""
@@ -357,10 +447,31 @@ class _Parts:
         return {name: self.get(name, measure) for name, measure in measures.items()}
 
     def _keep(self, name: str, result: Any) -> None:
-        self.finished[name] = result
-        with atomic_write(self.path) as file:
-            file.write(json.dumps({"key": self.key, "finished": self.finished}).encode())
+        with self._lock:
+            self.finished[name] = result
+            with atomic_write(self.path) as file:
+                file.write(json.dumps({"key": self.key, "finished": self.finished}).encode())
 
 
 def _measured(measure: Callable[[], Any]) -> Any:
     return measure()
+
+
+_beside: dict[str, Callable[[], Any]] = {}  # in a process beside the evaluation's own: what it can measure
+
+
+def _begin_beside(config: Config, teacher_path: Path, student_path: Path, module: str | None, directory: Path) -> None:
+    """Prepare a process that measures parts of ``_independent`` by their names."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the evaluation ends it
+    prepare_worker()
+    Progress.hidden = True
+    task = make_task(config)
+    teacher, student = (load_policy(path, task, module, config.device)[0] for path in (teacher_path, student_path))
+    seed = _evaluation_seed(config) + 2
+    kept = _Parts(directory / "parts.json", config)  # of which none is asked for here
+    evaluation = Evaluation(config, task, teacher, student, student_path, directory, {}, seed, kept.get, kept.all)
+    _beside.update(_independent(evaluation))
+
+
+def _measured_beside(name: str) -> Any:
+    return _beside[name]()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from carla_digr.evaluation import figures
 from carla_digr.evaluation.causal import draw_causal, measure_causal, report_causal
 from carla_digr.evaluation.report import Evaluation, attack_table, markdown_table
-from carla_digr.evaluation.robustness import measure_robustness
+from carla_digr.evaluation.robustness import independent_parts, measure_robustness
 from carla_digr.evaluation.rooms import evaluation_rooms
 from carla_digr.evaluation.saliency_methods import MapOf
 from carla_digr.policy import to_input
@@ -51,6 +51,9 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
         scored = cells[: settings.slow_states] if method.slow else cells
         table[name] = evaluation.part(f"Table 1, {name}", partial(table_row, name, method, scored))
     return {"causal": causal, "table_1": table, "robustness": measure_robustness(evaluation)}
+
+
+independent = independent_parts
 
 
 def draw(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, bytes]:

@@ -54,7 +54,8 @@ class TaskReport(Protocol):
     """A task's own part of the evaluation: a module with these functions.
 
     It may have ``quick(config) -> Config`` besides: the configuration of ``evaluate --quick`` where it differs from
-    ``evaluate.QUICK``, which is applied before.
+    ``evaluate.QUICK``, which is applied before. And ``independent(evaluation)``: parts that ``measure`` asks for, name
+    to measurement, of which none needs another and that other processes may measure at the same time.
     """
 
     def measure(self, evaluation: Evaluation) -> dict[str, Any]:

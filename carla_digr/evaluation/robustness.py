@@ -21,7 +21,6 @@ from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import draw_actions, load_policy, run_episodes, sample_actions
 
 NOISE = "uniform noise"
-CLEAN = "no attack"
 CHUNK = 128  # states attacked together
 
 # Policies to compare, taken where they lie beside the student's weights: STUDENT_distillation.safetensors and so on.
@@ -52,15 +51,26 @@ def measure_robustness(evaluation: Evaluation, metric: str = "success", task: Ta
     Raises:
         UserError: a policy beside the student is damaged.
     """
+    return _curves(_of_evaluation(evaluation, metric, task), evaluation.parts)
+
+
+def independent_parts(
+    evaluation: Evaluation, metric: str = "success", task: Task | None = None
+) -> dict[str, Callable[[], Any]]:
+    """The parts that ``measure_robustness`` asks for, by name, none of which needs another; arguments as there."""
+    return dict(_of_evaluation(evaluation, metric, task).values())
+
+
+def _of_evaluation(evaluation: Evaluation, metric: str, task: Task | None) -> _Measures:
     settings = evaluation.config.evaluation
-    return robustness_curves(
+    return _measures(
         task or evaluation.task,
         compared_policies(evaluation.task, evaluation.teacher, evaluation.student, evaluation.student_path),
         settings.attack_episodes,
         settings.attack_epsilons,
         evaluation.seed + 1,
-        evaluation.parts,
         metric,
+        (*ATTACKS, NOISE),
     )
 
 
@@ -84,6 +94,22 @@ def robustness_curves(
         metric: which of the task's metrics is the success, or "return".
         attacks: names from ATTACKS, and NOISE.
     """
+    return _curves(_measures(task, policies, episodes, epsilons, seed, metric, attacks), parts)
+
+
+# (policy, attack, by its name or None) -> name of the part, and what measures it
+_Measures = dict[tuple[str, str | None], tuple[str, Callable[[], Any]]]
+
+
+def _measures(
+    task: Task,
+    policies: dict[str, Policy],
+    episodes: int,
+    epsilons: Sequence[float],
+    seed: int,
+    metric: str,
+    attacks: Sequence[str],
+) -> _Measures:
     known: dict[str, Attack] = {**ATTACKS, NOISE: noise}
     sizes = sorted({*epsilons} - {0.0})
 
@@ -91,20 +117,26 @@ def robustness_curves(
         runs = attacked_episodes(task, policy, attack, sizes, episodes, seed, label)
         return {f"{size:g}": spread([run[metric] for run in runs[size]]) for size in sizes}
 
-    runs: dict[tuple[str, str], str] = {}
-    measures: dict[str, Callable[[], Any]] = {}
+    found: _Measures = {}
     for name, policy in policies.items():
         weights = hashlib.sha256(safetensors.torch.save(policy.state_dict())).hexdigest()[:12]
-        for attack in (CLEAN, *attacks):
-            label = f"{name}, {attack}"
-            runs[name, attack] = f"{label} on {weights}"
-            how = (noise, [0.0]) if attack == CLEAN else (known[attack], sizes)
-            measures[runs[name, attack]] = partial(measure, policy, *how, label)
-    found = parts(measures)
-    return {
-        name: {attack: {**found[runs[name, CLEAN]], **found[runs[name, attack]]} for attack in attacks}
-        for name in policies
-    }
+        for attack in (None, *attacks):
+            label = f"{name}, {attack or 'no attack'}"
+            how = (noise, [0.0]) if attack is None else (known[attack], sizes)
+            found[name, attack] = f"{label} on {weights}", partial(measure, policy, *how, label)
+    return found
+
+
+def _curves(measures: _Measures, parts: Parts) -> Curves:
+    found = parts(dict(measures.values()))
+    curves: Curves = {}
+    clean: dict[str, dict[str, float]] = {}
+    for (policy, attack), (name, _) in measures.items():
+        if attack is None:
+            clean, curves[policy] = found[name], {}
+        else:
+            curves[policy][attack] = {**clean, **found[name]}
+    return curves
 
 
 def attacked_episodes(
@@ -119,7 +151,7 @@ def attacked_episodes(
     """Whole episodes of a policy, sampled, that sees only attacked states; all epsilons advance together.
 
     The episodes and the draws of the actions are the same for every epsilon, policy and attack. Episodes that have
-    ended are attacked no more, and environments whose episodes have all ended are stepped no more.
+    ended are attacked no more, and their environments rest, where they can.
 
     Where the task has a limit of environments, see ``Task.most_environments``, they take their turns instead, one
     epsilon after the other, and an environment drives several episodes.
@@ -137,6 +169,7 @@ def attacked_episodes(
     running = np.ones((len(epsilons), episodes), bool)
     returns = np.zeros((len(epsilons), episodes))
     finished: list[list[dict[str, float]]] = [[{}] * episodes for _ in epsilons]
+    resting = [getattr(env, "resting", np.zeros(episodes, bool)) for env in envs]
     try:
         observations = [np.asarray(env.reset()) for env in envs]
         with Progress(total=running.size, unit="episode", desc=label) as progress:
@@ -157,7 +190,7 @@ def attacked_episodes(
                     returns[k] += rewards
                     for i in np.flatnonzero(dones & running[k]):
                         finished[k][i] = {**infos[i]["metrics"], "return": float(returns[k, i])}
-                        running[k, i] = False
+                        running[k, i], resting[k][i] = False, True
                         progress.update()
     finally:
         for env in envs:

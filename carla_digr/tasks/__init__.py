@@ -106,6 +106,19 @@ class KnowsScenery(Protocol):
         """The present observations, uint8 (N, C, H, W), in sceneries that ``rng`` draws."""
 
 
+class SparesWork(Protocol):
+    """A batch that need not do what nobody asks for.
+
+    Attributes:
+        resting: bool (N,), to be set by whoever steps: environments that a step leaves as they are, with the reward 0.
+    """
+
+    resting: np.ndarray
+
+    def look_away(self) -> None:
+        """From now on nobody looks at the observations: all zero will do."""
+
+
 TASKS: Registry[Any] = Registry(
     "task",
     "carla_digr.tasks",

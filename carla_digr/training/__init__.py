@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import os
 import sys
+import threading
 from dataclasses import dataclass
 
 
@@ -41,3 +44,16 @@ def prepare_process() -> None:
             m_mmap_threshold, m_trim_threshold = -3, -1  # malloc.h
             libc.mallopt(m_mmap_threshold, 1 << 30)
             libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def prepare_worker() -> None:
+    """``prepare_process`` of a process that multiprocessing has started, and that is to end with the one before it."""
+    prepare_process()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

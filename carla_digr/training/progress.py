@@ -26,10 +26,11 @@ class Progress(tqdm):
     """
 
     as_json: ClassVar[bool] = False
+    hidden: ClassVar[bool] = False  # in processes beside the one that tells
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.figures: dict[str, float] = {}
-        super().__init__(*args, **{"mininterval": 1, **kwargs})
+        super().__init__(*args, **{"mininterval": 1, "disable": self.hidden, **kwargs})
 
     def set_postfix(self, ordered_dict: Any = None, refresh: bool | None = True, **kwargs: Any) -> None:
         """Show the latest figures."""

@@ -116,7 +116,7 @@ def run_episodes(env: Batch, act: Act, episodes: int, label: str = "") -> list[d
     """Run fresh environments for ``episodes`` whole episodes.
 
     The episodes are the first ones of each environment, so that every policy meets the same, and none is favoured for
-    being short.
+    being short. Environments that have driven theirs rest, where they can.
 
     Returns:
         Per episode the task's metrics and its "return".
@@ -125,6 +125,7 @@ def run_episodes(env: Batch, act: Act, episodes: int, label: str = "") -> list[d
     quota[: episodes % env.num_envs] += 1
     finished: list[dict[str, float]] = []
     returns = np.zeros(env.num_envs)
+    resting = getattr(env, "resting", np.zeros(env.num_envs, bool))
     observations = np.asarray(env.reset())
     with Progress(total=episodes, unit="episode", desc=label) as progress:
         while quota.any():
@@ -138,6 +139,7 @@ def run_episodes(env: Batch, act: Act, episodes: int, label: str = "") -> list[d
                     finished.append({**infos[i]["metrics"], "return": float(returns[i])})
                     progress.update()
                 returns[i] = 0
+                resting[i] = not quota[i]
     return finished
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import threading
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -31,7 +29,7 @@ from carla_digr.saliency.gradient import FLAT
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps
 from carla_digr.saliency.windows import STATES as TOGETHER
 from carla_digr.tasks import make_task
-from carla_digr.training import prepare_process
+from carla_digr.training import prepare_worker
 from carla_digr.training.effects import EffectsOfStates, ObjectEffects
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, states_of, varied_task
@@ -193,25 +191,13 @@ def _computed(
             yield k, _make_shard(config, directory, teacher, k)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker)
     try:
         futures = {pool.submit(_make_shard, config, directory, teacher, k): k for k in todo}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prepare_worker() -> None:
-    prepare_process()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _computed_on(

@@ -129,6 +129,31 @@ def test_the_batch_gives_what_single_episodes_give(config):
             assert rewards[i] == pytest.approx(value, abs=1e-6)
 
 
+def test_a_batch_leaves_out_what_nobody_asks_for_and_nothing_else():
+    batches = [DrivingVecEnv(3, 7, CONFIG, evaluation=True) for _ in range(2)]
+    batches[1].look_away()
+    seen, unseen = (batch.reset() for batch in batches)
+    assert seen.any() and not unseen.any()
+    rng = np.random.default_rng(1)
+    ended = 0
+    for step in range(120):
+        if step == 20:
+            batches[1].resting[2] = True
+            time = batches[1].metrics(2)
+        actions = rng.integers(0, 4, 3)
+        whole, spared = (batch.step(actions) for batch in batches)
+        moving = slice(3 if step < 20 else 2)
+        for one, other in zip(whole[1:], spared[1:], strict=True):
+            if one is whole[3]:
+                assert [i.get("metrics") for i in one[moving]] == [i.get("metrics") for i in other[moving]]
+            else:
+                assert np.array_equal(one[moving], other[moving])
+        ended += int(whole[2][moving].sum())
+        assert not spared[0].any()
+    assert ended, "the comparison must cross an episode's end"
+    assert spared[1][2] == 0 and not spared[2][2] and batches[1].metrics(2) == time
+
+
 def test_a_batch_continues_exactly_from_its_state():
     rng = np.random.default_rng(2)
     actions = rng.integers(0, 3, (80, 3))

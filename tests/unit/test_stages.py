@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -19,11 +20,11 @@ from test_teacher import start, wait_for
 from carla_digr import checkpoint
 from carla_digr.cli import main
 from carla_digr.errors import UserError
-from carla_digr.evaluation.evaluate import _reference_maps, task_report
+from carla_digr.evaluation.evaluate import _Parts, _reference_maps, evaluate, task_report
 from carla_digr.evaluation.saliency_methods import DIGR_LINEAR
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency import METHODS
-from carla_digr.tasks import make_task
+from carla_digr.tasks import load_config, make_task
 from carla_digr.training.rollout import load_policy
 from carla_digr.training.saliency_dataset import load_dataset, make_dataset
 from carla_digr.training.state import only_job_in
@@ -58,6 +59,29 @@ def test_the_four_stages_leave_a_report(tmp_path, tiny_yaml, tiny_run, capsys):
     # what was measured is kept, and equal when asked again
     assert main(["evaluate", str(tiny_yaml), "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "evaluation" / "results.json").read_text()) == results
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_several_processes_has_the_same_figures(tmp_path, tiny_yaml, tiny_run):
+    found = []
+    weights = tiny_run / "teacher.safetensors", tiny_run / "student.safetensors"
+    for processes in (1, 3):
+        out = tmp_path / str(processes)
+        evaluate(load_config(tiny_yaml), out, *weights, processes=processes)
+        found.append(json.loads((out / "evaluation" / "results.json").read_text()))
+    for name in ("performance", "robustness", "table_1", "causal"):
+        assert found[0][name] == found[1][name] and found[0][name]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_of_an_evaluation_had_is_measured_all_the_same(tmp_path, tiny_yaml):
+    parts = _Parts(tmp_path / "parts.json", load_config(tiny_yaml))
+    nothing = tmp_path / "nothing.safetensors"  # which a process cannot begin with
+    with parts.beside(2, (load_config(tiny_yaml), nothing, nothing, None, tmp_path), ["one", "two"]):
+        assert parts.get("one", lambda: 1) == 1 and parts.get("two", lambda: 2) == 2
+    assert json.loads((tmp_path / "parts.json").read_text())["finished"] == {"one": 1, "two": 2}
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

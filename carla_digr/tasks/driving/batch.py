@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from carla_digr.driving.control import ACTIONS, IMAGE_SIZE, TICK, DriveFrame, VehicleCommand
 from carla_digr.driving.episode import RunningEpisode
+from carla_digr.scheduling import usable_cores
 from carla_digr.simulator.road import Road
 from carla_digr.simulator.traffic import VEHICLE
 from carla_digr.tasks.driving.classes import importance_of
@@ -160,6 +160,9 @@ class DrivingVecEnv(BatchedEnvironment):
         config: of the task.
         evaluation: decisions last ``decision_ticks`` instead of ``training_decision_ticks``.
         varied: ``random_scenery`` counts, by default in training.
+
+    Attributes:
+        resting: see tasks.SparesWork.
     """
 
     def __init__(
@@ -175,6 +178,7 @@ class DrivingVecEnv(BatchedEnvironment):
         ]
         self.commands = self.episodes[0].commands
         self.started = np.zeros(environments, np.int64)
+        self.resting = np.zeros(environments, bool)
         self.observations = np.zeros((environments, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
         threads = min(environments, usable_cores())
         self._shares = [range(k, environments, threads) for k in range(threads)]
@@ -199,6 +203,8 @@ class DrivingVecEnv(BatchedEnvironment):
 
         def advance(share: Iterable[int]) -> None:
             for i in share:
+                if self.resting[i]:
+                    continue
                 episode = self.episodes[i]
                 frame, rewards[i], terminated, truncated = episode.step(int(actions[i]))
                 self.observations[i] = frame.image.transpose(2, 0, 1)
@@ -214,6 +220,11 @@ class DrivingVecEnv(BatchedEnvironment):
 
         list(self._threads.map(advance, self._shares))  # raises here what a thread raised
         return self.observe(), rewards, dones, infos
+
+    def look_away(self) -> None:
+        """See tasks.SparesWork."""
+        for episode in self.episodes:
+            episode.drive.blind = True
 
     def metrics(self, i: int) -> dict[str, float]:
         """Figures of the present episode of environment i."""
@@ -261,8 +272,3 @@ class DrivingVecEnv(BatchedEnvironment):
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

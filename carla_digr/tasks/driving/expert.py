@@ -16,16 +16,19 @@ class PlannerPolicy:
 
     def __init__(self, env: DrivingVecEnv):
         self.env = env
+        env.look_away()
         *steering, brake = env.commands
         angles = [command.steer * MAX_WHEEL_ANGLE for command in steering]
         self.planners = [Planner(angles, CRUISE_SPEED, BRAKE * MAX_BRAKING, brake.along_lane) for _ in env.episodes]
         self.started = env.started.copy()
 
     def __call__(self, observations: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """One action an environment, (N,); the pictures are not looked at."""
+        """One action an environment, (N,), of those that rest any; the pictures are not looked at."""
         for i in np.flatnonzero(self.started != self.env.started):
             self.planners[i].reset()
         self.started = self.env.started.copy()
-        drives = [episode.drive for episode in self.env.episodes]
-        actions = [planner.observe(d.world, d.ego) for planner, d in zip(self.planners, drives, strict=True)]
-        return np.array(actions, np.int64)
+        actions = np.zeros(len(self.planners), np.int64)
+        for i in np.flatnonzero(~self.env.resting):
+            drive = self.env.episodes[i].drive
+            actions[i] = self.planners[i].observe(drive.world, drive.ego)
+        return actions
