@@ -199,6 +199,11 @@ def in_place(processes: list[Process], values: Mapping[str, str]) -> list[Proces
     ]
 
 
+def wants_realtime(values: Mapping[str, str]) -> bool:
+    """Whether a drive asks for real-time scheduling: one that waits for its decisions need not go first."""
+    return values["realtime"] == "true" and values["lockstep"] != "true"
+
+
 def live(values: Mapping[str, str]) -> list[Process]:
     """The processes of a drive, in the order in which they are started.
 
@@ -212,7 +217,7 @@ def live(values: Mapping[str, str]) -> list[Process]:
 
     values = plain(values)
     simulator, lockstep = values["simulator"], values["lockstep"] == "true"
-    realtime = values["realtime"] == "true" and not lockstep
+    realtime = wants_realtime(values)
     host = "127.0.0.1" if simulator == "embedded" else values["host"]
     port = whole_number("port", values["port"], 1, 65534)
     processes = []

@@ -35,6 +35,7 @@ from carla_digr.live.composition import (
     replay,
     restart_notice,
     shutdown_notice,
+    wants_realtime,
 )
 from carla_digr.live.viewer.control import TOKEN, new_token
 
@@ -80,8 +81,8 @@ def run_live(
             print("Starting the drive; if the simulator is not compiled yet, that takes a minute.", flush=True)
         if duration is not None:
             page = f"http://127.0.0.1:{values['viewer_port']}/" if headless and values["viewer"] == "true" else ""
-            realtime = values["realtime"] == "true" and values["lockstep"] != "true"
-            supervisor.start(*in_place([measurement(duration, supervisor.pids(), page, realtime)], values))
+            measured_by = measurement(duration, supervisor.pids(), page, wants_realtime(values))
+            supervisor.start(*in_place([measured_by], values))
         measured = supervisor.watch()
     if measured is not None:
         return conclude(measured.data, report)
