@@ -14,7 +14,6 @@ EXTRAS = {
     "minigrid": ["minigrid>=3"],
     "atari": ["ale-py>=0.12"],
     "recording": ["rosbags>=0.11", "mcap>=1.2"],
-    "onnx": ["onnx>=1.16"],
     "carla": ["carla==0.9.16"],
     "ray": ["ray>=2.50"],
 }
@@ -73,6 +72,8 @@ setup(
         "defusedxml>=0.7",
         "aiohttp>=3.9",
         "simplejpeg>=1.7",
+        "onnx>=1.16",
+        "onnxruntime>=1.20",
     ],
     extras_require={**EXTRAS, "all": sorted(chain(*EXTRAS.values())), "fuzz": ["atheris>=3"]},
     entry_points={"console_scripts": ["carla-digr = carla_digr.cli:main"]},

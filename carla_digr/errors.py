@@ -21,7 +21,6 @@ EXTRAS = {
     "minigrid": "minigrid",
     "ale_py": "atari",
     "carla": "carla",
-    "onnx": "onnx",
     "ray": "ray",
     "rosbags": "recording",
     "mcap": "recording",
@@ -30,7 +29,8 @@ EXTRAS = {
 
 # modules of what every installation has, and what pip calls them
 BASE = {
-    **{name: name for name in ("torch", "numpy", "numba", "safetensors", "tqdm", "msgpack", "gymnasium", "defusedxml")},
+    **{name: name for name in ("torch", "numpy", "numba", "safetensors", "tqdm", "msgpack", "gymnasium")},
+    **{name: name for name in ("defusedxml", "onnx", "onnxruntime")},
     **{"cv2": "opencv-python-headless", "yaml": "PyYAML", "aiohttp": "aiohttp", "simplejpeg": "simplejpeg"},
 }
 

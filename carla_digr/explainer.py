@@ -21,8 +21,9 @@ from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, Policy, device_of, device_under, to_input
 from carla_digr.saliency import DEFAULT, METHODS
-from carla_digr.saliency.gradient import normalise, saliency_from_trace
-from carla_digr.saliency.linear import linear_maps
+from carla_digr.saliency.compiled import CompiledNetwork
+from carla_digr.saliency.gradient import map_weights, normalise, saliency_from_trace
+from carla_digr.saliency.linear import BUMP_MASS, against_the_preferred, contrast_maps, linear_maps
 from carla_digr.saliency.perturbation import Perturbation
 from carla_digr.saliency.windows import Changes, changed_logits
 
@@ -46,8 +47,8 @@ class Decision:
     inference_ms: float
     outputs: NDArray[np.float32] = field(repr=False, compare=False)
     state: Tensor = field(repr=False, compare=False)  # (1, C, H, W), what was decided on
-    trace: list[Tensor] | None = field(repr=False, compare=False)  # an ActorCritic's hidden layers, for the map
-    activated: list[Tensor] = field(repr=False, compare=False)  # its convolutions after the activation
+    trace: list[Any] | None = field(repr=False, compare=False)  # an ActorCritic's hidden layers, for the map
+    activated: list[Any] = field(repr=False, compare=False)  # its convolutions after the activation
     critic: bool = True  # whether there is a value
 
     @property
@@ -110,6 +111,9 @@ class Explainer:
         policy.eval()
         self._distribution = DISTRIBUTIONS[policy.output]
         self._actor_critic = policy if isinstance(policy, ActorCritic) else None
+        self._compiled = (
+            CompiledNetwork(policy) if isinstance(policy, ActorCritic) and self._device.type == "cpu" else None
+        )
         self.single = policy.recipe.stack == 1
         self._pictures: deque[NDArray[np.uint8]] = deque(maxlen=policy.recipe.stack)
         self._generator = torch.Generator().manual_seed(0)  # of PGD's random starts
@@ -194,10 +198,13 @@ class Explainer:
         start = time.perf_counter()
         with torch.inference_mode():
             state = self._state(rgb)
-            value: Tensor | None
-            hidden: list[Tensor] | None = None
-            activated: list[Tensor] = []
-            if self._actor_critic is not None:
+            value: Tensor | np.float32 | None
+            hidden: list[Any] | None = None
+            activated: list[Any] = []
+            if self._compiled is not None:
+                logits, values, hidden, activated = self._compiled.decide(state.numpy())
+                outputs, value = torch.from_numpy(logits), values[0]
+            elif self._actor_critic is not None:
                 outputs, value, hidden = self._actor_critic.trace(state, activated)
             else:
                 outputs, value = self._policy(state)
@@ -248,22 +255,33 @@ class Explainer:
     def explain(self, decision: Decision) -> Saliency:
         """The map of a decision's frame."""
         start = time.perf_counter()
-        if decision.trace is not None and self.method in ("digr", "vg"):
-            assert self._actor_critic is not None
-            with torch.inference_mode():
-                outputs = torch.from_numpy(decision.outputs)[None].to(self._device)
-                raw = saliency_from_trace(self._actor_critic, outputs, decision.trace, self._target)
-        elif self._actor_critic is not None and self.method == "linear":
-            outputs = torch.from_numpy(decision.outputs)[None].to(self._device)
-            raw = linear_maps(self._actor_critic, decision.state.clone(), self._target, outputs=outputs)
-        else:
-            raw = self._method(self._policy, decision.state.clone(), self._target, self._perturbation)
+        raw = self._raw_map(decision)
         maps, flat = normalise(raw.cpu())
         return Saliency(
             map=maps[0].numpy(),
             flat=bool(flat[0]),
             saliency_ms=(time.perf_counter() - start) * 1000.0,
         )
+
+    def _raw_map(self, decision: Decision) -> Tensor:
+        """The map before it is normalised, float32 (1, H, W)."""
+        gradient = self.method in ("digr", "vg")
+        if self._actor_critic is None or not (gradient or self.method == "linear"):
+            return self._method(self._policy, decision.state.clone(), self._target, self._perturbation)
+        with torch.inference_mode():
+            outputs = torch.from_numpy(decision.outputs)[None].to(self._device)
+            if self._compiled is None:
+                if gradient:
+                    return saliency_from_trace(self._actor_critic, outputs, decision.trace or [], self._target)
+                return linear_maps(self._actor_critic, decision.state, self._target, outputs=outputs)
+            if gradient:
+                weights = map_weights(outputs, self._target).numpy()
+                return torch.from_numpy(self._compiled.gradient_map(weights, decision.trace or []))
+            if self._target is not None:
+                return linear_maps(self._actor_critic, decision.state, self._target, outputs=outputs)
+            others, rows = against_the_preferred(outputs)
+            contrast = self._compiled.contrast(decision.state.numpy(), (BUMP_MASS * rows[0]).numpy())
+            return contrast_maps(outputs, others, torch.from_numpy(contrast)[None])
 
     def instead(
         self, decision: Decision, states: Tensor | Changes, count: int = 0
@@ -284,6 +302,8 @@ class Explainer:
         with torch.inference_mode():
             if isinstance(states, Changes):
                 outputs = self._outputs_changed(decision, states, count)
+            elif self._compiled is not None:
+                outputs = torch.from_numpy(self._compiled.outputs(states.numpy()))
             else:
                 outputs = self._policy(states.to(self._device))[0].cpu()
             decided = torch.from_numpy(decision.outputs)[None]
@@ -294,9 +314,14 @@ class Explainer:
     def _outputs_changed(self, decision: Decision, changes: Changes, count: int) -> Tensor:
         few = len(changes.row) * MANY < count * decision.state[0, 0].numel()
         if few and decision.activated and self._actor_critic is not None:
-            return changed_logits(self._actor_critic, decision.state, decision.activated, changes, count).cpu()
-        states = torch.from_numpy(changes.made(decision.state[0].cpu().numpy(), count))
-        return self._policy(states.to(self._device))[0].cpu()
+            activated = decision.activated
+            if self._compiled is not None:
+                activated = [torch.from_numpy(layer) for layer in activated]
+            return changed_logits(self._actor_critic, decision.state, activated, changes, count).cpu()
+        states = changes.made(decision.state[0].cpu().numpy(), count)
+        if self._compiled is not None:
+            return torch.from_numpy(self._compiled.outputs(states))
+        return self._policy(torch.from_numpy(states).to(self._device))[0].cpu()
 
     def _state(self, rgb: NDArray[np.uint8]) -> Tensor:
         recipe = self._policy.recipe

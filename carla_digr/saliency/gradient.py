@@ -51,8 +51,12 @@ def vanilla_gradient(policy: Policy, states: Tensor, target: int | None = None) 
 
 def saliency_from_trace(policy: ActorCritic, logits: Tensor, hidden: list[Tensor], target: int | None = None) -> Tensor:
     """``vanilla_gradient`` where ``policy.trace`` has been called already."""
-    weights = eq2_weights(logits) if target is None else DISTRIBUTIONS["logits"].gradients(logits, target)[:, 0]
-    return input_gradient(policy, hidden, weights).abs().amax(dim=1)
+    return input_gradient(policy, hidden, map_weights(logits, target)).abs().amax(dim=1)
+
+
+def map_weights(logits: Tensor, target: int | None = None) -> Tensor:
+    """What each logit's gradient counts in eq. 2's map, or in an action's own, float (B, A)."""
+    return eq2_weights(logits) if target is None else DISTRIBUTIONS["logits"].gradients(logits, target)[:, 0]
 
 
 def weighted_gradient(policy: Policy, states: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:
@@ -89,7 +93,10 @@ def normalise(maps: Tensor) -> tuple[Tensor, Tensor]:
     largest = maps.amax(dim=(1, 2))
     flat = ~((largest > FLAT) & torch.isfinite(largest))
     scale = torch.where(flat, torch.ones_like(largest), largest)[:, None, None]
-    return torch.where(flat[:, None, None], torch.zeros_like(maps), maps / scale), flat
+    found = maps / scale
+    if flat.any():
+        found[flat] = 0.0
+    return found, flat
 
 
 def log_probability_weights(logits: Tensor) -> Tensor:
@@ -143,7 +150,7 @@ def input_contrast(policy: ActorCritic, hidden: list[Tensor], weights: Tensor, d
     if kernel != 2 * stride or height % stride or width % stride:
         return (input_gradient(policy, hidden, weights) * delta[:, None]).sum(dim=2)
     g = _first_gradient(policy, hidden, weights).contiguous(memory_format=torch.channels_last)
-    blocks = F.conv2d(g, _of_blocks(layer), padding=1).permute(0, 2, 3, 1)
+    blocks = F.conv2d(g, of_blocks(layer), padding=1).permute(0, 2, 3, 1)
     rows, columns = height // stride, width // stride
     own = delta.view(-1, 1, in_channels, rows, stride, columns, stride).permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
     channels = (blocks.reshape(*weights.shape[:2], rows, columns, -1) * own).chunk(in_channels, dim=4)
@@ -183,14 +190,14 @@ def _transposed(g: Tensor, layer: nn.Conv2d, size: tuple[int, int]) -> Tensor:
         blocks = blocks.view(batch, rows, columns, in_channels, stride, stride).permute(0, 3, 1, 4, 2, 5)
         shuffled = blocks.reshape(batch, in_channels, rows * stride, columns * stride)
     elif kernel == 2 * stride:
-        shuffled = F.pixel_shuffle(F.conv2d(g, _of_blocks(layer), padding=1), stride)
+        shuffled = F.pixel_shuffle(F.conv2d(g, of_blocks(layer), padding=1), stride)
     else:
         return F.conv_transpose2d(g, layer.weight, stride=stride, output_padding=rest)
     return F.pad(shuffled, (0, rest[1], 0, rest[0])) if any(rest) else shuffled
 
 
-def _of_blocks(layer: nn.Conv2d) -> Tensor:
-    """The weights of the 2x2 convolution to blocks."""
+def of_blocks(layer: nn.Conv2d) -> Tensor:
+    """The weights of the 2x2 convolution to blocks, float (in_channels stride^2, out_channels, 2, 2)."""
     out_channels, in_channels = layer.weight.shape[:2]
     stride = layer.stride[0]
     order = _block_order(out_channels, in_channels, stride)

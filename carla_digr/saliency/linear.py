@@ -58,15 +58,30 @@ def linear_maps(
         delta = gaussian_blur(states, blur * states.shape[2]) - states
         at = states + TOWARDS_BLUR * delta
         if isinstance(policy, ActorCritic) and target is None:
-            others, rows = _against_the_preferred(outputs)
+            others, rows = against_the_preferred(outputs)
             contrast = input_contrast(policy, policy.trace(at)[2], mass * rows, delta)
-            return pixel_divergence(outputs.softmax(dim=1).gather(1, others), _bumps(contrast, radius))
+            return contrast_maps(outputs, others, contrast, radius)
         contrast = (jacobian(policy, at) * delta[:, None]).sum(dim=2)
         change = gaussian_blur(mass * contrast, radius).permute(0, 2, 3, 1)
         return DISTRIBUTIONS[policy.output].divergence_after(outputs[:, None, None], change, target)
 
 
-def _against_the_preferred(logits: Tensor) -> tuple[Tensor, Tensor]:
+def contrast_maps(logits: Tensor, others: Tensor, contrast: Tensor, radius: float = BUMP_RADIUS) -> Tensor:
+    """The maps of what the picture's pixels do to the logits of all actions but the preferred one, less its.
+
+    Args:
+        logits: float (B, A), of the states.
+        others: int64 (B, A - 1), see ``against_the_preferred``.
+        contrast: float (B, A - 1, H, W), of the rows there times the bump's mass.
+        radius: standard deviation of the bump, pixels.
+
+    Returns:
+        float (B, H, W), not negative, not normalised.
+    """
+    return pixel_divergence(logits.softmax(dim=1).gather(1, others), _bumps(contrast, radius))
+
+
+def against_the_preferred(logits: Tensor) -> tuple[Tensor, Tensor]:
     """All actions but the preferred one, (B, A - 1), and rows that are their logits less its, float (B, A - 1, A)."""
     preferred = F.one_hot(logits.argmax(dim=1), logits.shape[1])
     others = (1 - preferred).nonzero()[:, 1].view(len(logits), -1)

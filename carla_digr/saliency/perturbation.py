@@ -171,7 +171,7 @@ def gaussian_blur(states: Tensor, sigma: float) -> Tensor:
 @lru_cache(maxsize=16)
 def _blurring(n: int, sigma: float, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # what is kept serves training too
-        return torch.from_numpy(_blur_matrix(n, sigma)).to(dtype)
+        return torch.from_numpy(blur_matrix(n, sigma)).to(dtype)
 
 
 def _centres(n: int, stride: int) -> np.ndarray:
@@ -209,7 +209,7 @@ def _interpolation(centres: np.ndarray, n: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _blur_matrix(n: int, sigma: float) -> np.ndarray:
+def blur_matrix(n: int, sigma: float) -> np.ndarray:
     """Gaussian blur of n pixels with mirrored borders as a matrix (n, n); the kernel ends at 4 sigma."""
     reach = int(4 * sigma + 0.5)
     kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))

