@@ -19,10 +19,10 @@ from carla_digr import checkpoint
 from carla_digr.attacks import ATTACKS
 from carla_digr.distributions import DISTRIBUTIONS
 from carla_digr.errors import UserError
-from carla_digr.policy import ActorCritic, Policy, device_of, device_under, to_input
+from carla_digr.policy import ActorCritic, Policy, device_of, device_under
 from carla_digr.saliency import DEFAULT, METHODS
 from carla_digr.saliency.compiled import CompiledNetwork
-from carla_digr.saliency.gradient import map_weights, normalise, saliency_from_trace
+from carla_digr.saliency.gradient import map_weights, normalise_one, saliency_from_trace
 from carla_digr.saliency.linear import BUMP_MASS, against_the_preferred, contrast_maps, linear_maps
 from carla_digr.saliency.perturbation import Perturbation
 from carla_digr.saliency.windows import Changes, changed_logits
@@ -256,10 +256,10 @@ class Explainer:
         """The map of a decision's frame."""
         start = time.perf_counter()
         raw = self._raw_map(decision)
-        maps, flat = normalise(raw.cpu())
+        normalised, flat = normalise_one(raw[0].cpu().numpy())
         return Saliency(
-            map=maps[0].numpy(),
-            flat=bool(flat[0]),
+            map=normalised,
+            flat=flat,
             saliency_ms=(time.perf_counter() - start) * 1000.0,
         )
 
@@ -334,7 +334,9 @@ class Explainer:
         return self._input(np.concatenate(self._pictures))
 
     def _input(self, state: NDArray[np.uint8]) -> Tensor:
-        return to_input(torch.from_numpy(state[None].copy()).to(self._device))
+        # As `policy.to_input`, in one pass over the picture.
+        scaled = np.divide(state[None], np.float32(255.0), dtype=np.float32, order="C")
+        return torch.from_numpy(scaled).to(self._device)
 
     def _is_whole(self, frame: NDArray[np.uint8]) -> bool:
         """Whether it is a whole state of several pictures, (H, W, C); three channels are one RGB picture."""

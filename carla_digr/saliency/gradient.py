@@ -8,10 +8,13 @@ Other policies' gradients are autograd's.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,6 +100,14 @@ def normalise(maps: Tensor) -> tuple[Tensor, Tensor]:
     if flat.any():
         found[flat] = 0.0
     return found, flat
+
+
+def normalise_one(saliency: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool]:
+    """``normalise`` of one map (H, W) in memory, in a tenth of the time."""
+    largest = saliency.max()
+    if FLAT < largest < math.inf:
+        return saliency / largest, False
+    return np.zeros_like(saliency), True
 
 
 def log_probability_weights(logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from carla_digr.config import PolicyConfig
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency.compiled import CompiledNetwork
-from carla_digr.saliency.gradient import input_contrast, input_gradient
+from carla_digr.saliency.gradient import input_contrast, input_gradient, normalise, normalise_one
 from carla_digr.saliency.linear import BLUR, TOWARDS_BLUR
 from carla_digr.saliency.perturbation import gaussian_blur
 
@@ -66,3 +66,13 @@ def test_no_number_that_a_broken_network_gives_is_hidden(activation):
         policy.convolutions[1].bias[0] = float("nan")
     logits, value, *_ = CompiledNetwork(policy).decide(np.random.default_rng(0).random((1, 3, 128, 128), np.float32))
     assert not np.isfinite(logits).any() and not np.isfinite(value).any()
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-31, 0.3, float("inf"), float("nan")])
+def test_a_map_alone_is_normalised_as_in_a_batch(largest):
+    found = np.random.default_rng(1).random((5, 7), np.float32) * np.float32(min(1.0, np.nan_to_num(largest)))
+    found[2, 3] = largest
+    alone, flat = normalise_one(found)
+    batch, flags = normalise(torch.from_numpy(found[None]))
+    np.testing.assert_array_equal(alone, batch[0].numpy())
+    assert flat == bool(flags[0]) and alone.dtype == np.float32
