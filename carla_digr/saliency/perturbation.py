@@ -74,7 +74,8 @@ def perturbation_maps(policy: Policy, states: Tensor, perturbation: Perturbation
         outputs = policy(states)[0][:, None, None, :]
         perturbed = perturbed_outputs(policy, states, perturbation)
         if perturbation.score == "kl":
-            return distribution.divergence(outputs, perturbed, target)
+            # In float32 the terms of a divergence of 1e-6 cancel to rounding, which of a nearly uniform policy is all.
+            return distribution.divergence(outputs.double(), perturbed.double(), target).to(outputs.dtype)
         change = perturbed - outputs
         change = change - change.mean(dim=-1, keepdim=True) if distribution.discrete else change
         squares = change.square()

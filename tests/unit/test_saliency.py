@@ -385,3 +385,13 @@ def test_the_perturbation_of_a_configuration_or_card_is_the_one_that_its_dataset
     assert Perturbation.from_settings(settings) == expected
     assert Perturbation.from_settings(asdict(settings)) == expected  # as a card has it
     assert Perturbation.from_settings({"radius": 4.0, "maps": 3}) == Perturbation(4.0)  # of an old card
+
+
+def test_a_perturbation_map_of_a_nearly_uniform_policy_is_no_rounding():
+    torch.manual_seed(0)
+    policy = ActorCritic(PolicyConfig(), 3, 64, 64, 5)
+    states, settings = torch.rand(2, 3, 64, 64), Perturbation(4.0, 3.0, stride=4)
+    found = perturbation_maps(policy, states, settings)
+    exact = perturbation_maps(policy.double(), states.double(), settings)
+    assert float(exact.max()) < 1e-6
+    assert float((found - exact).abs().max()) < 1e-2 * float(exact.max())
