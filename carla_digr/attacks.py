@@ -30,7 +30,7 @@ STEPS = 10  # of the iterated attacks
 
 def noise(policy: Policy, states: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
     """Uniform noise of the same size; it knows nothing of the policy."""
-    offsets = torch.rand(states.shape, generator=generator).to(states.device).mul_(2).sub_(1)
+    offsets = torch.rand(states.shape, generator=generator).to(states).mul_(2).sub_(1)
     return offsets.mul_(epsilon).add_(states).clamp_(*_bounds(states, epsilon))
 
 

@@ -55,9 +55,9 @@ def test_episodes_that_others_drive_are_the_same_and_are_kept(tmp_path, tiny_run
 
     there, cluster = _Parts(tmp_path / "parts.json", tiny_config, card), Elsewhere()
     there.cluster = cluster
-    found = there.all(measures(), torch.device("cpu"))
+    found = there.all(measures())
     here = _Parts(tmp_path / "others.json", tiny_config, card)
-    assert found == here.all(measures(), torch.device("cpu"))
+    assert found == here.all(measures())
     assert cluster.done == len(found) > 4
     again = _Parts(tmp_path / "parts.json", tiny_config, card)
     assert again.finished == found

@@ -47,7 +47,8 @@ def test_the_exported_network_is_the_one_inside_stable_baselines3(tiny_config):
     distribution = policy.get_distribution(policy.obs_to_tensor(observations)[0])
     logits, value = policy.network(to_input(torch.from_numpy(observations)))
     assert torch.allclose(distribution.distribution.logits, logits.log_softmax(dim=1), rtol=0, atol=1e-6)
-    assert torch.equal(policy.predict_values(policy.obs_to_tensor(observations)[0])[:, 0], value)
+    found = policy.predict_values(policy.obs_to_tensor(observations)[0])[:, 0]
+    assert torch.allclose(found, value, rtol=0, atol=1e-6)
     greedy = policy.predict(observations, deterministic=True)[0]
     assert np.array_equal(greedy, logits.argmax(dim=1).numpy())
 
