@@ -73,7 +73,7 @@ setup(
         "aiohttp>=3.9",
         "simplejpeg>=1.7",
         "onnx>=1.16",
-        "onnxruntime>=1.20",
+        "onnxruntime>=1.20,<1.24",  # see requirements/base.txt
     ],
     extras_require={**EXTRAS, "all": sorted(chain(*EXTRAS.values())), "fuzz": ["atheris>=3"]},
     entry_points={"console_scripts": ["carla-digr = carla_digr.cli:main"]},
