@@ -15,7 +15,7 @@ from carla_digr.driving.drive_process import wait_awake
 here, there = multiprocessing.Pipe()
 def work():
     for _ in range(5):
-        time.sleep(0.1)
+        time.sleep(0.1)  # work, of which some is left when it goes on
     there.send("done")
 threading.Thread(target=work).start()
 print("waits", flush=True)
@@ -27,7 +27,7 @@ def test_a_process_that_was_stopped_and_goes_on_has_not_waited_meanwhile():
     process = subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "waits\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(3.3)
+    time.sleep(3.3)  # longer than the wait was to be
     process.send_signal(signal.SIGCONT)
     assert process.communicate(timeout=30)[0] == "True\n"
 

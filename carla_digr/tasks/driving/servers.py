@@ -183,8 +183,9 @@ class ServersVecEnv(BatchedEnvironment):
             self._restart(i, taken)
         left = RESET + self.config.patience
         while self._later:
+            begun = time.monotonic()
             self._welcome(list(self._later), LOOK)
-            left -= LOOK  # not by the clock, see wait_awake
+            left -= min(LOOK, time.monotonic() - begun)  # not all that the clock says, see wait_awake
             if left <= 0.0 and self._lost:
                 raise UserError(
                     f"{', '.join(self.addresses[i] for i in self._lost)} does not come back; start it again."
