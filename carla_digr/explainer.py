@@ -25,7 +25,7 @@ from carla_digr.saliency.compiled import CompiledNetwork
 from carla_digr.saliency.gradient import map_weights, normalise_one, saliency_from_trace
 from carla_digr.saliency.linear import BUMP_MASS, against_the_preferred, contrast_maps, linear_maps
 from carla_digr.saliency.perturbation import Perturbation
-from carla_digr.saliency.windows import Changes, changed_logits
+from carla_digr.saliency.windows import Changes, changed_features, kernels
 
 MANY = 8  # of so many pixels one that changes leaves little as it was
 WARM_UPS = 3  # passes after which TorchScript has compiled a network, forward and backward
@@ -111,9 +111,9 @@ class Explainer:
         policy.eval()
         self._distribution = DISTRIBUTIONS[policy.output]
         self._actor_critic = policy if isinstance(policy, ActorCritic) else None
-        self._compiled = (
-            CompiledNetwork(policy) if isinstance(policy, ActorCritic) and self._device.type == "cpu" else None
-        )
+        self._compiled: CompiledNetwork | None = None
+        if self._actor_critic is not None and self._device.type == "cpu":
+            self._compiled, self._kernels = CompiledNetwork(self._actor_critic), kernels(self._actor_critic)
         self.single = policy.recipe.stack == 1
         self._pictures: deque[NDArray[np.uint8]] = deque(maxlen=policy.recipe.stack)
         self._generator = torch.Generator().manual_seed(0)  # of PGD's random starts
@@ -314,10 +314,13 @@ class Explainer:
     def _outputs_changed(self, decision: Decision, changes: Changes, count: int) -> Tensor:
         few = len(changes.row) * MANY < count * decision.state[0, 0].numel()
         if few and decision.activated and self._actor_critic is not None:
-            activated = decision.activated
-            if self._compiled is not None:
-                activated = [torch.from_numpy(layer) for layer in activated]
-            return changed_logits(self._actor_critic, decision.state, activated, changes, count).cpu()
+            policy = self._actor_critic
+            if self._compiled is None:
+                features = changed_features(policy, decision.state, decision.activated, changes, count)
+                return policy.policy_head(policy.activation(policy.trunk(features))).cpu()
+            activated = [torch.from_numpy(layer) for layer in decision.activated]
+            features = changed_features(policy, decision.state, activated, changes, count, self._kernels)
+            return torch.from_numpy(self._compiled.logits(features.numpy()))
         states = changes.made(decision.state[0].cpu().numpy(), count)
         if self._compiled is not None:
             return torch.from_numpy(self._compiled.outputs(states))

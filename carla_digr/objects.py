@@ -267,21 +267,25 @@ def painted_over(state: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArra
 def _painted(state: NDArray[np.float32], masks: NDArray[np.bool_]) -> Changes:
     """What `painted_over` changes."""
     width = state.shape[2]
-    columns = np.arange(width, dtype=np.int16)
     of_mask, of_row = np.nonzero(masks.any(axis=2))
-    rows = masks[of_mask, of_row]
-    before = np.maximum.accumulate(np.where(rows, np.int16(-1), columns), axis=1)
-    after = np.minimum.accumulate(np.where(rows, np.int16(width), columns)[:, ::-1], axis=1)[:, ::-1]
-    line, column = rows.nonzero()
-    left, right = before[line, column].astype(np.int64), after[line, column].astype(np.int64)
+    # The rows one after the other, an unmasked pixel before each: where this changes, a run begins or ends.
+    rows = np.zeros(len(of_row) * (width + 1) + 1, np.bool_)
+    rows[1:].reshape(-1, width + 1)[:, :width] = masks[of_mask, of_row]
+    edges = np.flatnonzero(rows[1:] != rows[:-1])
+    line, first = np.divmod(edges[::2], width + 1)
+    left, right = first - 1, first + edges[1::2] - edges[::2]
     beside = (left >= 0) | (right < width)
     if not beside.all():
-        line, column, left, right = line[beside], column[beside], left[beside], right[beside]
-    left, right = np.where(left < 0, right, left), np.where(right >= width, left, right)
-    weight = ((column - left) / np.maximum(right - left, 1)).astype(np.float32)
+        line, first, left, right = line[beside], first[beside], left[beside], right[beside]
+    lengths = right - first
+    run = np.repeat(np.arange(len(first)), lengths)
+    column = np.arange(len(run)) + np.repeat(first + lengths - lengths.cumsum(), lengths)
+    left = np.where(left < 0, right, left)
+    right = np.where(right >= width, left, right)
+    weight = ((column - left[run]) / np.maximum(right - left, 1)[run]).astype(np.float32)
     row = of_row[line]
-    colours = state[:, row, left] * (1 - weight) + state[:, row, right] * weight
-    return Changes(of_mask[line], row, column, colours.T)
+    colours = state[:, row, left][:, run] * (1 - weight) + state[:, row, right][:, run] * weight
+    return Changes(of_mask[line][run], row[run], column, colours.T)
 
 
 def explain_objects(

@@ -44,13 +44,22 @@ class CompiledNetwork:
         forward.forward("state")
         states = {"state": ("batch", channels, height, width)}
         self._forward = forward.session(states, ["logits", "value", *self._hidden, *activated])
+        ends = _Graph(policy)
+        ends.ends("features")
+        self._ends = ends.session({"features": ("batch", policy.trunk.in_features)}, ["logits"])
+        hidden = forward.hidden_shapes()
         eq2 = _Graph(policy)
-        eq2.operation("ReduceMax", eq2.operation("Abs", eq2.gradient()), eq2.axis(1), output="map", keepdims=0)
-        self._eq2 = eq2.session({"weights": (1, policy.actions), **eq2.hidden_shapes()}, ["map"])
+        eq2.gradient_map()
+        self._eq2 = eq2.session({"weights": (1, policy.actions), **hidden}, ["map"], blocked=False)
+        change = {"change": (1, channels, height, width)}
+        towards = _Graph(policy)
+        towards.towards_blur()
+        self._towards = towards.session({"state": (1, channels, height, width)}, [*change, *self._hidden])
         contrast = _Graph(policy)
         contrast.contrast()
-        inputs = {"state": (1, channels, height, width), "weights": ("rows", policy.actions)}
-        self._contrast = contrast.session(inputs, ["contrast"])
+        self._contrast = contrast.session(
+            {"weights": ("rows", policy.actions), **change, **hidden}, ["contrast"], blocked=False
+        )
 
     def decide(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], Layers, Layers]:
         """As ``ActorCritic.trace``.
@@ -69,6 +78,10 @@ class CompiledNetwork:
     def outputs(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits float32 (B, A) of states float32 (B, C, H, W)."""
         return self._forward.run(["logits"], {"state": states})[0]
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits float32 (B, A) of what the trunk takes, float32 (B, F)."""
+        return self._ends.run(None, {"features": features})[0]
 
     def gradient_map(self, weights: NDArray[np.float32], hidden: Layers) -> NDArray[np.float32]:
         """max over the channels of abs(sum_k weights_k d logit_k / d s).
@@ -92,7 +105,9 @@ class CompiledNetwork:
         Returns:
             float32 (R, H, W).
         """
-        return self._contrast.run(None, {"state": state, "weights": weights})[0]
+        change, *hidden = self._towards.run(None, {"state": state})
+        there = dict(zip(self._hidden, hidden, strict=True))
+        return self._contrast.run(None, {"weights": weights, "change": change, **there})[0]
 
 
 class _Graph:
@@ -125,9 +140,16 @@ class _Graph:
         return self.constant(np.float32(value))
 
     def session(
-        self, inputs: Mapping[str, tuple[int | str, ...]], outputs: Sequence[str]
+        self, inputs: Mapping[str, tuple[int | str, ...]], outputs: Sequence[str], blocked: bool = True
     ) -> onnxruntime.InferenceSession:
-        """What runs the graph, in the thread that calls it."""
+        """What runs the graph, in the thread that calls it.
+
+        Args:
+            inputs: shapes by name.
+            outputs: names.
+            blocked: let convolutions have their channels in blocks: they are faster, but where a large output is no
+                other convolution's input, to put that in order takes longer than it saves.
+        """
         taken = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
         given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self._nodes, "network", taken, given, list(self._constants.values()))
@@ -136,6 +158,8 @@ class _Graph:
         )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        if not blocked:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def hidden_shapes(self) -> dict[str, tuple[int | str, ...]]:
@@ -165,11 +189,17 @@ class _Graph:
             stride = list(layer.stride)
             x = self.operation("Conv", x, weight, bias, output=f"hidden{i}", strides=stride)
             x = self._activation(x, f"activated{i}")
-        trunk = self._affine(self.operation("Flatten", x), self._policy.trunk, "hidden")
-        if not ends_hidden:
-            features = self._activation(trunk)
-            self._affine(features, self._policy.policy_head, "logits")
-            self._affine(features, self._policy.value_head, "value")
+        features = self.operation("Flatten", x)
+        if ends_hidden:
+            self._affine(features, self._policy.trunk, "hidden")
+        else:
+            self.ends(features)
+
+    def ends(self, features: str) -> None:
+        """``logits``, ``value`` and ``hidden`` of what the trunk takes."""
+        latent = self._activation(self._affine(features, self._policy.trunk, "hidden"))
+        self._affine(latent, self._policy.policy_head, "logits")
+        self._affine(latent, self._policy.value_head, "value")
 
     def _activation(self, x: str, output: str = "") -> str:
         if self._policy.config.activation == "relu":
@@ -213,34 +243,63 @@ class _Graph:
         """The transpose of a convolution whose kernel is twice its stride, as blocks of stride x stride pixels."""
         return self.operation("Conv", g, self.constant(of_blocks(layer).detach().numpy()), pads=[1, 1, 1, 1])
 
-    def gradient(self) -> str:
-        """The gradient in the state, (R, C, H, W), of ``weights`` times the logits, from the hidden layers."""
-        return self._transposed(self._first_gradient(), 0)
+    def gradient_map(self) -> None:
+        """``map`` (R, H, W), from ``weights`` and the hidden layers."""
+        _, height, width = self._policy.input_shape
+        g = self._first_gradient()
+        if self._first_as_blocks():
+            # The largest of the channels before the blocks become pixels.
+            by_channel = self._by_channel(self._blocks(g, self._convolutions[0]))
+            found = self._pixels(self.operation("Max", *(self.operation("Abs", values) for values in by_channel)))
+        else:
+            size = self.operation("Abs", self._transposed(g, 0))
+            found = self.operation("ReduceMax", size, self.axis(1), keepdims=0)
+        self.operation("Reshape", found, self.axis(-1, height, width), output="map")
 
-    def contrast(self) -> None:
-        """``contrast`` (R, H, W), from ``state`` and ``weights``."""
-        channels, height, width = self._policy.input_shape
+    def towards_blur(self) -> None:
+        """``change`` (1, C, H, W), of the ``state`` to the blurred one, and the hidden layers on the way there."""
+        _, height, width = self._policy.input_shape
         sigma = BLUR * height
         columns = self.constant(blur_matrix(width, sigma).T.astype(np.float32))
         rows = self.constant(blur_matrix(height, sigma).astype(np.float32))
         blurred = self.operation("MatMul", rows, self.operation("MatMul", "state", columns))
-        delta = self.operation("Sub", blurred, "state")
-        towards = self.operation("Mul", delta, self.number(TOWARDS_BLUR))
+        change = self.operation("Sub", blurred, "state", output="change")
+        towards = self.operation("Mul", change, self.number(TOWARDS_BLUR))
         self.forward(self.operation("Add", "state", towards), ends_hidden=True)
+
+    def contrast(self) -> None:
+        """``contrast`` (R, H, W), from ``weights``, ``change`` and the hidden layers."""
+        channels, height, width = self._policy.input_shape
         g, layer = self._first_gradient(), self._convolutions[0]
-        kernel, stride = layer.kernel_size[0], layer.stride[0]
-        if kernel == 2 * stride and height % stride == width % stride == 0:
+        if self._first_as_blocks():
             # Summed over the channels before the blocks become pixels.
-            parts = self.axis(-1, channels, stride**2, height // stride, width // stride)
-            by_channel = self.operation("Reshape", self._blocks(g, layer), parts)
+            stride = layer.stride[0]
             # A convolution that only sorts: the runtime's own way to move that many pixels takes ten times as long.
             size = channels * stride**2
             sorting = self.constant(np.eye(size, dtype=np.float32).reshape(size, channels, stride, stride))
-            own = self.operation("Conv", delta, sorting, strides=[stride, stride])
-            own = self.operation("Reshape", own, parts)
-            summed = self.operation("ReduceSum", self.operation("Mul", by_channel, own), self.axis(1), keepdims=0)
-            found = self.operation("DepthToSpace", summed, blocksize=stride, mode="CRD")
+            own = self.operation("Conv", "change", sorting, strides=[stride, stride])
+            product = self.operation("Mul", self._blocks(g, layer), own)
+            parts = self.axis(-1, channels, stride**2, height // stride, width // stride)
+            by_channel = self.operation("Reshape", product, parts)
+            found = self._pixels(self.operation("ReduceSum", by_channel, self.axis(1), keepdims=0))
         else:
-            product = self.operation("Mul", self._transposed(g, 0), delta)
-            found = self.operation("ReduceSum", product, self.axis(1), keepdims=1)
-        self.operation("Squeeze", found, self.axis(1), output="contrast")
+            product = self.operation("Mul", self._transposed(g, 0), "change")
+            found = self.operation("ReduceSum", product, self.axis(1), keepdims=0)
+        self.operation("Reshape", found, self.axis(-1, height, width), output="contrast")
+
+    def _first_as_blocks(self) -> bool:
+        """Whether the first convolution's transpose gives blocks of pixels that fill the picture."""
+        kernel, stride = self._convolutions[0].kernel_size[0], self._convolutions[0].stride[0]
+        return kernel == 2 * stride and not any(length % stride for length in self._policy.input_shape[1:])
+
+    def _by_channel(self, blocks: str) -> list[str]:
+        """Blocks of stride x stride pixels, (R, C stride^2, rows, columns), of each channel alone."""
+        size = self._convolutions[0].stride[0] ** 2
+        return [
+            self.operation("Slice", blocks, self.axis(first), self.axis(first + size), self.axis(1))
+            for first in range(0, size * self._policy.input_shape[0], size)
+        ]
+
+    def _pixels(self, blocks: str) -> str:
+        """(R, 1, H, W) of blocks (R, stride^2, rows, columns)."""
+        return self.operation("DepthToSpace", blocks, blocksize=self._convolutions[0].stride[0], mode="CRD")

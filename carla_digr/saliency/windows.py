@@ -9,6 +9,7 @@ own, the outputs that see one of those are computed, in one matrix product a lay
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -92,10 +93,21 @@ class Changes(NamedTuple):
         return states
 
 
-def changed_logits(
-    policy: ActorCritic, undisturbed: Tensor, activated: Sequence[Tensor], changes: Changes, count: int
+def kernels(policy: ActorCritic) -> list[Tensor]:
+    """Each convolution's weights as `changed_features` multiplies by them: (inputs of a window, channels)."""
+    first, *others = (cast(nn.Conv2d, layer).weight for layer in policy.convolutions)
+    return [first.flatten(1).t(), *(weight.permute(0, 2, 3, 1).flatten(1).t() for weight in others)]
+
+
+def changed_features(
+    policy: ActorCritic,
+    undisturbed: Tensor,
+    activated: Sequence[Tensor],
+    changes: Changes,
+    count: int,
+    weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Logits of states that differ from an undisturbed one in some pixels.
+    """What the policy's trunk takes of states that differ from an undisturbed one in some pixels.
 
     Args:
         policy: the network, with at least one convolution.
@@ -103,32 +115,32 @@ def changed_logits(
         activated: from ``policy.trace`` of that.
         changes: to the states 0 to ``count`` - 1.
         count: B.
+        weights: of who keeps them, from ``kernels``.
 
     Returns:
-        float (B, A), where the weights are.
+        float (B, F), where the weights are.
     """
     device = policy.trunk.weight.device
     places = _Places(*changes[:3])
     outputs = torch.zeros(0)  # of the layer below, a row each: those of the undisturbed state, then the others
     index: NDArray[np.int64] = np.zeros((0, 0, 0), np.int64)  # (B, rows, columns) of the layer below: which of them
-    for layer, there in zip(cast(list[nn.Conv2d], [*policy.convolutions]), activated, strict=True):
+    layers = cast(list[nn.Conv2d], [*policy.convolutions])
+    for layer, weight, there in zip(layers, weights or kernels(policy), activated, strict=True):
         rows, columns = there.shape[2:]
         places = places.seen_by(layer, (count, rows, columns))
         if there is activated[0]:
             seen = torch.from_numpy(_patches(layer, undisturbed[0].cpu().numpy(), changes, places, count)).to(device)
-            weight = layer.weight
         else:
             windows = index.ravel()[places.windows(layer, (1, *index.shape[1:]))]
             seen = outputs.index_select(0, torch.from_numpy(windows.ravel()).to(device))
             seen = seen.view(len(windows), windows.shape[1] * outputs.shape[1])
-            weight = layer.weight.permute(0, 2, 3, 1)
-        others = _of_few(policy, torch.addmm(cast(Tensor, layer.bias), seen, weight.flatten(1).t()))
+        others = _of_few(policy, torch.addmm(cast(Tensor, layer.bias), seen, weight))
         outputs = torch.cat([there[0].flatten(1).t(), others])
         index = np.empty((count, rows, columns), np.int64)
         index[:] = np.arange(rows * columns).reshape(rows, columns)
         index[places] = np.arange(rows * columns, len(outputs))
     features = outputs.index_select(0, torch.from_numpy(index.ravel()).to(device)).view(count, -1, outputs.shape[1])
-    return policy.policy_head(_of_few(policy, policy.trunk(features.transpose(1, 2).flatten(1))))
+    return features.transpose(1, 2).flatten(1)
 
 
 def _patches(
@@ -187,8 +199,14 @@ class _Places(NamedTuple):
         """
         (rows, columns), (down, across), (channels, height, width) = layer.kernel_size, layer.stride, shape
         first = (self.state * (channels * height) + self.row * down) * width + self.column * across
-        lines = (np.arange(channels)[:, None] * height + np.arange(rows)) * width
-        return first[:, None] + (lines[..., None] + np.arange(columns)).ravel()
+        return first[:, None] + _window(channels, rows, columns, height, width)
+
+
+@functools.lru_cache
+def _window(channels: int, rows: int, columns: int, height: int, width: int) -> NDArray[np.int64]:
+    """Flat numbers, in (channels, height, width), of a window's inputs from its first one on."""
+    lines = (np.arange(channels)[:, None] * height + np.arange(rows)) * width
+    return (lines[..., None] + np.arange(columns)).ravel()
 
 
 def _reach(layer: nn.Conv2d, axis: int) -> int:

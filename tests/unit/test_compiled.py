@@ -46,6 +46,7 @@ def test_the_graphs_are_the_formulas(name, scale):
         assert all(close(*pair) for pair in zip(hidden, true_hidden, strict=True))
         assert all(close(*pair) for pair in zip(activated, true_activated, strict=True))
         assert close(compiled.outputs(states.float().numpy()), true_logits)
+        assert close(compiled.logits(true_activated[-1].flatten(1).float().numpy()), true_logits)
         trace = [layer[:1] for layer in true_hidden]
         assert close(gradient, input_gradient(exact, trace, weights[:1]).abs().amax(dim=1))
         delta = gaussian_blur(states[:1], BLUR * shape[1]) - states[:1]

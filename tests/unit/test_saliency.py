@@ -27,7 +27,7 @@ from carla_digr.saliency.gradient import (
 )
 from carla_digr.saliency.overlay import COLORMAPS, overlay, rgb_of
 from carla_digr.saliency.perturbation import Perturbation, gaussian_blur, perturbation_maps, perturbed_outputs
-from carla_digr.saliency.windows import Changes, changed_logits
+from carla_digr.saliency.windows import Changes, changed_features
 
 TILE_ALIGNED = ((6, 8, 8), (8, 3, 1), (8, 3, 1))
 STRIDED = ((6, 8, 4), (8, 4, 2), (8, 3, 2))
@@ -231,6 +231,10 @@ def some_pixels(rng, count, height, width, channels):
     return Changes(*places, rng.random((len(places[0]), channels)))
 
 
+def from_features(policy, features):
+    return policy.policy_head(policy.activation(policy.trunk(features)))
+
+
 @pytest.mark.parametrize(("convolutions", "height", "width"), NETWORKS)
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
 def test_states_that_differ_in_a_few_pixels_have_the_logits_of_whole_passes(convolutions, height, width, activation):
@@ -241,7 +245,7 @@ def test_states_that_differ_in_a_few_pixels_have_the_logits_of_whole_passes(conv
         for count in (1, 5):
             changes = some_pixels(rng, count, height, width, 3)
             whole = policy(torch.from_numpy(changes.made(state[0].numpy(), count)))[0]
-            found = changed_logits(policy, state, activated, changes, count)
+            found = from_features(policy, changed_features(policy, state, activated, changes, count))
             assert (found - whole).abs().max() <= 1e-8 * max((whole - usual).abs().max(), 1e-3)
 
 
@@ -254,7 +258,7 @@ def test_a_few_pixels_of_the_shipped_networks_are_as_exact_as_whole_passes(weigh
     with torch.no_grad():
         policy.trace(state.float(), activated)
         in_float32 = changes._replace(values=changes.values.astype(np.float32))
-        found = changed_logits(policy, state.float(), activated, in_float32, 9)
+        found = from_features(policy, changed_features(policy, state.float(), activated, in_float32, 9))
         made = torch.from_numpy(changes.made(state[0].numpy(), 9))
         whole = policy(made.float())[0]
         exact = policy.double()(made)[0]
