@@ -11,14 +11,20 @@ import contextlib
 import functools
 import hashlib
 import logging
+import os
+import re
+import socket
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ray
 import torch
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -33,6 +39,7 @@ from carla_digr.driving.drive_process import (
     SimulatorProcess,
     Work,
     accepts,
+    address_of,
     wait_awake,
 )
 from carla_digr.errors import SimulatorGone, UserError
@@ -44,6 +51,13 @@ SERVER = "simulator:{}"
 ANSWER = 60.0  # s in which each node must say what it runs
 NETWORK = 10.0  # s more than its process a drive elsewhere may take to answer
 LOOK = 1.0  # s after which it is looked for nodes that have come
+HEAD = 5.0  # s in which a head must answer a connection
+_TOKEN = re.compile(r"Authentication token is [\w ]+")
+"""What Ray writes, and raises nowhere, where a cluster wants another token."""
+_VERSION = re.compile(r"(?:Ray|Python): [\w.]+")
+"""Of the cluster, then of this process, where it raises that they are not the same."""
+_SETTINGS = b"\x04"  # a frame of settings, with which both sides of HTTP/2 begin, RFC 9113, sections 3.4 and 6.5
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 
 log = logging.getLogger(__name__)
 
@@ -260,17 +274,58 @@ def _call(code: str, work: Callable[..., Any], *arguments: Any) -> Any:
 
 def _join(address: str) -> None:
     remedy = "start one with `ray start --head`, give this machine its token, or leave --ray out"
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or "/" in host:
-            raise UserError(f"A Ray cluster must be given as auto or as host:port, not {address!r}.")
-        if not accepts(address):
-            raise UserError(f"Nothing answers on {address}, where a Ray cluster was to be; {remedy}.")
+    host, _, port = address.rpartition(":")
+    if address != "auto" and (not host or not port.isdecimal() or "/" in host):
+        raise UserError(f"A Ray cluster must be given as auto or as host:port, not {address!r}.")
+    with tempfile.TemporaryFile() as said:
+        try:
+            with _errors_to(said):
+                head = canonicalize_bootstrap_address_or_die(address)
+                if head_speaks := _speaks_as_heads_do(head):
+                    ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
+        except Exception as error:  # of a dozen kinds, some of them plain RuntimeErrors
+            text = str(error).strip() or type(error).__name__
+            if len(versions := _VERSION.findall(text)) == 4:
+                theirs, ours = (" with ".join(versions[k : k + 2]).replace(":", "") for k in (0, 2))
+                raise UserError(
+                    f"The Ray cluster {address} runs {theirs}, this machine {ours}; install the same everywhere."
+                ) from error
+            why = next(iter(_TOKEN.findall(_end_of(said))), text.splitlines()[0].partition(". ")[0].rstrip(".:"))
+            raise UserError(f"The Ray cluster {address} cannot be joined: {why}; {remedy}.") from error
+    if not head_speaks:
+        where = head if address == "auto" else address
+        raise UserError(f"No Ray head answers on {where}, where a cluster was to be; {remedy}.")
+
+
+def _speaks_as_heads_do(address: str) -> bool:
+    """Whether a server of HTTP/2 listens, as gRPC's are; Ray waits for minutes for any other to become one."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return accepts(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
-    except Exception as error:  # of a dozen kinds, some of them plain RuntimeErrors
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__).strip().rstrip(".:")
-        raise UserError(f"The Ray cluster {address} cannot be joined: {why}; {remedy}.") from error
+        with socket.create_connection(address_of(address), HEAD) as connection:
+            connection.sendall(_HELLO)
+            return connection.recv(4, socket.MSG_WAITALL)[3:] == _SETTINGS
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _errors_to(file: IO[bytes]) -> Generator[None, None, None]:
+    """What this process writes to standard error goes there: Ray's core has no other place for its tries to connect."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _end_of(file: IO[bytes]) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+    return file.read().decode(errors="replace")
 
 
 @functools.cache

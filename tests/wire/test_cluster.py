@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -202,7 +203,7 @@ def test_a_teacher_is_trained_beside_its_servers_with_the_bytes_of_one_in_proces
     assert sha256_of(tmp_path / "here" / "teacher.safetensors") == sha256_of(tmp_path / "there" / "teacher.safetensors")
     assert_left_alone(*servers)
 
-    values["teacher"] = {**TINY["teacher"], "total_steps": 4800}
+    values["teacher"] = {**TINY["teacher"], "total_steps": 14400}
     file.write_text(yaml.safe_dump(values))
     stage = nodes.command("train-teacher", file, tmp_path / "killed")
     state = tmp_path / "killed" / "teacher" / "state.safetensors"
@@ -212,7 +213,7 @@ def test_a_teacher_is_trained_beside_its_servers_with_the_bytes_of_one_in_proces
     said = nodes.ends(stage)
     assert "Its episode is cut; the others drive on" in said
     assert f"{two} drives again" in said
-    assert checkpoint.read_card(tmp_path / "killed" / "teacher.safetensors")["steps"] == 4800
+    assert checkpoint.read_card(tmp_path / "killed" / "teacher.safetensors")["steps"] == 14400
     assert_left_alone(*servers)
     for server in servers:
         server.stop()
@@ -226,18 +227,30 @@ def test_what_cannot_be_is_told_in_one_sentence(nodes, rooms, tmp_path):
 
     def told(stage: str, config: Path, ray: str | None = None) -> str:
         lines = nodes.ends(nodes.command(stage, config, out, ray), 2).strip().splitlines()
-        assert len([line for line in lines if line.startswith("carla-digr: ")]) == 1, lines
-        return lines[-1]
+        assert len(lines) == 1 and lines[0].startswith("carla-digr: "), lines
+        return lines[0]
 
-    assert "Nothing answers on 127.0.0.2:1, where a Ray cluster was to be" in told("make-dataset", file, "127.0.0.2:1")
+    assert "No Ray head answers on 127.0.0.2:1, where a cluster was to be" in told("make-dataset", file, "127.0.0.2:1")
+    with socket.create_server(("127.0.0.2", 0)) as other:  # listens, and says nothing
+        where = f"127.0.0.2:{other.getsockname()[1]}"
+        assert f"No Ray head answers on {where}" in told("make-dataset", file, where)
+        nodes.environment["RAY_ADDRESS"] = where
+        assert f"No Ray head answers on {where}" in told("make-dataset", file, "auto")
+        del nodes.environment["RAY_ADDRESS"]
     assert "must be given as auto or as host:port, not 'here'" in told("make-dataset", file, "here")
     assert "name them in environment.simulators" in told("train-teacher", file)
     assert "No node of the cluster has the resource simulator:127.0.0.1:9" in told("train-teacher", driving)
     nodes.environment["RAY_AUTH_TOKEN"] = TOKEN[::-1]
-    assert "cannot be joined" in told("make-dataset", file)
+    assert "cannot be joined: Authentication token is missing or incorrect; " in told("make-dataset", file)
     nodes.environment["RAY_AUTH_TOKEN"] = TOKEN
-    (tmp_path / "sitecustomize.py").write_text("import carla_digr\ncarla_digr.__version__ = '0.0.9'\n")
-    nodes.add(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    altered = tmp_path / "sitecustomize.py"
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    altered.write_text("import ray\nray.__version__ = '2.0.9'\n")
+    nodes.environment["PYTHONPATH"] = paths
+    assert re.search(r"runs Ray [\d.]+ with .*, this machine Ray 2\.0\.9 with ", told("make-dataset", file))
+    nodes.environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+    altered.write_text("import carla_digr\ncarla_digr.__version__ = '0.0.9'\n")
+    nodes.add(PYTHONPATH=paths)
     assert re.search(
         r"The node 127\.0\.0\.3 has carla_digr 0\.0\.9 .* install the same everywhere", told("make-dataset", file)
     )

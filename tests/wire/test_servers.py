@@ -182,6 +182,39 @@ def test_a_server_of_this_machine_is_watched_for_its_memory(shared_simulator, ca
     ]
 
 
+GROWS = """
+    import itertools, time
+    from carla_digr.simulator import server
+    ordinary, frames, held = server.advance, itertools.count(), []
+
+    def advance(episode, wanted):
+        if next(frames) == 100:
+            held.append(b"1" * (600 << 20))
+        time.sleep(0.04 if held else 0.0)
+        yield from ordinary(episode, wanted)
+
+    server.advance = advance
+"""
+
+
+def test_a_server_that_grows_and_becomes_slow_is_named_while_it_drives_on(monkeypatch, caplog):
+    monkeypatch.setattr("carla_digr.tasks.driving.servers.PACED", 20)
+    server = Simulator(altered=GROWS)
+    env = Driving(DrivingConfig(vehicles=10, simulators=(address(server),))).make_vec_env(1, 8, evaluation=False)
+    try:
+        env.reset()
+        for _ in range(100):
+            env.step(np.array([1]))
+        assert env.driving == 1
+    finally:
+        env.close()
+    grown, slow = sorted(caplog.messages, key=lambda message: " takes " in message)
+    assert grown.startswith(f"{address(server)} holds 0.") and " GiB of memory, at first it held 0." in grown
+    assert slow.startswith(f"{address(server)} takes ") and " ms a decision, at first it took " in slow
+    assert_left_alone(server)
+    server.stop()
+
+
 @pytest.mark.long
 def test_processes_are_begun_anew_after_many_episodes(shared_simulator, monkeypatch):
     monkeypatch.setattr("carla_digr.tasks.driving.servers.RENEWED", 2)
