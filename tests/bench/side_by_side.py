@@ -33,7 +33,8 @@ from carla_digr.driving.benchmark import column, measure_steps
 from carla_digr.explainer import Explainer
 from carla_digr.policy import ActorCritic
 from carla_digr.saliency.baselines import grad_cam
-from carla_digr.saliency.gradient import vanilla_gradient
+from carla_digr.saliency.compiled import CompiledNetwork
+from carla_digr.saliency.gradient import map_weights, vanilla_gradient
 from carla_digr.saliency.linear import linear_maps
 from carla_digr.saliency.perturbation import Perturbation, perturbation_maps, sarfa_maps
 from carla_digr.simulator.road import Road
@@ -59,7 +60,7 @@ def pairs() -> Iterator[tuple[str, str, Work, Work]]:
     yield (
         "eq. 2's map, 128x128",
         "captum Saliency",
-        lambda: vanilla_gradient(policy, state),
+        partial(live_map, CompiledNetwork(policy), state),
         lambda: saliency.attribute(state.clone().requires_grad_(True)).amax(dim=1),
     )
     if importlib.util.find_spec("pytorch_grad_cam"):
@@ -98,6 +99,12 @@ def pairs() -> Iterator[tuple[str, str, Work, Work]]:
     )
     yield f"ten highway steps with 128x128 pictures, {VEHICLES} vehicles", "highway-env", *highways()
     yield "PPO, 64x64 rooms, rollouts and update", "stable-baselines3, MiniGrid's wrapper", *learners()
+
+
+def live_map(network: CompiledNetwork, state: Tensor) -> np.ndarray:
+    """Eq. 2's map of a state, forward pass included, as a live drive has it."""
+    logits, _, hidden, _ = network.decide(state.numpy())
+    return network.gradient_map(map_weights(torch.from_numpy(logits)).numpy(), hidden)
 
 
 def one_by_one(policy: ActorCritic, state: Tensor, score: Callable[[Tensor, Tensor], float]) -> np.ndarray:
