@@ -71,9 +71,10 @@ browser:
 
 # What does not share the clock runs side by side, a file at a time and one thread a process; three, as those over the
 # wire wait much. Nodes wait half of their time, so two of them run beside each other, but for those whose pace counts.
+# What runs only while nothing else would (SCHED_IDLE) takes minutes beside others, and seconds alone.
 # Where two cores were not enough for all, or a neighbour took them, what failed must hold with the machine to itself.
 LIVE_TESTS := tests/browser tests/faults tests/ros
-TIMED_TESTS := tests/unit/test_hot_paths.py
+TIMED_TESTS := tests/unit/test_hot_paths.py tests/unit/test_questions.py
 ALONE_AGAIN := --last-failed --last-failed-no-failures none
 tested = $(BIN)/python -m pytest $(1) $(2) || $(BIN)/python -m pytest $(1) $(ALONE_AGAIN)
 test: export OMP_NUM_THREADS := 1

@@ -14,7 +14,7 @@ from carla_digr.live.composition import WEIGHTS
 from carla_digr.live.questions import Question, Questions, shipped_policy
 from carla_digr.objects import painted_over
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
