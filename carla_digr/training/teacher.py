@@ -11,30 +11,26 @@ import csv
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from carla_digr import checkpoint
-from carla_digr.config import Config, PolicyConfig
+from carla_digr.config import Config
 from carla_digr.errors import UserError
 from carla_digr.files import NOTES_BYTES, atomic_write, read_regular
-from carla_digr.policy import ActorCritic, InputRecipe, device_of, to_input
+from carla_digr.policy import ActorCritic
 from carla_digr.tasks import Batch, Task, make_task
+from carla_digr.training.ppo import make_ppo
 from carla_digr.training.progress import Progress
 from carla_digr.training.rollout import load_policy, present, restore_batch
 from carla_digr.training.state import (
@@ -96,152 +92,6 @@ def train_teacher(config: Config, out: Path) -> None:
         finally:
             env.close()
     print(f"{out / 'teacher.safetensors'}: {algorithm.num_timesteps} steps")
-
-
-class SB3Policy(ActorCriticPolicy):
-    """stable-baselines3's actor-critic interface around our network."""
-
-    network: ActorCritic
-
-    def __init__(self, *args: Any, network_config: PolicyConfig, recipe: InputRecipe | None = None, **kwargs: Any):
-        self._network_config, self._recipe = network_config, recipe
-        super().__init__(*args, **kwargs)
-
-    def _build(self, lr_schedule: Any) -> None:
-        channels, height, width = self.observation_space.shape  # type: ignore[misc]
-        actions = int(self.action_space.n)  # type: ignore[attr-defined]
-        self.network = ActorCritic(self._network_config, channels, height, width, actions, recipe=self._recipe)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-5)
-
-    def _distribution_and_value(self, obs: Any) -> tuple[CategoricalDistribution, Tensor]:
-        """Without gradients: ``evaluate_actions`` alone has them."""
-        logits, value = map(torch.cat, zip(*_in_halves(self.network, obs, with_gradients=False), strict=True))
-        return CategoricalDistribution(logits.shape[1]).proba_distribution(logits), value
-
-    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions int64 (B,), values (B, 1), log-probabilities (B,) of uint8 (B, C, H, W)."""
-        distribution, value = self._distribution_and_value(obs)
-        actions = distribution.get_actions(deterministic)
-        return actions, value[:, None], distribution.log_prob(actions)
-
-    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values (B, 1), log-probabilities (B,) and entropies (B,) of given actions."""
-        logits, value = _Halves.apply(self.network, obs, *self.network.parameters())
-        distribution = CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
-        return value[:, None], distribution.log_prob(actions), distribution.entropy()
-
-    def predict_values(self, obs: Any) -> Tensor:
-        """Values (B, 1)."""
-        return self._distribution_and_value(obs)[1][:, None]
-
-    def get_distribution(self, obs: Any) -> CategoricalDistribution:
-        """The action distribution."""
-        return self._distribution_and_value(obs)[0]
-
-
-_HALVES = ThreadPoolExecutor(2, "half")  # whatever cores there are, so that a training is the same on any number
-
-
-def _in_halves(network: ActorCritic, obs: Tensor, with_gradients: bool) -> list[tuple[Tensor, Tensor]]:
-    """Logits and values of each half of uint8 states (B, C, H, W), each in a thread of its own."""
-
-    def outputs(half: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.set_grad_enabled(with_gradients):
-            return network(to_input(half))
-
-    return list(_HALVES.map(outputs, obs.chunk(2)))
-
-
-class _Halves(torch.autograd.Function):
-    """An ActorCritic's logits and values of a minibatch, whose halves have their gradients found in threads too."""
-
-    @staticmethod
-    def forward(ctx: Any, network: ActorCritic, obs: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits float (B, A) and values float (B,) of uint8 (B, C, H, W)."""
-        ctx.halves, ctx.parameters = _in_halves(network, obs, with_gradients=True), parameters
-        logits, values = zip(*ctx.halves, strict=True)
-        return torch.cat(logits).detach(), torch.cat(values).detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """Gradients of the parameters."""
-
-        def of_half(half: tuple[Tensor, Tensor], *gradients: Tensor) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(half, ctx.parameters, gradients)
-
-        size = len(ctx.halves[0][0])
-        each = list(_HALVES.map(of_half, ctx.halves, *(values.split(size) for values in gradients)))
-        ctx.halves = None
-        return None, None, *(sum(of_parameter) for of_parameter in zip(*each, strict=True))
-
-
-class PresentRollouts(RolloutBuffer):
-    """Rollouts from which the steps of environments that were absent, see ``rollout.present``, are left out.
-
-    Minibatches have their channels last in memory, where convolutions and their gradients take a fifth less time.
-
-    Attributes:
-        present: bool (steps, environments).
-    """
-
-    def reset(self) -> None:
-        """Forget the last rollout."""
-        super().reset()
-        self.present = np.ones((self.buffer_size, self.n_envs), bool)
-
-    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
-        """Minibatches, those of absent steps alone left out."""
-        yield from (samples for samples in super().get(batch_size) if len(samples.actions))
-
-    @staticmethod
-    def swap_and_flatten(arr: np.ndarray) -> np.ndarray:
-        """(steps, environments, ...) as (environments * steps, ...), pictures as (H, W, C)."""
-        flat = RolloutBuffer.swap_and_flatten(arr)
-        if flat.ndim != 4:
-            return flat
-        return torch.from_numpy(flat).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
-
-    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
-        present = self.present.swapaxes(0, 1).ravel()
-        samples = super()._get_samples(batch_inds[present[batch_inds]], env)
-        return samples._replace(observations=samples.observations.movedim(-1, 1))
-
-
-class _PPO(PPO):
-    """stable-baselines3's PPO on environments whose pictures are (C, H, W), whatever is the smallest of the three."""
-
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        return env  # it would take the smallest axis for the channels
-
-
-def make_ppo(config: Config, env: VecEnv, recipe: InputRecipe | None = None) -> PPO:
-    """stable-baselines3's PPO with a configuration's settings, Table 2 of the paper's, and our network.
-
-    Args:
-        recipe: of the environments' pictures, None for the usual one.
-    """
-    settings = config.teacher
-    start, end = settings.learning_rate, settings.learning_rate_end
-    return _PPO(
-        SB3Policy,
-        env,
-        learning_rate=lambda remaining: end + (start - end) * max(0.0, remaining),  # the last rollout may overshoot
-        n_steps=settings.rollout_steps,
-        batch_size=settings.minibatch_size,
-        n_epochs=settings.epochs,
-        gamma=settings.gamma,
-        gae_lambda=settings.gae_lambda,
-        clip_range=settings.clip_range,
-        ent_coef=settings.entropy_coefficient,
-        vf_coef=settings.value_coefficient,
-        max_grad_norm=settings.max_gradient_norm,
-        target_kl=settings.target_kl,
-        policy_kwargs={"network_config": config.policy, "recipe": recipe},
-        seed=config.seed,
-        rollout_buffer_class=PresentRollouts,
-        device=device_of(config.device),
-    )
 
 
 class _Job(BaseCallback):

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from carla_digr import checkpoint
@@ -23,7 +27,9 @@ from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.tasks import load_config, make_task
 from carla_digr.tasks.red_fetch_green import RedFetchGreen, RedFetchGreenEnv
-from carla_digr.training.teacher import PresentRollouts, SB3Policy, _Halves, train_teacher
+from carla_digr.training.ppo import PresentRollouts, SB3Policy, make_ppo
+from carla_digr.training.teacher import train_teacher
+from carla_digr.training.vec_env import as_vec_env
 
 
 def wait_for(condition, process, seconds=60):
@@ -93,20 +99,37 @@ def test_minibatches_are_the_pictures_with_channels_last_in_memory():
         np.testing.assert_array_equal(samples.observations.numpy(), expected)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_two_halves_have_the_gradient_of_the_whole_and_the_same_bytes_each_time(count):
-    torch.manual_seed(0)
-    network = ActorCritic(PolicyConfig(((4, 4, 2), (5, 3, 2)), 6), 3, 20, 20, 3)
-    states = torch.randint(0, 256, (count, 3, 20, 20), dtype=torch.uint8)
+@pytest.mark.parametrize("absent", [0, 29])
+def test_an_update_is_that_of_stable_baselines3_and_the_same_bytes_each_time(tiny_config, absent):
+    """Also of minibatches of an odd size, or of one state; figures of the curve too."""
+    settings = replace(tiny_config.teacher, environments=2, rollout_steps=16, minibatch_size=16, epochs=3)
+    config = replace(tiny_config, teacher=replace(settings, entropy_coefficient=0.05, clip_range=0.01))
 
-    def gradients(logits, values):
-        loss = logits.log_softmax(dim=1)[:, 0].mean() + values.square().mean()
-        return torch.autograd.grad(loss, list(network.parameters()))
+    def updated(update):
+        algorithm = make_ppo(config, VecMonitor(as_vec_env(make_task(config).make_vec_env(2, 0, evaluation=False))))
+        algorithm.set_logger(Logger(None, []))
+        algorithm.learn(1, callback=OneRollout())
+        algorithm.rollout_buffer.present.ravel()[:absent] = False
+        np.random.seed(1)
+        update(algorithm)
+        return list(algorithm.policy.network.parameters()), algorithm.logger.name_to_value
 
-    halves = [gradients(*_Halves.apply(network, states, *network.parameters())) for _ in range(3)]
-    for whole, *parts in zip(gradients(*network(to_input(states))), *halves, strict=True):
-        torch.testing.assert_close(parts[0], whole)
-        assert all(torch.equal(parts[0], part) for part in parts[1:])
+    class OneRollout(BaseCallback):
+        def _on_rollout_end(self):
+            self.model.train = lambda: None  # another one is what is tested
+
+        def _on_step(self):
+            return True
+
+    theirs, told = updated(PPO.train)
+    ours = [updated(lambda algorithm: type(algorithm).train(algorithm)) for _ in range(2)]
+    for expected, found, again in zip(theirs, ours[0][0], ours[1][0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+        assert torch.equal(found, again)
+    names = {name for name in told if name.startswith("train/")} & {*ours[0][1]}
+    assert len(names) == 7
+    for name in names:
+        assert ours[0][1][name] == pytest.approx(told[name], rel=1e-3, abs=1e-6), name
 
 
 @pytest.mark.slow
