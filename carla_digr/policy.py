@@ -323,6 +323,13 @@ class ActorCritic(nn.Module):
         features = self.activation(hidden[-1])
         return self.policy_head(features), self.value_head(features).squeeze(-1), hidden
 
+    def after_first(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` from the first convolution's output after the activation, float (B, channels, rows, columns)."""
+        for convolution in self.convolutions[1:]:
+            x = self.activation(convolution(x))
+        features = self.activation(self.trunk(x.flatten(1)))
+        return self.policy_head(features), self.value_head(features).squeeze(-1)
+
     def activation(self, x: Tensor) -> Tensor:
         """The hidden layers' activation."""
         if self.config.activation == "relu":

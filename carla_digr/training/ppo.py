@@ -20,6 +20,7 @@ from torch import Tensor
 
 from carla_digr.config import Config, PolicyConfig
 from carla_digr.policy import ActorCritic, InputRecipe, device_of, to_input
+from carla_digr.training.patches import Patches, find_patches, outputs_of
 
 
 class SB3Policy(ActorCriticPolicy):
@@ -62,6 +63,7 @@ class SB3Policy(ActorCriticPolicy):
         return self._distribution_and_value(obs)[0]
 
 
+FEW = 512  # different patches: a thirtieth of what 256 pictures have in the smallest of our networks
 _BESIDE = ThreadPoolExecutor(1, "half")  # whatever cores there are, so that a training is the same on any number
 
 Result = TypeVar("Result")
@@ -78,27 +80,45 @@ def _in_halves(work: Callable[..., Result], *batch: np.ndarray) -> list[Result]:
 class PresentRollouts(RolloutBuffer):
     """Rollouts from which the steps of environments that were absent, see ``rollout.present``, are left out.
 
-    Minibatches have their channels last in memory, where convolutions and their gradients take a fifth less time.
+    Pictures have their channels last in memory, where convolutions and their gradients take a fifth less time.
+
+    Args:
+        window: kernel and stride of the network's first convolution, and how many different patches are few; None:
+            they are not looked for.
 
     Attributes:
         present: bool (steps, environments).
+        patches: of the pictures, once there are ``rows``, or None.
     """
+
+    def __init__(self, *args: Any, window: tuple[int, int, int] | None = None, **kwargs: Any):
+        self.window = window
+        super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         """Forget the last rollout."""
         super().reset()
         self.present = np.ones((self.buffer_size, self.n_envs), bool)
+        self.patches: Patches | None = None
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Minibatches, see ``rows``."""
-        yield from map(self._get_samples, self.rows(batch_size or self.buffer_size * self.n_envs))
+        for rows in self.rows(batch_size or self.buffer_size * self.n_envs):
+            samples = self._get_samples(rows)
+            last = samples.observations.ndim == 4 and self.patches is None
+            yield samples._replace(observations=samples.observations.movedim(-1, 1)) if last else samples
 
     def rows(self, batch_size: int) -> Generator[np.ndarray, None, None]:
         """Rows of each minibatch in the flattened arrays, int64 (up to batch_size,); without any it is left out."""
         order = np.random.permutation(self.buffer_size * self.n_envs)
         if not self.generator_ready:
-            for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+            for name in ("actions", "values", "log_probs", "advantages", "returns", "observations"):
                 setattr(self, name, self.swap_and_flatten(getattr(self, name)))
+            if self.window is not None:
+                self.patches = find_patches(self.observations, *self.window)
+            if self.patches is None and self.observations.ndim == 4:
+                last = torch.from_numpy(self.observations).contiguous(memory_format=torch.channels_last)
+                self.observations = last.movedim(1, -1).numpy()
             self.generator_ready = True
         present = self.present.swapaxes(0, 1).ravel()
         for start in range(0, len(order), batch_size):
@@ -106,18 +126,6 @@ class PresentRollouts(RolloutBuffer):
             rows = rows[present[rows]]
             if len(rows):
                 yield rows
-
-    @staticmethod
-    def swap_and_flatten(arr: np.ndarray) -> np.ndarray:
-        """(steps, environments, ...) as (environments * steps, ...), pictures as (H, W, C)."""
-        flat = RolloutBuffer.swap_and_flatten(arr)
-        if flat.ndim != 4:
-            return flat
-        return torch.from_numpy(flat).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
-
-    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
-        samples = super()._get_samples(batch_inds, env)
-        return samples._replace(observations=samples.observations.movedim(-1, 1))
 
 
 class _PPO(PPO):
@@ -183,8 +191,11 @@ class _PPO(PPO):
             divergence from the policy before, float (5,); gradients of all the network's parameters, float (P,).
         """
         rollouts, network = self.rollout_buffer, self.policy.network
-        pictures = torch.from_numpy(rollouts.observations).index_select(0, torch.from_numpy(rows))
-        outputs = network(to_input(pictures.to(self.device).movedim(-1, 1)))
+        if rollouts.patches is None:
+            pictures = torch.from_numpy(rollouts.observations).index_select(0, torch.from_numpy(rows))
+            outputs = network(to_input(pictures.to(self.device).movedim(-1, 1)))
+        else:
+            outputs = outputs_of(network, rollouts.patches, rows)
         # The loss's gradient is written out, in numpy: of so few numbers torch's operations are all overhead
         logits, values = (output.detach().cpu().numpy() for output in outputs)
         actions, before, returns = (
@@ -233,5 +244,6 @@ def make_ppo(config: Config, env: VecEnv, recipe: InputRecipe | None = None) -> 
         policy_kwargs={"network_config": config.policy, "recipe": recipe},
         seed=config.seed,
         rollout_buffer_class=PresentRollouts,
+        rollout_buffer_kwargs={"window": (*config.policy.convolutions[0][1:], FEW)},
         device=device_of(config.device),
     )

@@ -27,6 +27,8 @@ from carla_digr.errors import UserError
 from carla_digr.policy import ActorCritic, to_input
 from carla_digr.tasks import load_config, make_task
 from carla_digr.tasks.red_fetch_green import RedFetchGreen, RedFetchGreenEnv
+from carla_digr.training import ppo
+from carla_digr.training.patches import find_patches, outputs_of
 from carla_digr.training.ppo import PresentRollouts, SB3Policy, make_ppo
 from carla_digr.training.teacher import train_teacher
 from carla_digr.training.vec_env import as_vec_env
@@ -99,9 +101,11 @@ def test_minibatches_are_the_pictures_with_channels_last_in_memory():
         np.testing.assert_array_equal(samples.observations.numpy(), expected)
 
 
+@pytest.mark.parametrize("few", [0, 512])
 @pytest.mark.parametrize("absent", [0, 29])
-def test_an_update_is_that_of_stable_baselines3_and_the_same_bytes_each_time(tiny_config, absent):
-    """Also of minibatches of an odd size, or of one state; figures of the curve too."""
+def test_an_update_is_that_of_stable_baselines3_and_the_same_bytes_each_time(tiny_config, absent, few, monkeypatch):
+    """Also of minibatches of an odd size, or of one state; with patches and without; figures of the curve too."""
+    monkeypatch.setattr(ppo, "FEW", few)
     settings = replace(tiny_config.teacher, environments=2, rollout_steps=16, minibatch_size=16, epochs=3)
     config = replace(tiny_config, teacher=replace(settings, entropy_coefficient=0.05, clip_range=0.01))
 
@@ -112,6 +116,7 @@ def test_an_update_is_that_of_stable_baselines3_and_the_same_bytes_each_time(tin
         algorithm.rollout_buffer.present.ravel()[:absent] = False
         np.random.seed(1)
         update(algorithm)
+        assert (algorithm.rollout_buffer.patches is None) == (few == 0)
         return list(algorithm.policy.network.parameters()), algorithm.logger.name_to_value
 
     class OneRollout(BaseCallback):
@@ -130,6 +135,34 @@ def test_an_update_is_that_of_stable_baselines3_and_the_same_bytes_each_time(tin
     assert len(names) == 7
     for name in names:
         assert ours[0][1][name] == pytest.approx(told[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(8, 8), (8, 4), (4, 4)])
+def test_pictures_are_made_of_their_patches(kernel, stride):
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (5, 3, 4, 4), np.uint8)
+    tiles[1] = tiles[0]
+    tiles[1, 2, 3, 3] ^= 1
+    chosen = rng.integers(0, 5, (4, 2, 5, 6))  # 8 pictures of 5 x 6 tiles
+    pictures = tiles[chosen].transpose(0, 1, 4, 2, 5, 3, 6).reshape(4, 2, 3, 20, 24)
+    found = find_patches(pictures, kernel, stride, 2000)
+    windows = np.lib.stride_tricks.sliding_window_view(pictures, (kernel, kernel), (3, 4))[
+        ..., ::stride, ::stride, :, :
+    ]
+    windows = windows.reshape(8, 3, *windows.shape[3:]).transpose(0, 2, 3, 1, 4, 5)
+    np.testing.assert_array_equal(found.each[found.numbers], windows)
+    assert len(found.each) == len(np.unique(found.each, axis=0)) == found.numbers.max() + 1
+    assert find_patches(pictures, kernel, stride, len(found.each) - 1) is None
+    network = ActorCritic(PolicyConfig(((4, kernel, stride), (5, 2, 1)), 6), 3, 20, 24, 3)
+    rows = np.array([7, 0, 3])
+    whole = network(to_input(torch.from_numpy(pictures.reshape(8, 3, 20, 24)[rows])))
+    for output, expected in zip(outputs_of(network, found, rows), whole, strict=True):
+        torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("window", [(7, 4), (8, 3)])
+def test_patches_of_odd_windows_are_not_looked_for(window):
+    assert find_patches(np.zeros((1, 1, 3, 24, 24), np.uint8), *window, 100) is None
 
 
 @pytest.mark.slow
