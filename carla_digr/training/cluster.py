@@ -25,7 +25,7 @@ from typing import IO, Any
 import ray
 import torch
 from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import carla_digr
@@ -273,7 +273,9 @@ def _call(code: str, work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _join(address: str) -> None:
-    remedy = "start one with `ray start --head`, give this machine its token, or leave --ray out"
+    remedy = (
+        "start one with `ray start --head`, give this machine its token and RAY_AUTH_MODE=token, or leave --ray out"
+    )
     host, _, port = address.rpartition(":")
     if address != "auto" and (not host or not port.isdecimal() or "/" in host):
         raise UserError(f"A Ray cluster must be given as auto or as host:port, not {address!r}.")
@@ -369,6 +371,8 @@ def _refuse_other_code() -> None:
     for reference, where in alike.items():
         try:
             told = ray.get(reference, timeout=ANSWER)
+        except TaskUnschedulableError:  # it has died, which the head may notice late
+            continue
         except RayError as error:
             raise UserError(
                 f"The node {where} of the cluster does not answer: {type(error).__name__}; restart it."

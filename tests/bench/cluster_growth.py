@@ -29,12 +29,14 @@ from carla_digr import checkpoint
 from carla_digr.policy import ActorCritic
 from carla_digr.tasks import make_task, parse_config
 from carla_digr.tasks.driving import Driving, DrivingConfig
-from carla_digr.training.cluster import Cluster
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "wire")]
 from simulator_process import Simulator, eventually  # noqa: E402
-from test_cluster import ROOMS, Nodes  # noqa: E402
+from test_cluster import ROOMS, TOKEN, Nodes  # noqa: E402
 from test_servers import address  # noqa: E402
+
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # which Ray reads where it is imported
+from carla_digr.training.cluster import Cluster  # noqa: E402
 
 SERVERS = (1, 2, 4, 8)
 ACTIONS = (0, 1, 1, 1, 2)
@@ -173,7 +175,6 @@ def main() -> None:
             grow(results.setdefault(HERE, {}), args.servers, args.seconds, None, servers)
         if RAY in args.parts and nodes is not None:
             nodes.add(*map(address, servers))
-            os.environ |= {name: nodes.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
             grow(results.setdefault(RAY, {}), args.servers, args.seconds, nodes.address, servers)
             nodes.kill()
         for server in servers:

@@ -82,6 +82,7 @@ def main() -> None:
     if args.updates:
         two = [Simulator(), Simulator()]
         here, there = [], []
+        training(1, None)  # the first of a process is slower
         for _ in range(args.turns):
             here.append(training(args.updates, None))
             there.append(training(args.updates, tuple(map(address, two))))

@@ -181,6 +181,8 @@ def test_an_evaluation_is_the_same_where_a_node_is_killed_in_the_middle(nodes, r
     stage = nodes.command("evaluate", file, out)
     eventually(lambda: parts.exists() or stage.poll() is not None, 120.0)
     nodes.kill()
+    early = nodes.command("make-dataset", file, out)  # which the head tells of the node as if it were alive
+    nodes.ends(early)
     nodes.ends(stage)
     weights = [f"--{role}={out / f'{role}.safetensors'}" for role in ("teacher", "student")]
     here("evaluate", file, tmp_path, *weights)
