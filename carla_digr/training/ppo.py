@@ -104,21 +104,22 @@ class PresentRollouts(RolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Minibatches, see ``rows``."""
         for rows in self.rows(batch_size or self.buffer_size * self.n_envs):
+            self._flatten_pictures()
             samples = self._get_samples(rows)
-            last = samples.observations.ndim == 4 and self.patches is None
-            yield samples._replace(observations=samples.observations.movedim(-1, 1)) if last else samples
+            pictures = samples.observations
+            yield samples._replace(observations=pictures.movedim(-1, 1) if pictures.ndim == 4 else pictures)
 
     def rows(self, batch_size: int) -> Generator[np.ndarray, None, None]:
         """Rows of each minibatch in the flattened arrays, int64 (up to batch_size,); without any it is left out."""
         order = np.random.permutation(self.buffer_size * self.n_envs)
         if not self.generator_ready:
-            for name in ("actions", "values", "log_probs", "advantages", "returns", "observations"):
+            for name in ("actions", "values", "log_probs", "advantages", "returns"):
                 setattr(self, name, self.swap_and_flatten(getattr(self, name)))
-            if self.window is not None:
-                self.patches = find_patches(self.observations, *self.window)
-            if self.patches is None and self.observations.ndim == 4:
-                last = torch.from_numpy(self.observations).contiguous(memory_format=torch.channels_last)
-                self.observations = last.movedim(1, -1).numpy()
+            found = None if self.window is None else find_patches(self.observations, *self.window)
+            if found is None:
+                self._flatten_pictures()
+            else:
+                self.patches = found._replace(numbers=self.swap_and_flatten(found.numbers))
             self.generator_ready = True
         present = self.present.swapaxes(0, 1).ravel()
         for start in range(0, len(order), batch_size):
@@ -126,6 +127,13 @@ class PresentRollouts(RolloutBuffer):
             rows = rows[present[rows]]
             if len(rows):
                 yield rows
+
+    def _flatten_pictures(self) -> None:
+        if self.observations.ndim == 2 + len(self.obs_shape):
+            self.observations = self.swap_and_flatten(self.observations)
+            if self.observations.ndim == 4:
+                last = torch.from_numpy(self.observations).contiguous(memory_format=torch.channels_last)
+                self.observations = last.movedim(1, -1).numpy()
 
 
 class _PPO(PPO):
