@@ -427,10 +427,9 @@ class _Parts:
                 self._begun[name].add_done_callback(partial(done, name))
             yield
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
             for child in {*multiprocessing.active_children()} - others:
                 child.terminate()
-                child.join()
+            pool.shutdown(cancel_futures=True)  # its own thread joins them: two that do leave one that seems to live
             progress.close()
             self._begun.clear()
 
