@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from carla_digr.driving.control import IMAGE_SIZE, DriveFrame, VehicleCommand
 from carla_digr.errors import UserError
+from carla_digr.scheduling import keep_to_one_core
 from carla_digr.tasks.driving.batch import Episode
 from carla_digr.tasks.driving.classes import SAMPLES, class_picture_seen
 from carla_digr.tasks.driving.reward import hazard, reward_seen
@@ -124,6 +125,8 @@ class Job(NamedTuple):
 
     config: DrivingConfig
     decision_ticks: int
+    number: int
+    """Of the server among those of the batch."""
 
 
 def answer_requests(scenario: Scenario, job: Job) -> Callable[[dict[str, Any]], Answer]:
@@ -140,6 +143,8 @@ def answer_requests(scenario: Scenario, job: Job) -> Callable[[dict[str, Any]], 
     from carla_digr.driving.memory import resident
     from carla_digr.driving.scripted import ScriptedDriver
 
+    if job.config.kind == "embedded":  # elsewhere the client's Traffic Manager has threads that work side by side
+        keep_to_one_core(job.number)
     hazard(1.0, 0.0, 1.0, 1.0, 1.0, 0.0)  # loads its compiled code, for which no decision has the time
     drive = ServerDrive(scenario)
     episode = ServerEpisode(job.config, drive, job.decision_ticks, ScriptedDriver())

@@ -130,9 +130,9 @@ class ServersVecEnv(BatchedEnvironment):
             where["picture_ticks"] = ticks
         self._processes: list[SimulatorProcess] = []
         try:
-            for address in self.addresses:
+            for number, address in enumerate(self.addresses):
                 host, port = address_of(address)
-                job = Job(config, ticks)
+                job = Job(config, ticks, number)
                 process = self.begin_drive(answer_requests, job, config.kind, host, port, config.timeout, **where)
                 self._processes.append(process)
             for i, process in enumerate(self._processes):
