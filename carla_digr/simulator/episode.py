@@ -221,19 +221,18 @@ class Episode:
 
     def remove(self, entry: Entry) -> None:
         """Remove an actor and, of a traffic controller, its vehicles. What is attached to it stays where it is."""
-        orphans = [e for e in self.actors.values() if e.parent == entry.id]
+        own = {vehicle: self.actors[vehicle] for vehicle in entry.traffic if vehicle in self.actors}
+        gone = {entry.id: entry, **own}
+        orphans = [e for e in self.actors.values() if e.parent in gone]
         for orphan in orphans:
             orphan.transform = self.place(orphan)
-        del self.actors[entry.id]
+        for number, each in gone.items():
+            del self.actors[number]
+            self.streams.pop(each.stream, None)
         for orphan in orphans:
             orphan.parent = 0
             self.aim(orphan)
-        self.streams.pop(entry.stream, None)
-        for vehicle in entry.traffic:
-            if vehicle in self.actors:
-                self.remove(self.actors[vehicle])
-        if entry.kind >= 0:
-            self.world.destroy(entry.id)
+        self.world.destroy(*(number for number, each in gone.items() if each.kind >= 0))
 
     def spawn_vehicle(
         self, description: wire.ActorDescription, transform: Transform, overlapping: bool = False

@@ -256,10 +256,9 @@ class World:
         for name in ("speed", "vx", "vy", "yaw_rate", "ax", "ay", "slope"):
             row[name] = 0.0
 
-    def destroy(self, vehicle_id: int) -> bool:
-        """Remove a vehicle; False when there is none with this id."""
-        gone = self.vehicles["id"] == vehicle_id
-        return self._remove(gone) == 1
+    def destroy(self, *vehicle_ids: int) -> bool:
+        """Remove vehicles; False when one of these ids is none's."""
+        return self._remove(np.isin(self.vehicles["id"], vehicle_ids)) == len(vehicle_ids)
 
     def spawn_traffic(self, seed: int, vehicles: int = 64, ego_id: int | None = None, oncoming: int = 24) -> list[int]:
         """Fill the ring with the world's own drivers; returns their ids.

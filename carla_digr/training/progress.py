@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from typing import Any, ClassVar
 
 from tqdm import tqdm
+
+# No two processes draw here, and the lock between processes that tqdm makes otherwise outlives one that is ended.
+tqdm.set_lock(threading.RLock())
 
 
 class BesideBars(logging.Handler):
