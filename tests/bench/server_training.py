@@ -75,7 +75,7 @@ def main() -> None:
     """Measure, and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=2, help="of each (default: %(default)s)")
-    parser.add_argument("--updates", type=int, default=6, help="of each training (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=24, help="of each training (default: %(default)s)")
     parser.add_argument("--ticks", type=int, default=200, help="of slow servers (default: %(default)s)")
     args = parser.parse_args()
     prepare_process()

@@ -68,7 +68,7 @@ def test_episodes_that_others_drive_are_the_same_and_are_kept(tmp_path, tiny_run
     [
         ("here", "must be given as auto or as host:port, not 'here'"),
         ("ray://here:10001", "must be given as auto or as host:port"),
-        ("127.0.0.1:1", r"Nothing answers on 127\.0\.0\.1:1, where a Ray cluster was to be; start one"),
+        ("127.0.0.1:1", r"No Ray head answers on 127\.0\.0\.1:1, where a cluster was to be; start one"),
     ],
 )
 def test_a_cluster_that_is_none_is_told_in_one_sentence(where, sentence):
