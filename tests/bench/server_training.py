@@ -32,14 +32,17 @@ WARM = 4  # decisions before those that count
 
 
 def training(updates: int, simulators: tuple[str, ...] | None) -> float:
-    """Decisions a second of a training of two environments."""
+    """Decisions a second of a training of two environments, from the end of its first update on."""
     config = load_config(Path("driving"))
     teacher = replace(config.teacher, environments=2, total_steps=2 * config.teacher.rollout_steps * updates)
     environment = replace(config.environment, simulators=simulators)
     with tempfile.TemporaryDirectory() as out:
         train_teacher(replace(config, teacher=teacher, environment=environment), Path(out))
-        head, *_, last = Path(out, "teacher", "curve.csv").read_text().splitlines()
-    return float(dict(zip(head.split(","), last.split(","), strict=True))["steps_per_second"])
+        head, first, *_, last = Path(out, "teacher", "curve.csv").read_text().splitlines()
+    rows = [dict(zip(head.split(","), row.split(","), strict=True)) for row in (first, last)]
+    steps = [float(row["steps"]) for row in rows]
+    seconds = [steps[i] / float(row["steps_per_second"]) for i, row in enumerate(rows)]
+    return (steps[1] - steps[0]) / (seconds[1] - seconds[0])
 
 
 def own_rate(server: Simulator, ticks: int) -> float:
@@ -82,7 +85,7 @@ def main() -> None:
     if args.updates:
         two = [Simulator(), Simulator()]
         here, there = [], []
-        training(1, None)  # the first of a process is slower
+        training(2, None)  # the first of a process is slower
         for _ in range(args.turns):
             here.append(training(args.updates, None))
             there.append(training(args.updates, tuple(map(address, two))))
