@@ -1,8 +1,9 @@
 """How much of the in-process rate a training on embedded servers has, and how much of a slow server's own rate it uses.
 
 ``python tests/bench/server_training.py``: PPO of configs/driving.yaml with two environments, in process and on two
-embedded servers by turns, decisions a second over all updates. Then ticks a second of a server with the trait ``slow``,
-by a client that does nothing else, and of environments on one and two such servers with random actions, by turns.
+embedded servers by turns, decisions a second from the end of the first update on. Then ticks a second of a server with
+the trait ``slow``, by a client that does nothing else, and of environments on one and two such servers with random
+actions, by turns.
 """
 
 from __future__ import annotations
